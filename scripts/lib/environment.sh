@@ -71,7 +71,16 @@ activate_venv() {
 # Makes this shell one in which ROS 2, the built packages and torch are found.
 enter_environment() {
   activate_venv
-  source_ros "$install/setup.bash"
+  if [[ $ros == wheels ]]; then
+    export AMENT_PREFIX_PATH=$venv
+  else
+    source_ros "$ros/setup.bash"
+  fi
+  # colcon's script does not quote its interpreter: name one whose path has no space, and leave out
+  # install/setup.bash, which sources ament's script in .venv, which does not either.
+  COLCON_PYTHON_EXECUTABLE=$(readlink -f "$venv/bin/python3")
+  source_ros "$install/local_setup.bash"
+  unset COLCON_PYTHON_EXECUTABLE
   linkable || export PYTHONPATH=$SWW_ROOT${PYTHONPATH:+:$PYTHONPATH}
   export ROS_DISTRO=${ROS_DISTRO:-jazzy}
   export ROS_AUTOMATIC_DISCOVERY_RANGE=${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}
