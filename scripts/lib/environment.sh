@@ -3,7 +3,10 @@
 # Sourced with SWW_ROOT set to the clone.
 
 venv=$SWW_ROOT/.venv
-install=$SWW_ROOT/install
+# Beside the build and install folders of a plain `colcon build` in the clone, never in them: the
+# two would undo each other's links.
+build=$venv/build
+install=$venv/install
 
 # Prints the apt ROS 2 to use (/opt/ros/<distro>), or "wheels" where there is none.
 ros_source() {
@@ -51,7 +54,7 @@ environment_is_current() {
 }
 
 build_is_current() {
-  [[ -e $install/setup.bash ]] && is_current "$install/.sww_key" "$1"
+  [[ -e $install/local_setup.bash ]] && is_current "$install/.sww_key" "$1"
 }
 
 # Sources a ROS set-up file, which may read variables that are not set.
@@ -77,7 +80,7 @@ enter_environment() {
     source_ros "$ros/setup.bash"
   fi
   # colcon's script does not quote its interpreter: name one whose path has no space, and leave out
-  # install/setup.bash, which sources ament's script in .venv, which does not either.
+  # setup.bash, which sources ament's script in .venv, which does not either.
   COLCON_PYTHON_EXECUTABLE=$(readlink -f "$venv/bin/python3")
   source_ros "$install/local_setup.bash"
   unset COLCON_PYTHON_EXECUTABLE
