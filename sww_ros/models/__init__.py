@@ -1,0 +1,1 @@
+"""Loading checkpoints: any Qwen2.5-VL folder or hub id, and the built-in one."""

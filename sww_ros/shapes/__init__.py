@@ -1,0 +1,1 @@
+"""A small rendered world of coloured shapes: scenes, narration, questions, scoring."""

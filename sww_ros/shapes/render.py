@@ -1,0 +1,109 @@
+"""Draws a scene at any time and size: textured background, light that varies, sensor noise."""
+
+from __future__ import annotations
+
+import functools
+
+import cv2
+import numpy as np
+
+from sww_ros.shapes.grammar import COLORS, SHAPES
+from sww_ros.shapes.scene import TICK_S, Scene
+
+_RGB = {'red': (215, 40, 40), 'green': (40, 180, 60), 'blue': (50, 70, 220),
+        'yellow': (225, 210, 40), 'purple': (160, 50, 190)}
+_SUBPIXEL_BITS = 4
+
+
+@functools.cache
+def _noise_bank() -> np.ndarray:
+    return np.random.default_rng(7).integers(-8, 9, 4_000_037).astype(np.int16)
+
+
+class Renderer:
+    """Renders one scene; the unit square of the scene is centered in the picture."""
+
+    def __init__(self, scene: Scene, width: int = 84, height: int = 84) -> None:
+        """
+        Prepare the background and the look of this scene.
+
+        :raises ValueError: for a picture smaller than 16 pixels on a side
+        """
+        if min(width, height) < 16:
+            raise ValueError(f'a picture needs at least 16x16 pixels, not {width}x{height}')
+        self.scene, self.width, self.height = scene, width, height
+        self._scale = min(width, height)
+        self._left = (width - self._scale) / 2
+        self._top = (height - self._scale) / 2
+        look = np.random.default_rng([scene.seed, 1])
+        level = look.integers(60, 190) + look.integers(-12, 13, 3)
+        texture = look.integers(-14, 15, (12, 12)).astype(np.float32) * scene.difficulty.texture
+        texture = cv2.resize(texture, (width, height), interpolation=cv2.INTER_LINEAR)
+        self._background = np.clip(level + texture[..., None], 0, 255).astype(np.uint8)
+        self._tints = look.integers(-14, 15, (64, 3))
+        self._light = (0.12 * scene.difficulty.light * look.random(),
+                       look.uniform(5, 15), look.uniform(0, 2 * np.pi))
+        self._noise_seed = int(look.integers(1 << 30))
+
+    def frame(self, time_s: float) -> np.ndarray:
+        """
+        Return the picture at `time_s` seconds, (height, width, 3) uint8 RGB.
+
+        Past the end of the script the scene stands still.
+        """
+        image = self._background.copy()
+        for track in self.scene.tracks:
+            place = self._place(track.xy, time_s)
+            if place is not None:
+                color = track.color[min(int(time_s / TICK_S + 1e-9), len(track.color) - 1)]
+                rgb = np.clip(np.array(_RGB[COLORS[color]])
+                              + self._tints[track.object_id % 64], 0, 255)
+                self._draw(image, SHAPES[track.shape], *place, track.radius,
+                           tuple(int(c) for c in rgb))
+        depth, period, phase = self._light
+        gain = 1 + depth * np.sin(2 * np.pi * time_s / period + phase)
+        image = cv2.convertScaleAbs(image, alpha=gain)
+        return self._add_noise(image, time_s)
+
+    def _place(self, xy: np.ndarray, time_s: float) -> tuple[float, float] | None:
+        at = min(max(time_s / TICK_S, 0.0), len(xy) - 1.0)
+        tick = int(at + 1e-9)
+        here = xy[tick]
+        if np.isnan(here[0]):
+            return None
+        ahead = xy[min(tick + 1, len(xy) - 1)]
+        if np.isnan(ahead[0]):
+            # The last tick of a life: carry on as before, out of the picture.
+            ahead = 2 * here - xy[max(tick - 1, 0)]
+            if np.isnan(ahead[0]):
+                ahead = here
+        x, y = here + (at - tick) * (ahead - here)
+        return float(x), float(y)
+
+    def _draw(self, image: np.ndarray, shape: str, x: float, y: float, radius: float,
+              rgb: tuple[int, int, int]) -> None:
+        one = 1 << _SUBPIXEL_BITS
+        cx, cy = self._left + x * self._scale - 0.5, self._top + y * self._scale - 0.5
+        r = radius * self._scale
+        if shape == 'circle':
+            cv2.circle(image, (round(cx * one), round(cy * one)), round(r * one), rgb, -1,
+                       cv2.LINE_AA, _SUBPIXEL_BITS)
+            return
+        corners = {'square': [(-.85, -.85), (.85, -.85), (.85, .85), (-.85, .85)],
+                   'triangle': [(0, -1), (1, .8), (-1, .8)]}[shape]
+        points = np.array([(cx + r * u, cy + r * v) for u, v in corners])
+        cv2.fillConvexPoly(image, np.round(points * one).astype(np.int32), rgb,
+                           cv2.LINE_AA, _SUBPIXEL_BITS)
+
+    def _add_noise(self, image: np.ndarray, time_s: float) -> np.ndarray:
+        strength = self.scene.difficulty.noise
+        if strength == 0:
+            return image
+        bank = _noise_bank()
+        if image.size > bank.size // 2:
+            bank = np.tile(bank, 2 * image.size // bank.size + 1)
+        start = (self._noise_seed + round(time_s * 1000) * 7919) % (bank.size - image.size)
+        noise = bank[start:start + image.size].reshape(image.shape)
+        if strength != 1:
+            noise = np.round(noise * strength).astype(np.int16)
+        return cv2.add(image, noise, dtype=cv2.CV_8U)

@@ -1,0 +1,1 @@
+"""The method: perceive and speak at the same time. Knows no ROS and no camera."""

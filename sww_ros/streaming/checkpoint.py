@@ -1,0 +1,39 @@
+"""What a session needs of a loaded checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sww_ros.streaming.decoder import Decoder
+from sww_ros.streaming.generation import Vocabulary
+from sww_ros.streaming.perception import Perception
+
+
+@dataclass(frozen=True)
+class StreamDefaults:
+    """How a checkpoint was trained to stream: `speak_while_watching` in its config."""
+
+    position_encoding: str = 'gdpe'
+    wait_k: int = 3
+    seconds_per_step: float = 1.0
+    tokens_per_second: float = 2.0
+    system: str = 'You are a helpful assistant.'
+    prompt: str = 'Describe what is happening in the video as it happens.'
+    max_steps: int = 64
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Qwen2.5-VL checkpoint, taken apart for streaming; `tokenizer` is transformers' own."""
+
+    name: str
+    parameters: int
+    decoder: Decoder
+    perception: Perception
+    tokenizer: object
+    vocabulary: Vocabulary
+    defaults: StreamDefaults
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text in which special tokens are written out."""
+        return self.tokenizer(text, add_special_tokens=False)['input_ids']

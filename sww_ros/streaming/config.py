@@ -1,0 +1,74 @@
+"""The settings of a session, with their one set of defaults and their checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OVERLAPS = ('threads', 'serial')
+QUESTION_POLICIES = ('queue', 'interrupt', 'reject')
+MAX_QUESTION_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """
+    How a session perceives and speaks; an empty or zero value means "as the checkpoint says".
+
+    `wait_k` tokens of narration a perceived step; at most `max_answers` questions are answered
+    at once, and up to `max_queued` wait (policy queue); `max_steps` bounds the memory: the
+    stream begins anew when it is reached. `max_pending_frames` bounds the frames that wait for
+    perception, the oldest are dropped.
+    """
+
+    prompt: str = ''
+    position_encoding: str = ''
+    overlap: str = 'threads'
+    wait_k: int = 0
+    max_answers: int = 4
+    max_queued: int = 8
+    question_policy: str = 'queue'
+    max_answer_tokens: int = 128
+    max_steps: int = 0
+    max_pending_frames: int = 8
+    frame_width: int = 0
+    frame_height: int = 0
+    narrate: bool = True
+    device: str = 'cpu'
+    dtype: str = ''
+    threads: int = 1
+    repetition_penalty: float = 1.0
+    record_trace: bool = False
+    allow_download: bool = False
+
+    def __post_init__(self) -> None:
+        _choice('overlap', self.overlap, OVERLAPS)
+        _choice('question_policy', self.question_policy, QUESTION_POLICIES)
+        for name in ('max_answers', 'max_answer_tokens', 'max_pending_frames', 'threads'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1, not {getattr(self, name)}')
+        for name in ('wait_k', 'max_queued', 'max_steps', 'frame_width', 'frame_height'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
+        if not self.repetition_penalty >= 1.0:
+            raise ValueError('repetition_penalty must be at least 1.0, '
+                             f'not {self.repetition_penalty}')
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {", ".join(choices)}, not {value!r}')
+
+
+def check_question(text: str) -> str:
+    """
+    Return the question, stripped.
+
+    :raises ValueError: for one that is empty or longer than MAX_QUESTION_CHARACTERS
+    """
+    text = text.strip()
+    if not text:
+        raise ValueError('the question is empty: ask something')
+    if len(text) > MAX_QUESTION_CHARACTERS:
+        raise ValueError(f'the question has {len(text)} characters, at most '
+                         f'{MAX_QUESTION_CHARACTERS} are taken: shorten it')
+    return text

@@ -1,0 +1,129 @@
+"""What a session tells its listener: steps perceived, text spoken, frames dropped, troubles."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+NARRATION = 'narration'
+"""Stream id of the narration; answers carry their question's id."""
+
+
+@dataclass(frozen=True)
+class StepPerceived:
+    """
+    One step of video is in the visual cache and can be seen by the next token.
+
+    Times are `time.monotonic_ns()`; `stamp_ns` is the stamp of the newest frame, as given to
+    `feed`. `overlap_ns` is how much of the perception time decoding was running too.
+    """
+
+    type: ClassVar[str] = 'step'
+    index: int
+    stamp_ns: int
+    frames: int
+    received_ns: int
+    fed_ns: int
+    started_ns: int
+    preprocessed_ns: int
+    vision_ns: int
+    perceived_ns: int
+    overlap_ns: int
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """
+    One piece of text of a stream: usually one token, never silence.
+
+    `sentence` holds the whole sentence when this piece ends one. `final` ends the stream, with
+    `finish_reason` stop | length | cancelled | interrupted | reset | error. `step` is the newest
+    step the token could see (-1: none), `stamp_ns` the stamp of that step's newest frame.
+    `first_sight` says that no token of any stream could see that step before.
+    """
+
+    type: ClassVar[str] = 'text'
+    stream_id: str
+    seq: int
+    delta: str
+    sentence: str
+    final: bool
+    finish_reason: str
+    step: int
+    steps_seen: int
+    frames_seen: int
+    stamp_ns: int
+    started_ns: int
+    emitted_ns: int
+    first_sight: bool
+
+
+@dataclass(frozen=True)
+class FirstSight:
+    """A decode step, spoken or silent, was the first that could see step `index`."""
+
+    type: ClassVar[str] = 'sight'
+    index: int
+    stamp_ns: int
+    started_ns: int
+    decoded_ns: int
+
+
+@dataclass(frozen=True)
+class FramesDropped:
+    """Frames that were not perceived, with the reason: overrun | paused | reset | bad."""
+
+    type: ClassVar[str] = 'dropped'
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True)
+class QuestionState:
+    """A question moved on: queued | answering | rejected; the text comes as TextDelta."""
+
+    type: ClassVar[str] = 'question'
+    question_id: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something failed; the session goes on unless `fatal`. `stream_id` may be empty."""
+
+    type: ClassVar[str] = 'trouble'
+    message: str
+    stream_id: str
+    fatal: bool
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """The stream began anew (reason: reset | prompt | capacity); steps count from 0 again."""
+
+    type: ClassVar[str] = 'restarted'
+    reason: str
+
+
+Event = (StepPerceived | TextDelta | FirstSight | FramesDropped | QuestionState | Trouble
+         | Restarted)
+_TYPES = {cls.type: cls for cls in Event.__args__}
+
+
+def event_to_dict(event: Event) -> dict:
+    """Return the event as plain data, ready for JSON."""
+    return {'type': event.type, **asdict(event)}
+
+
+def event_from_dict(data: dict) -> Event:
+    """
+    Return the event of `event_to_dict`.
+
+    :raises ValueError: for a type that no event has
+    """
+    fields = dict(data)
+    kind = fields.pop('type', None)
+    if kind not in _TYPES:
+        raise ValueError(f'unknown event type {kind!r}; one of {", ".join(_TYPES)}')
+    return _TYPES[kind](**fields)

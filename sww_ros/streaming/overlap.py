@@ -1,0 +1,118 @@
+"""How perception and generation share the hardware: one thread in turn, or two at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+import threading
+import time
+from typing import Protocol
+
+Work = Callable[[], bool]
+"""Does one piece of work (a step of video, a decode step); False when there is none."""
+
+
+class BusyLog:
+    """When something was running, to tell how much of another interval it covered."""
+
+    def __init__(self, keep: int = 4096) -> None:
+        self._past: deque[tuple[int, int]] = deque(maxlen=keep)
+        self._since = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> BusyLog:
+        with self._lock:
+            self._since = time.monotonic_ns()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._past.append((self._since, time.monotonic_ns()))
+            self._since = 0
+
+    def covered_ns(self, start_ns: int, stop_ns: int) -> int:
+        """Return how many nanoseconds of [start, stop) were busy."""
+        with self._lock:
+            spans = list(self._past)
+            if self._since:
+                spans.append((self._since, stop_ns))
+        return sum(max(0, min(stop, stop_ns) - max(start, start_ns)) for start, stop in spans)
+
+
+class Executor(Protocol):
+    """Runs perception and generation until it is stopped."""
+
+    def start(self) -> None: ...
+
+    def wake(self) -> None:
+        """Say that there may be work; callable from any thread."""
+
+    def stop(self) -> None:
+        """End the threads; a piece of work that is running is finished first."""
+
+
+class _Loop(threading.Thread):
+    """A thread that works while there is work, and else sleeps until it is woken."""
+
+    def __init__(self, name: str, work: Work, failed: Callable[[BaseException], None]) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work, self._failed = work, failed
+        self._event = threading.Event()
+        self._stopping = False
+
+    def wake(self) -> None:
+        self._event.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._event.set()
+
+    def run(self) -> None:
+        while not self._stopping:
+            # Cleared before looking for work: a wake in between is not lost.
+            self._event.clear()
+            try:
+                busy = self._work()
+            except Exception as error:  # noqa: BLE001 - reported, and the loop goes on
+                self._failed(error)
+                busy = False
+            if not busy and not self._stopping:
+                self._event.wait()
+
+
+class _LoopExecutor:
+    def __init__(self, *loops: _Loop) -> None:
+        self._loops = loops
+
+    def start(self) -> None:
+        for loop in self._loops:
+            loop.start()
+
+    def wake(self) -> None:
+        for loop in self._loops:
+            loop.wake()
+
+    def stop(self) -> None:
+        for loop in self._loops:
+            loop.stop()
+        for loop in self._loops:
+            if loop.is_alive() and loop is not threading.current_thread():
+                loop.join()
+
+
+def make_executor(overlap: str, perceive: Work, generate: Work,
+                  failed: Callable[[BaseException], None]) -> Executor:
+    """
+    Return the executor called `overlap`.
+
+    'threads' perceives and generates at the same time; 'serial' finishes what can be spoken
+    before it perceives the next step, as a model with interleaved positions must.
+
+    :raises ValueError: for a name that no executor has
+    """
+    if overlap == 'threads':
+        return _LoopExecutor(_Loop('perception', perceive, failed),
+                             _Loop('generation', generate, failed))
+    if overlap == 'serial':
+        return _LoopExecutor(_Loop('serial', lambda: generate() or perceive(), failed))
+    raise ValueError(f'unknown overlap {overlap!r}; one of threads, serial')

@@ -1,0 +1,109 @@
+"""Perception: frames to pixels to the vision tower to the rows of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import math
+
+import numpy as np
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """How a checkpoint wants its frames; pixels are counts, mean and std per channel of 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    min_pixels: int
+    max_pixels: int
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+
+    @property
+    def unit(self) -> int:
+        """Pixels on a side of one merged visual token."""
+        return self.patch_size * self.merge_size
+
+
+def fit_size(height: int, width: int, settings: PixelSettings) -> tuple[int, int]:
+    """
+    Return the (height, width) a frame is scaled to: multiples of the unit within the pixel range.
+
+    The rule is Qwen2-VL's own (its `smart_resize`).
+    """
+    unit = settings.unit
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f'a frame of {width}x{height} pixels is too narrow to be perceived')
+    h, w = (max(unit, round(side / unit) * unit) for side in (height, width))
+    if h * w > settings.max_pixels:
+        scale = math.sqrt(height * width / settings.max_pixels)
+        h, w = (max(unit, math.floor(side / scale / unit) * unit) for side in (height, width))
+    elif h * w < settings.min_pixels:
+        scale = math.sqrt(settings.min_pixels / (height * width))
+        h, w = (math.ceil(side * scale / unit) * unit for side in (height, width))
+    return h, w
+
+
+def check_frame(frame: np.ndarray) -> None:
+    """
+    Check that a frame is (H, W, 3) uint8 and not empty.
+
+    :raises ValueError: saying what it is instead
+    """
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
+        kind = getattr(frame, 'dtype', type(frame).__name__)
+        raise ValueError(f'a frame must be a uint8 array, not {kind}')
+    if frame.ndim != 3 or frame.shape[2] != 3 or min(frame.shape[:2]) < 2:
+        raise ValueError(f'a frame must be (height, width, 3) with at least 2x2 pixels, '
+                         f'not {frame.shape}')
+
+
+class Perception:
+    """The vision side of a checkpoint: one step of video at a time."""
+
+    def __init__(self, tower: nn.Module, settings: PixelSettings) -> None:
+        self._tower, self.settings = tower, settings
+        weight = next(tower.parameters())
+        self.dtype, self.device = weight.dtype, weight.device
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of merged tokens for frames scaled to this size."""
+        return height // self.settings.unit, width // self.settings.unit
+
+    @torch.inference_mode()
+    def patches(self, frames: Sequence[np.ndarray], height: int, width: int) -> torch.Tensor:
+        """
+        Scale, normalize and cut the frames of one step, (4 * tokens, channels * pixels).
+
+        Frames are (H, W, 3) uint8 RGB; the last one is repeated where one is missing.
+        """
+        s = self.settings
+        frames = list(frames) + [frames[-1]] * (s.temporal_patch_size - len(frames))
+        pixels = torch.stack([self._scaled(frame, height, width) for frame in frames])
+        mean, std = (torch.tensor(v)[None, :, None, None] for v in (s.mean, s.std))
+        pixels = (pixels.float() / 255 - mean) / std
+        rows, columns = height // s.patch_size, width // s.patch_size
+        m, p = s.merge_size, s.patch_size
+        pixels = pixels.view(len(frames), 3, rows // m, m, p, columns // m, m, p)
+        # The tower's own order: merged tokens by row, their four patches, color, time, pixels.
+        pixels = pixels.permute(2, 5, 3, 6, 1, 0, 4, 7)
+        return pixels.reshape(rows * columns, -1).to(self.device, self.dtype)
+
+    @staticmethod
+    def _scaled(frame: np.ndarray, height: int, width: int) -> torch.Tensor:
+        image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
+        if frame.shape[:2] == (height, width):
+            return image
+        return F.interpolate(image[None], (height, width), mode='bicubic', antialias=True)[0]
+
+    @torch.inference_mode()
+    def embed(self, patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Run the vision tower on one step's patches: merged tokens (tokens, hidden)."""
+        size = self.settings.patch_size
+        grid = torch.tensor([[1, height // size, width // size]], device=self.device)
+        return self._tower(patches, grid_thw=grid).pooler_output

@@ -1,0 +1,20 @@
+"""The chat turns around a stream, as text: prefix, narration and question heads."""
+
+from __future__ import annotations
+
+TURN_END = '<|im_end|>'
+ASSISTANT_HEAD = '<|im_start|>assistant\n'
+VIDEO_TAIL = '<|vision_end|><|im_end|>\n'
+NEXT_TURN = f'{TURN_END}\n{ASSISTANT_HEAD}'
+"""What closes a narration turn that has ended and opens the next one."""
+
+
+def prefix_text(system: str, prompt: str) -> str:
+    """System turn, standing question and the start of the video."""
+    return (f'<|im_start|>system\n{system}{TURN_END}\n'
+            f'<|im_start|>user\n{prompt}<|vision_start|>')
+
+
+def question_text(question: str) -> str:
+    """The head of the text group of a question asked at run time."""
+    return f'<|im_start|>user\n{question}{TURN_END}\n{ASSISTANT_HEAD}'

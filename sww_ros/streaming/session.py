@@ -1,0 +1,243 @@
+"""The façade: feed frames, ask questions, read events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import itertools
+import queue
+import threading
+import time
+
+import numpy as np
+import torch
+
+from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.config import SessionConfig, check_question
+from sww_ros.streaming.events import Event, FramesDropped, Trouble
+from sww_ros.streaming.overlap import BusyLog, make_executor
+from sww_ros.streaming.perception import check_frame
+from sww_ros.streaming.positions import VideoClock, make_scheme
+from sww_ros.streaming.speaking import Speaker
+from sww_ros.streaming.stream import Frame
+from sww_ros.streaming.trace import Trace
+from sww_ros.streaming.watching import Watcher
+
+MAX_PROMPT_CHARACTERS = 4000
+
+
+class Session:
+    """
+    Watches a video and speaks about it at the same time.
+
+    All methods may be called from any thread, and none waits for the model but `wait_idle` and
+    `close`.
+
+        session = Session.open('builtin')
+        session.feed(frame)
+        session.ask('What colour is the square?')
+        for event in session.events(): ...
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: SessionConfig | None = None) -> None:
+        """
+        Start watching with a loaded checkpoint.
+
+        :raises ValueError: for a position scheme that is unknown or not the checkpoint's own
+        """
+        self.config = config = config or SessionConfig()
+        self._checkpoint, defaults = checkpoint, checkpoint.defaults
+        if checkpoint.decoder.device.type == 'cpu':
+            torch.set_num_threads(config.threads)
+        scheme = make_scheme(config.position_encoding or defaults.position_encoding,
+                             VideoClock(defaults.tokens_per_second, defaults.seconds_per_step))
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._progress = threading.Condition()
+        self._numbers = itertools.count(1)
+        self._closed = False
+        decoding = BusyLog()
+        self._watcher = Watcher(checkpoint, config, scheme, self._emit, self._wake, decoding)
+        self._speaker = Speaker(checkpoint, config, scheme, lambda: self._watcher.stream,
+                                self._emit, decoding)
+        self._executor = make_executor(config.overlap, self._watcher.work, self._generate,
+                                       self._failed)
+        self.scheme = scheme
+        self._executor.start()
+
+    @classmethod
+    def open(cls, model: str = 'builtin', config: SessionConfig | None = None) -> Session:
+        """
+        Load a checkpoint ('builtin', a folder, a hub id), warm it up, and start watching.
+
+        :raises ValueError: in words, for a checkpoint or a setting that cannot be used
+        """
+        from sww_ros.models.loading import load
+        config = config or SessionConfig()
+        checkpoint = load(model, device=config.device, dtype=config.dtype,
+                          allow_download=config.allow_download)
+        session = cls(checkpoint, config)
+        session._warm_up()
+        return session
+
+    @property
+    def info(self) -> dict:
+        """What is running, as plain data."""
+        checkpoint, settings = self._checkpoint, self._checkpoint.perception.settings
+        seconds = checkpoint.defaults.seconds_per_step
+        return dict(
+            model=checkpoint.name, parameters=checkpoint.parameters,
+            dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
+            device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
+            wait_k=self._watcher.wait_k, max_steps=self._watcher.max_steps,
+            overlap=self.config.overlap, prompt=self._watcher.prompt,
+            frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
+            frame_rate=settings.temporal_patch_size / seconds)
+
+    @property
+    def decode_steps(self) -> int:
+        """How many decode steps have been run."""
+        return self._speaker.decode_steps
+
+    def feed(self, frame: np.ndarray, stamp_ns: int = 0, received_ns: int = 0) -> None:
+        """
+        Take the next frame, (H, W, 3) uint8 RGB, at the rate `info['frame_rate']`.
+
+        :param stamp_ns: the frame's own stamp, repeated in events
+        :param received_ns: `time.monotonic_ns()` when it arrived; now if 0
+        :raises ValueError: for a frame that cannot be perceived
+        """
+        check_frame(frame)
+        if self._speaker.paused:
+            self._emit(FramesDropped('paused', 1))
+            return
+        now = time.monotonic_ns()
+        dropped = self._watcher.frames.put(Frame(frame, stamp_ns, received_ns or now, now))
+        if dropped:
+            self._emit(FramesDropped('overrun', dropped))
+        self._executor.wake()
+
+    def ask(self, question: str, question_id: str | None = None) -> str:
+        """
+        Ask about what has been seen; the answer streams as events under the returned id.
+
+        :raises ValueError: for a question that is empty or too long
+        """
+        question = check_question(question)
+        question_id = question_id or f'q{next(self._numbers)}'
+        self._speaker.ask(question_id, question)
+        self._executor.wake()
+        return question_id
+
+    def cancel(self, question_id: str) -> None:
+        """End an answer within one token; an unknown or finished question is left alone."""
+        self._speaker.cancel(question_id)
+        self._executor.wake()
+
+    def set_prompt(self, prompt: str) -> None:
+        """
+        Change the standing question; the stream begins anew, answers in progress go on.
+
+        :raises ValueError: for a prompt that is empty or too long
+        """
+        prompt = prompt.strip()
+        if not prompt:
+            raise ValueError('the prompt is empty: say what to narrate')
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise ValueError(f'the prompt has {len(prompt)} characters, at most '
+                             f'{MAX_PROMPT_CHARACTERS} are taken: shorten it')
+        self._restart('prompt', prompt)
+
+    def reset(self) -> None:
+        """Forget what has been seen and said; answers in progress end."""
+        self._restart('reset')
+
+    def pause(self, paused: bool) -> None:
+        """Stop or resume watching and narrating; questions are still answered."""
+        self._speaker.paused = paused
+        self._executor.wake()
+
+    def poll(self, timeout_s: float | None = None) -> Event | None:
+        """Return the next event, or None after `timeout_s` seconds or once closed."""
+        try:
+            return self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def events(self) -> Iterator[Event]:
+        """Yield events until the session is closed."""
+        while (event := self._events.get()) is not None:
+            yield event
+
+    def drain(self) -> list[Event]:
+        """Return all events that wait, without waiting."""
+        found = []
+        while (event := self.poll(0)) is not None:
+            found.append(event)
+        return found
+
+    def wait_idle(self, timeout_s: float = 60.0) -> bool:
+        """Wait until all frames are perceived and all is said; False after `timeout_s`."""
+        with self._progress:
+            return self._progress.wait_for(
+                lambda: self._closed or (self._watcher.idle and self._speaker.idle), timeout_s)
+
+    def trace(self) -> Trace:
+        """
+        Return the record of the current stream, to be replayed; call it when idle.
+
+        :raises ValueError: when the session does not record (`record_trace`)
+        """
+        if not self.config.record_trace:
+            raise ValueError('this session records no trace: set record_trace')
+        return Trace.of(self._watcher.stream, self._speaker.records)
+
+    def close(self) -> None:
+        """Stop both sides and end `events()`; what runs is finished first."""
+        if self._closed:
+            return
+        self._closed = True
+        self._executor.stop()
+        self._events.put(None)
+        with self._progress:
+            self._progress.notify_all()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _restart(self, reason: str, prompt: str | None = None) -> None:
+        self._watcher.restart(reason, prompt)
+        self._executor.wake()
+
+    def _emit(self, event: Event) -> None:
+        self._events.put(event)
+
+    def _wake(self) -> None:
+        self._executor.wake()
+        with self._progress:
+            self._progress.notify_all()
+
+    def _generate(self) -> bool:
+        busy = self._speaker.work()
+        if not busy:
+            with self._progress:
+                self._progress.notify_all()
+        return busy
+
+    def _failed(self, error: BaseException) -> None:
+        self._emit(Trouble(f'{type(error).__name__}: {error}', '', False))
+        self._speaker.failed()
+        self._watcher.restart('reset')
+        self._wake()
+
+    def _warm_up(self) -> None:
+        """Run every path once, so that the first frame is not the slowest."""
+        settings = self._checkpoint.perception.settings
+        blank = np.zeros((settings.unit * 2, settings.unit * 2, 3), np.uint8)
+        for _ in range(settings.temporal_patch_size):
+            self.feed(blank)
+        self.wait_idle(300.0)
+        self.reset()
+        self.wait_idle(300.0)
+        self.drain()

@@ -1,0 +1,249 @@
+"""The generating side of a session: narration and answers, decoded together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+import time
+
+from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import (
+    NARRATION,
+    Event,
+    FirstSight,
+    QuestionState,
+    TextDelta,
+)
+from sww_ros.streaming.generation import LaneRecord, TextLane
+from sww_ros.streaming.overlap import BusyLog
+from sww_ros.streaming.positions import GroupScheme
+from sww_ros.streaming.prompt import NEXT_TURN, question_text
+from sww_ros.streaming.stream import Stream
+
+
+@dataclass
+class _Answer:
+    """A question on its way: its lane, and the video it is asked about."""
+
+    lane: TextLane
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """One decode step: what it could see of a stream, and when it ran."""
+
+    stream: Stream
+    steps: int
+    started_ns: int
+    first_sight: bool
+
+
+class Speaker:
+    """
+    Speaks about the current stream, one token of every live lane per decode step.
+
+    Only its thread touches text lanes; other threads reach it through `ask` and `cancel`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: GroupScheme,
+                 current: Callable[[], Stream], emit: Callable[[Event], None],
+                 decoding: BusyLog) -> None:
+        self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
+        self._current, self._emit, self._decoding = current, emit, decoding
+        self._silence = checkpoint.vocabulary.silence
+        self._next_turn = checkpoint.encode(NEXT_TURN)
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._stream = current()
+        self._answers: dict[str, _Answer] = {}
+        self._queue: deque[tuple[str, str]] = deque()
+        self._seq: dict[str, int] = {}
+        self._busy = False
+        self.paused = False
+        self.decode_steps = 0
+        self.records: list[LaneRecord] = [self._stream.narration.record]
+
+    # Called from any thread.
+
+    def ask(self, question_id: str, question: str) -> None:
+        self._inbox.append(lambda: self._enqueue(question_id, question))
+
+    def cancel(self, question_id: str) -> None:
+        self._inbox.append(lambda: self._end(question_id, 'cancelled'))
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to say about what has been perceived."""
+        stream = self._current()
+        steps = stream.visible()[1]
+        owed = self._config.narrate and not self.paused and (
+            stream is not self._stream or stream.budget.steps < steps or stream.budget.left > 0)
+        return not (self._busy or self._inbox or self._answers or self._queue or owed)
+
+    # The generating thread.
+
+    def work(self) -> bool:
+        """Run one decode step over all lanes that have something to say."""
+        self._busy = True
+        try:
+            while self._inbox:
+                self._inbox.popleft()()
+            self._follow()
+            self._admit()
+            return self._decode()
+        finally:
+            self._busy = False
+
+    def failed(self) -> None:
+        """After an error in `work`: end all answers, so that nothing is tried for ever."""
+        for question_id in [*self._answers, *(q for q, _ in self._queue)]:
+            self._end(question_id, 'error')
+
+    def _follow(self) -> None:
+        """Turn to a new stream; answers go on about the old one, unless all was reset."""
+        stream = self._current()
+        if stream is self._stream:
+            return
+        old, self._stream = self._stream, stream
+        self._tell(NARRATION, '', old.narration.text.flush(), self._moment_of(old),
+                   final=True, reason='reset')
+        if stream.begun_by == 'reset':
+            for question_id in [*self._answers, *(q for q, _ in self._queue)]:
+                self._end(question_id, 'reset')
+        self.records = [stream.narration.record]
+
+    def _enqueue(self, question_id: str, question: str) -> None:
+        config = self._config
+        if len(self._answers) + len(self._queue) >= config.max_answers:
+            if config.question_policy == 'interrupt':
+                self._end(next(iter(self._answers)), 'interrupted')
+            elif config.question_policy == 'reject' or len(self._queue) >= config.max_queued:
+                self._emit(QuestionState(
+                    question_id, 'rejected',
+                    f'{len(self._answers)} questions are being answered and '
+                    f'{len(self._queue)} wait: ask again later'))
+                return
+        self._queue.append((question_id, question))
+        if len(self._answers) >= config.max_answers or not self._stream.visible()[1]:
+            self._emit(QuestionState(question_id, 'queued', ''))
+
+    def _admit(self) -> None:
+        """Open lanes for questions that wait, once there is something to see."""
+        if not self._stream.visible()[1]:
+            return
+        while self._queue and len(self._answers) < self._config.max_answers:
+            question_id, question = self._queue.popleft()
+            checkpoint = self._checkpoint
+            lane = TextLane(question_id, checkpoint.decoder, self._scheme,
+                            checkpoint.encode(question_text(question)), checkpoint.tokenizer,
+                            self._config.repetition_penalty)
+            self._answers[question_id] = _Answer(lane, self._stream)
+            if self._config.record_trace:
+                self.records.append(lane.record)
+            self._emit(QuestionState(question_id, 'answering', ''))
+
+    def _decode(self) -> bool:
+        answers = list(self._answers.values())
+        streams = {id(a.stream): a.stream for a in answers} | {id(self._stream): self._stream}
+        seen = {key: stream.visible() for key, stream in streams.items()}
+        speakers = [(a.lane, a.stream) for a in answers]
+        # Neighbours share their context's attention, so lanes are kept together by stream.
+        speakers.sort(key=lambda pair: id(pair[1]))
+        if self._may_narrate(seen[id(self._stream)][1]):
+            at = next((i for i, pair in enumerate(speakers) if pair[1] is self._stream), 0)
+            speakers.insert(at, (self._stream.narration, self._stream))
+        if not speakers:
+            return False
+        started = time.monotonic_ns()
+        with self._decoding:
+            logits = self._checkpoint.decoder.step(
+                [lane.chunk(*seen[id(stream)]) for lane, stream in speakers])
+            tokens = [lane.choose(row, self._silence)
+                      for (lane, _), row in zip(speakers, logits)]
+        self.decode_steps += 1
+        moments = {key: self._sight(streams[key], steps, started)
+                   for key, (_, steps) in seen.items()}
+        for (lane, stream), token in zip(speakers, tokens):
+            speak = self._narrate if lane is stream.narration else self._answer
+            speak(lane, token, moments[id(stream)])
+        return True
+
+    def _may_narrate(self, steps: int) -> bool:
+        if not self._config.narrate or self.paused:
+            return False
+        self._stream.budget.perceived(steps)
+        return self._stream.budget.left > 0
+
+    def _sight(self, stream: Stream, steps: int, started_ns: int) -> _Moment:
+        """Note which steps this decode step was the first to see."""
+        now = time.monotonic_ns()
+        first = steps > stream.sighted
+        for index in range(stream.sighted, steps):
+            self._emit(FirstSight(index, stream.infos[index].stamp_ns, started_ns, now))
+        stream.sighted = max(stream.sighted, steps)
+        return _Moment(stream, steps, started_ns, first)
+
+    def _narrate(self, lane: TextLane, token: int, moment: _Moment) -> None:
+        moment.stream.budget.spend()
+        if token == self._silence:
+            return
+        if token in self._checkpoint.vocabulary.stop:
+            # A checkpoint without a silence token ends its turn: the next step opens a new one.
+            lane.replace(self._next_turn)
+            moment.stream.budget.rest()
+            sentence = lane.text.flush()
+            if sentence:
+                self._tell(NARRATION, '', sentence, moment)
+            return
+        delta, sentence = lane.text.add(token)
+        if delta:
+            self._tell(NARRATION, delta, sentence, moment)
+
+    def _answer(self, lane: TextLane, token: int, moment: _Moment) -> None:
+        reason = ''
+        if token in self._checkpoint.vocabulary.stop:
+            reason = 'stop'
+        elif lane.spoken >= self._config.max_answer_tokens:
+            reason = 'length'
+        delta, sentence = '', ''
+        if token != self._silence and reason != 'stop':
+            delta, sentence = lane.text.add(token)
+        if reason:
+            del self._answers[lane.stream_id]
+            self._tell(lane.stream_id, delta, sentence or lane.text.flush(), moment,
+                       final=True, reason=reason)
+        elif delta:
+            self._tell(lane.stream_id, delta, sentence, moment)
+
+    def _end(self, question_id: str, reason: str) -> None:
+        """End an answer, or a question that still waits, before its time."""
+        answer = self._answers.pop(question_id, None)
+        if answer is not None:
+            self._tell(question_id, '', answer.lane.text.flush(),
+                       self._moment_of(answer.stream), final=True, reason=reason)
+            return
+        waiting = [entry for entry in self._queue if entry[0] == question_id]
+        for entry in waiting:
+            self._queue.remove(entry)
+            self._tell(question_id, '', '', self._moment_of(self._stream), final=True,
+                       reason=reason)
+
+    def _moment_of(self, stream: Stream) -> _Moment:
+        return _Moment(stream, stream.sighted, time.monotonic_ns(), False)
+
+    def _tell(self, stream_id: str, delta: str, sentence: str, moment: _Moment,
+              final: bool = False, reason: str = '') -> None:
+        seq = self._seq.get(stream_id, 0)
+        if final and stream_id != NARRATION:
+            self._seq.pop(stream_id, None)
+        else:
+            self._seq[stream_id] = seq + 1
+        info = moment.stream.infos[moment.steps - 1] if moment.steps else None
+        self._emit(TextDelta(
+            stream_id=stream_id, seq=seq, delta=delta, sentence=sentence, final=final,
+            finish_reason=reason, step=moment.steps - 1, steps_seen=moment.steps,
+            frames_seen=info.frames_total if info else 0,
+            stamp_ns=info.stamp_ns if info else 0, started_ns=moment.started_ns,
+            emitted_ns=time.monotonic_ns(), first_sight=moment.first_sight))

@@ -1,0 +1,133 @@
+"""The perceiving side of a session: frames in, steps of video into the visual lane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import threading
+import time
+
+from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import NARRATION, Event, FramesDropped, Restarted, StepPerceived
+from sww_ros.streaming.generation import NarrationBudget, TextLane
+from sww_ros.streaming.overlap import BusyLog
+from sww_ros.streaming.perception import fit_size
+from sww_ros.streaming.positions import GroupScheme
+from sww_ros.streaming.prompt import ASSISTANT_HEAD, prefix_text
+from sww_ros.streaming.stream import Frame, FrameQueue, StepInfo, Stream
+
+
+class Watcher:
+    """
+    Owns the current stream; only its thread writes visual lanes and begins new streams.
+
+    `emit` takes events; `perceived` is called after each published step.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: GroupScheme,
+                 emit: Callable[[Event], None], perceived: Callable[[], None],
+                 decoding: BusyLog) -> None:
+        self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
+        self._emit, self._perceived, self._decoding = emit, perceived, decoding
+        self._prompt = config.prompt or checkpoint.defaults.prompt
+        self.wait_k = config.wait_k or checkpoint.defaults.wait_k
+        self.max_steps = config.max_steps or checkpoint.defaults.max_steps
+        self.frames = FrameQueue(checkpoint.perception.settings.temporal_patch_size,
+                                 config.max_pending_frames)
+        self._lock = threading.Lock()
+        self._requested = ''
+        self._busy = False
+        self._frames_perceived = 0
+        self.stream = self._begin()
+
+    @property
+    def prompt(self) -> str:
+        return self._prompt
+
+    def restart(self, reason: str, prompt: str | None = None) -> None:
+        """Ask for a new stream, from any thread; frames that wait are dropped."""
+        with self._lock:
+            self._prompt = self._prompt if prompt is None else prompt
+            self._requested = reason
+        self._drop('reset', self.frames.clear())
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to perceive and nothing is being perceived."""
+        return not (self._busy or self._requested
+                    or len(self.frames) >= self._checkpoint.perception.settings.temporal_patch_size)
+
+    def work(self) -> bool:
+        """Perceive one step, if its frames are there."""
+        self._busy, worked = True, False
+        try:
+            if self._requested:
+                self._switch()
+                worked = True
+            frames = self.frames.take()
+            if frames is not None:
+                worked = True
+                if len(self.stream.infos) >= self.max_steps:
+                    self._switch()
+                self._perceive(frames)
+            return worked
+        finally:
+            self._busy = False
+            if worked:
+                self._perceived()
+
+    def _drop(self, reason: str, count: int) -> None:
+        if count:
+            self._emit(FramesDropped(reason, count))
+
+    def _switch(self) -> None:
+        with self._lock:
+            reason, self._requested = self._requested or 'capacity', ''
+        self.stream = self._begin(reason)
+        self._emit(Restarted(reason))
+
+    def _begin(self, reason: str = '') -> Stream:
+        checkpoint = self._checkpoint
+        prefix = checkpoint.encode(prefix_text(checkpoint.defaults.system, self._prompt))
+        narration = TextLane(NARRATION, checkpoint.decoder, self._scheme,
+                             checkpoint.encode(ASSISTANT_HEAD), checkpoint.tokenizer,
+                             self._config.repetition_penalty)
+        stream = Stream(checkpoint.decoder, self._scheme, prefix, len(prefix) + 256,
+                        narration, NarrationBudget(self.wait_k), begun_by=reason)
+        stream.prefill_prefix()
+        return stream
+
+    def _perceive(self, frames: list[Frame]) -> None:
+        stream, perception = self.stream, self._checkpoint.perception
+        started = time.monotonic_ns()
+        if not stream.size[0]:
+            self._choose_size(stream, frames[0])
+        try:
+            patches = perception.patches([frame.pixels for frame in frames], *stream.size)
+            preprocessed = time.monotonic_ns()
+            embeds = perception.embed(patches, *stream.size)
+            seen = time.monotonic_ns()
+            self._frames_perceived += len(frames)
+            step = stream.prefill_step(
+                embeds, StepInfo(frames[-1].stamp_ns, self._frames_perceived))
+        except Exception:
+            self._drop('bad', len(frames))
+            raise
+        done = time.monotonic_ns()
+        if self._config.record_trace:
+            stream.patches.append(patches)
+        self._emit(StepPerceived(
+            index=step, stamp_ns=frames[-1].stamp_ns, frames=len(frames),
+            received_ns=frames[-1].received_ns, fed_ns=frames[-1].fed_ns, started_ns=started,
+            preprocessed_ns=preprocessed, vision_ns=seen, perceived_ns=done,
+            overlap_ns=self._decoding.covered_ns(started, done)))
+
+    def _choose_size(self, stream: Stream, frame: Frame) -> None:
+        """Fix the size of all frames of a stream: as configured, or fitted to the first one."""
+        settings = self._checkpoint.perception.settings
+        if self._config.frame_width and self._config.frame_height:
+            wanted = (self._config.frame_height, self._config.frame_width)
+            stream.size = tuple(max(1, side // settings.unit) * settings.unit for side in wanted)
+        else:
+            stream.size = fit_size(*frame.pixels.shape[:2], settings)
+        stream.grid = self._checkpoint.perception.grid(*stream.size)
