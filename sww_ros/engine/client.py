@@ -1,0 +1,280 @@
+"""The node's side of the engine: never waits for the model, and survives its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+import threading
+import time
+import uuid
+
+from sww_ros.engine.outbox import Frame, Outbox
+from sww_ros.engine.process import WorkerProcess
+from sww_ros.engine.streams import OpenStreams
+from sww_ros.engine.worker import open_request
+from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
+from sww_ros.streaming.events import Event, FramesDropped, Trouble, event_from_dict
+
+SESSION = 'sww_ros.streaming.session:Session.open'
+WAITING_FRAMES = 2
+BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+LONG_LIFE_S = 60.0
+"""An engine that lived this long has its next restart without the earlier ones' delay."""
+
+
+class EngineError(RuntimeError):
+    """The engine cannot do what is asked; the message says why."""
+
+
+class EngineClient:
+    """
+    Runs a session in a process of its own.
+
+    Only `start` and `close` wait. Events reach `on_event` one at a time, on a thread of the
+    client; so do the ends of questions that a dying engine leaves open (finish_reason error).
+
+    :param on_event: takes each event; must not wait
+    :param on_lost: told in words that the engine died or could not be restarted
+    :param on_ready: told, with the session's `info`, that the engine runs (again)
+    :param on_line: takes each line that the engine writes to its standard streams
+    :param session: 'module:callable' that opens the session in the worker
+    :param restart: whether to start the engine again when it dies, with growing delays
+    """
+
+    def __init__(
+        self, model: str, config: SessionConfig, *, on_event: Callable[[Event], None],
+        on_lost: Callable[[str], None] = lambda _: None,
+        on_ready: Callable[[dict], None] = lambda _: None,
+        on_line: Callable[[str], None] = lambda _: None,
+        session: str = SESSION, restart: bool = True,
+    ) -> None:
+        self._model, self._config, self._session = model, config, session
+        self._on_event, self._on_lost, self._on_ready = on_event, on_lost, on_ready
+        self._on_line = on_line
+        self._restart = restart
+        self._outbox = Outbox(WAITING_FRAMES)
+        self._streams = OpenStreams(config)
+        self._lock = threading.Lock()
+        self._event_lock = threading.RLock()
+        self._process: WorkerProcess | None = None
+        self._ready = False
+        self._paused = False
+        self._closed = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.info: dict = {}
+        self.restarts = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine runs and takes frames and questions."""
+        return self._ready
+
+    @property
+    def pid(self) -> int:
+        """The engine's process id, 0 while there is none."""
+        process = self._process
+        return process.pid if process and not self._closed.is_set() else 0
+
+    def start(self, timeout_s: float) -> dict:
+        """
+        Start the engine and wait until the model is loaded; return the session's `info`.
+
+        :param timeout_s: how long loading may take [s]
+        :raises EngineError: with the engine's own words, or when the time is over
+        """
+        try:
+            self._launch(timeout_s)
+        except EngineError:
+            self.close()
+            raise
+        for name, run in (('engine', self._receive), ('engine sender', self._send)):
+            thread = threading.Thread(target=run, args=[timeout_s] * (run == self._receive),
+                                      name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return self.info
+
+    def feed(self, frame: Frame) -> None:
+        """Hand over a frame; one that is pushed out by a newer one is dropped as 'overrun'."""
+        if self._ready:
+            self._drop('overrun', self._outbox.put_frame(frame))
+        else:
+            self._drop('engine', 1)
+
+    def ask(self, question: str) -> str:
+        """
+        Ask, and return the question's id at once; its answer comes as events.
+
+        :raises ValueError: for a question that is empty or too long
+        :raises EngineError: when the engine does not run, or too many questions wait already
+        """
+        question = check_question(question)
+        self._check_ready()
+        question_id = f'q{uuid.uuid4().hex[:8]}'
+        if not self._streams.admit(question_id):
+            raise EngineError(f'{len(self._streams.questions)} questions are being answered or '
+                              'wait, no more are taken: ask again later')
+        self._command('ask', question=question, question_id=question_id)
+        return question_id
+
+    def cancel(self, question_id: str) -> bool:
+        """Take a question back; False if it is not open."""
+        if question_id not in self._streams.questions:
+            return False
+        self._command('cancel', question_id=question_id)
+        return True
+
+    def cancel_all(self) -> None:
+        """Take back every open question."""
+        for question_id in self._streams.questions:
+            self.cancel(question_id)
+
+    def set_prompt(self, text: str) -> None:
+        """
+        Change what the model is told to do; kept when the engine restarts.
+
+        :raises ValueError: for a prompt that is empty or too long
+        :raises EngineError: when the engine does not run
+        """
+        text = check_prompt(text)
+        self._check_ready()
+        self._config = replace(self._config, prompt=text)
+        self._command('set_prompt', prompt=text)
+
+    def reset(self) -> None:
+        """Begin the stream anew; frames that wait are dropped."""
+        self._drop('reset', self._outbox.clear_frames())
+        self._command('reset')
+
+    def pause(self, paused: bool) -> None:
+        """Stop or resume perceiving and speaking; kept when the engine restarts."""
+        self._paused = paused
+        self._outbox.put_command({'command': 'pause', 'paused': paused})
+
+    def close(self) -> None:
+        """End the engine's process for good, and the client's threads."""
+        self._closed.set()
+        self._ready = False
+        self._outbox.close()
+        with self._lock:
+            process = self._process
+        if process:
+            process.end()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        self._end_streams()
+
+    def _check_ready(self) -> None:
+        if not self._ready:
+            raise EngineError('the engine is not running: it is being restarted, or closed')
+
+    def _command(self, command: str, **arguments: object) -> None:
+        self._outbox.put_command({'command': command, **arguments})
+
+    def _launch(self, timeout_s: float) -> None:
+        with self._lock:
+            if self._closed.is_set():
+                raise EngineError('the engine was closed')
+            self._process = process = WorkerProcess(self._on_line)
+        try:
+            process.channel.send(open_request(self._session, self._model, self._config))
+            if not process.channel.wait_readable(timeout_s):
+                raise EngineError(f'the model {self._model} was not loaded within '
+                                  f'{timeout_s:.0f} s')
+            message = process.channel.receive()
+        except (OSError, ValueError):
+            message = None
+        except EngineError:
+            process.end(grace_s=0.5)
+            raise
+        if message is None:
+            process.end()
+            raise EngineError('the engine was closed' if self._closed.is_set()
+                              else process.report())
+        if message[0]['type'] != 'ready':
+            process.end()
+            raise EngineError(message[0]['message'])
+        self.info = message[0]['info']
+        if self._paused:
+            process.channel.send({'command': 'pause', 'paused': True})
+        self._ready = True
+
+    def _receive(self, timeout_s: float) -> None:
+        attempt = 0
+        while True:
+            began = time.monotonic()
+            self._on_ready(self.info)
+            self._pass_events()
+            if time.monotonic() - began > LONG_LIFE_S:
+                attempt = 0
+            self._ready = False
+            if self._closed.is_set():
+                return
+            self._process.end()
+            self._drop('engine', self._outbox.clear())
+            self._report_loss(self._process.report())
+            while not self._try_again(attempt, timeout_s):
+                if self._closed.is_set() or not self._restart:
+                    return
+                attempt += 1
+            attempt += 1
+
+    def _try_again(self, attempt: int, timeout_s: float) -> bool:
+        if not self._restart or self._closed.wait(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]):
+            return False
+        try:
+            self._launch(timeout_s)
+        except EngineError as error:
+            if not self._closed.is_set():
+                self._report_loss(f'the engine could not be restarted: {error}')
+            return False
+        self.restarts += 1
+        return True
+
+    def _pass_events(self) -> None:
+        channel = self._process.channel
+        try:
+            while (message := channel.receive()) is not None:
+                self._emit(event_from_dict(message[0]))
+        except ValueError as error:
+            self._emit(Trouble(f'the engine does not speak our language: {error}', '', True))
+
+    def _report_loss(self, report: str) -> None:
+        self._on_lost(report)
+        self._end_streams()
+
+    def _end_streams(self) -> None:
+        with self._event_lock:
+            for event in self._streams.end_all():
+                self._on_event(event)
+
+    def _emit(self, event: Event) -> None:
+        with self._event_lock:
+            for told in self._streams.follow(event):
+                self._on_event(told)
+
+    def _drop(self, reason: str, count: int) -> None:
+        if count:
+            self._emit(FramesDropped(reason, count))
+
+    def _send(self) -> None:
+        while (item := self._outbox.take()) is not None:
+            try:
+                if isinstance(item, Frame):
+                    self._send_frame(item)
+                else:
+                    self._process.channel.send(item)
+            except OSError:
+                pass  # The receiver sees the same end, and reports it.
+
+    def _send_frame(self, frame: Frame) -> None:
+        try:
+            pixels = frame.load()
+        except ValueError as error:
+            self._drop('bad', 1)
+            self._emit(Trouble(str(error), '', False))
+            return
+        self._process.channel.send(
+            {'command': 'feed', 'shape': pixels.shape, 'stamp_ns': frame.stamp_ns,
+             'received_ns': frame.received_ns}, pixels.data)

@@ -1,0 +1,76 @@
+"""Starts the engine's process, keeps its last words, and always ends it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+from sww_ros.engine.wire import Channel
+
+WORKER = 'sww_ros.engine.worker'
+GRACE_S = 5.0
+LAST_LINES = 20
+
+
+class WorkerProcess:
+    """
+    A worker with a channel to it.
+
+    What it writes to its standard streams goes to `on_line`, line by line, on a thread of its
+    own; the last lines are kept for the report of its end.
+    """
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # A session of its own: Ctrl-C in the terminal is for the node to handle.
+            self._process = subprocess.Popen(
+                [sys.executable, '-m', WORKER, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
+        self.channel = Channel(ours)
+        self.pid = self._process.pid
+        self._on_line = on_line
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._reader = threading.Thread(target=self._read_lines, name='engine log', daemon=True)
+        self._reader.start()
+
+    def end(self, grace_s: float = GRACE_S) -> int:
+        """
+        Close the channel, which ends the worker, and insist: SIGTERM, then SIGKILL.
+
+        Any thread may call this, more than once.
+
+        :param grace_s: how long to wait before each of the two signals [s]
+        :return: the exit code, negative for a signal
+        """
+        self.channel.close()
+        for insist in (self._process.terminate, self._process.kill):
+            try:
+                self._process.wait(grace_s)
+                break
+            except subprocess.TimeoutExpired:
+                insist()
+        code = self._process.wait()
+        self._reader.join(1.0)
+        return code
+
+    def report(self) -> str:
+        """Return, after the end, how it ended and its last words."""
+        code = self._process.returncode
+        if code is not None and code < 0:
+            how = f'was killed by {signal.Signals(-code).name}'
+        else:
+            how = f'ended with exit code {code}'
+        return '\n'.join([f'the engine (process {self.pid}) {how}', *self._lines])
+
+    def _read_lines(self) -> None:
+        with self._process.stdout as stream:
+            for line in stream:
+                self._lines.append(line.rstrip())
+                self._on_line(line.rstrip())

@@ -1,0 +1,161 @@
+"""The engine's parts without a process: wire, sampler, outbox, memory, open streams."""
+
+from dataclasses import replace
+from pathlib import Path
+import socket
+import threading
+
+from hypothesis import given, settings, strategies
+import numpy as np
+import pytest
+
+from sww_ros.engine import memory
+from sww_ros.engine.outbox import Frame, Outbox
+from sww_ros.engine.sampler import Choice, FrameSampler
+from sww_ros.engine.streams import OpenStreams
+from sww_ros.engine.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import NARRATION, QuestionState, TextDelta
+
+SECOND = 1_000_000_000
+FRAME = Frame(lambda: np.zeros((2, 2, 3), np.uint8), 0, 0)
+DELTA = TextDelta('q', 0, 'a', '', False, '', 3, 4, 8, 5, 0, 0, False)
+
+
+def taken(sampler: FrameSampler, stamps: list[int]) -> list[int]:
+    return [stamp for stamp in stamps if sampler.choose(stamp) is not Choice.SKIP]
+
+
+def test_channel_carries_whole_messages_both_ways():
+    a, b = (Channel(end) for end in socket.socketpair())
+    pixels = np.arange(3 * 640 * 480, dtype=np.uint8).reshape(480, 640, 3)
+    sender = threading.Thread(target=lambda: [
+        a.send({'n': i, 'word': 'grün'}, pixels.data) for i in range(3)])
+    sender.start()
+    for i in range(3):
+        header, payload = b.receive()
+        assert header == {'n': i, 'word': 'grün'}
+        assert np.array_equal(np.frombuffer(payload, np.uint8).reshape(pixels.shape), pixels)
+    sender.join()
+    b.send({})
+    assert a.wait_readable(1.0)
+    assert a.receive() == ({}, b'')
+    assert not a.wait_readable(0.0)
+    b.close()
+    assert a.receive() is None
+    with pytest.raises(OSError):
+        a.send({}, bytes(1 << 20))
+
+
+def test_channel_refuses_what_is_too_large():
+    sender, end = socket.socketpair()
+    channel = Channel(end)
+    with pytest.raises(ValueError, match='too large'):
+        channel.send({'x': 'x' * (1 << 21)})
+    sender.sendall(PREFIX.pack(2, MAX_PAYLOAD_BYTES + 1))
+    with pytest.raises(ValueError, match='too large'):
+        channel.receive()
+    sender.close()
+    channel.close()
+
+
+@pytest.mark.parametrize('camera_rate', [2.0, 3.0, 5.0, 10.0, 15.0, 29.97, 30.0, 60.0])
+def test_sampler_takes_the_rate_of_the_model_from_any_faster_camera(camera_rate: float):
+    stamps = [round(i * SECOND / camera_rate) for i in range(round(camera_rate * 60))]
+    assert len(taken(FrameSampler(2.0), stamps)) == pytest.approx(120, abs=1)
+
+
+@given(strategies.lists(strategies.integers(-100_000_000, 100_000_000), min_size=20, max_size=40))
+@settings(max_examples=50, deadline=None)
+def test_sampler_loses_no_frame_of_a_jittering_camera_of_its_own_rate(jitter: list[int]):
+    stamps = [i * SECOND // 2 + shift for i, shift in enumerate(jitter)]
+    assert len(taken(FrameSampler(2.0), stamps)) >= len(stamps) - 1
+
+
+@given(strategies.lists(strategies.integers(0, 2 * SECOND), max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_sampler_keeps_taken_frames_half_a_period_apart(gaps: list[int]):
+    stamps = [sum(gaps[:i]) for i in range(len(gaps))]
+    kept = taken(FrameSampler(2.0), stamps)
+    assert all(b - a >= SECOND // 4 for a, b in zip(kept, kept[1:]))
+
+
+def test_sampler_begins_anew_when_stamps_jump_back():
+    sampler = FrameSampler(2.0)
+    choices = [sampler.choose(round(t * SECOND)) for t in (100, 100.1, 100.05, 100.5, 2, 2.1, 2.5)]
+    assert [choice.value for choice in choices] == [
+        'take', 'skip', 'skip', 'take', 'restart', 'skip', 'take']
+    sampler.reset()
+    assert sampler.choose(2 * SECOND) is Choice.TAKE
+    with pytest.raises(ValueError, match='positive'):
+        FrameSampler(0.0)
+
+
+def test_outbox_prefers_commands_and_new_frames():
+    outbox = Outbox(max_frames=2)
+    frames = [replace(FRAME, stamp_ns=i) for i in range(4)]
+    assert [outbox.put_frame(frame) for frame in frames] == [0, 0, 1, 1]
+    outbox.put_command({'command': 'a'})
+    outbox.put_command({'command': 'b'})
+    assert [outbox.take() for _ in range(4)] == [{'command': 'a'}, {'command': 'b'}, *frames[2:]]
+    outbox.put_frame(FRAME)
+    assert outbox.clear_frames() == 1
+    taker = threading.Timer(0.05, outbox.close)
+    taker.start()
+    assert outbox.take() is None
+
+
+def test_memory_is_refused_in_words(tmp_path: Path):
+    (tmp_path / 'model.safetensors').write_bytes(bytes(1000))
+    (tmp_path / 'pytorch_model.bin').write_bytes(bytes(5000))
+    assert memory.checkpoint_bytes(str(tmp_path)) == 1000
+    assert memory.checkpoint_bytes('builtin') == 0
+    memory.check_memory(str(tmp_path), 1000)
+    memory.check_memory(str(tmp_path), None)
+    with pytest.raises(ValueError, match='needs more memory than is left'):
+        memory.check_memory(str(tmp_path), 999)
+
+
+def test_available_memory_heeds_the_container(tmp_path: Path):
+    meminfo = tmp_path / 'meminfo'
+    meminfo.write_text('MemTotal: 100 kB\nMemAvailable:      50 kB\n')
+    assert memory.available_bytes(meminfo, tmp_path) == 50 * 1024
+    (tmp_path / 'memory.max').write_text('30000\n')
+    (tmp_path / 'memory.current').write_text('20000\n')
+    (tmp_path / 'memory.stat').write_text('anon 1\ninactive_file 5000\n')
+    assert memory.available_bytes(meminfo, tmp_path) == 15000
+    (tmp_path / 'memory.max').write_text('max\n')
+    assert memory.available_bytes(meminfo, tmp_path) == 50 * 1024
+    assert memory.available_bytes(tmp_path / 'absent', tmp_path) is None
+    assert memory.available_bytes() > 1 << 20
+
+
+@pytest.mark.parametrize('policy, room', [('queue', 3), ('reject', 1), ('interrupt', 9)])
+def test_questions_are_admitted_as_the_policy_says(policy: str, room: int):
+    streams = OpenStreams(SessionConfig(max_answers=1, max_queued=2, question_policy=policy))
+    assert [streams.admit(str(i)) for i in range(9)] == [i < room for i in range(9)]
+    assert streams.questions == [str(i) for i in range(room)]
+
+
+def test_streams_end_once_and_without_gaps():
+    streams = OpenStreams(SessionConfig())
+    assert streams.follow(DELTA) == []
+    assert streams.admit('q')
+    assert streams.follow(DELTA) == [DELTA]
+    narrated = replace(DELTA, stream_id=NARRATION, seq=70)
+    assert [e.seq for _ in range(3) for e in streams.follow(narrated)] == [0, 1, 2]
+    ends = streams.end_all()
+    assert [(e.stream_id, e.seq, e.final, e.finish_reason, e.step) for e in ends] == [
+        ('q', 1, True, 'error', 3), (NARRATION, 3, True, 'error', 3)]
+    assert streams.end_all() == []
+    assert streams.follow(DELTA) == []
+    assert [e.seq for e in streams.follow(narrated)] == [4]
+
+
+def test_a_rejected_question_ends():
+    streams = OpenStreams(SessionConfig())
+    streams.admit('q')
+    told = streams.follow(QuestionState('q', 'rejected', 'full'))
+    assert [type(event) for event in told] == [QuestionState, TextDelta]
+    assert (told[1].final, told[1].finish_reason, told[1].step) == (True, 'error', -1)
+    assert streams.questions == []
