@@ -7,6 +7,7 @@ from dataclasses import dataclass
 OVERLAPS = ('threads', 'serial')
 QUESTION_POLICIES = ('queue', 'interrupt', 'reject')
 MAX_QUESTION_CHARACTERS = 2000
+MAX_PROMPT_CHARACTERS = 4000
 
 
 @dataclass(frozen=True)
@@ -71,4 +72,19 @@ def check_question(text: str) -> str:
     if len(text) > MAX_QUESTION_CHARACTERS:
         raise ValueError(f'the question has {len(text)} characters, at most '
                          f'{MAX_QUESTION_CHARACTERS} are taken: shorten it')
+    return text
+
+
+def check_prompt(text: str) -> str:
+    """
+    Return the prompt, stripped.
+
+    :raises ValueError: for one that is empty or longer than MAX_PROMPT_CHARACTERS
+    """
+    text = text.strip()
+    if not text:
+        raise ValueError('the prompt is empty: say what to narrate')
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise ValueError(f'the prompt has {len(text)} characters, at most '
+                         f'{MAX_PROMPT_CHARACTERS} are taken: shorten it')
     return text
