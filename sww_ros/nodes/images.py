@@ -1,0 +1,205 @@
+"""Converts ROS images to RGB arrays and back, without cv_bridge (which NumPy 2 breaks)."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How an encoding's pixels lie in a row, and OpenCV's code for turning them into RGB."""
+
+    channels: int
+    to_rgb: int | None = None
+    from_rgb: int | None = None
+    bits: int = 8
+    even_width: bool = False
+    even_height: bool = False
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(f'u{self.bits // 8}')
+
+
+# A bare 8UC3 or 8UC4 says nothing of its colors: blue first, as OpenCV writes them and rviz reads
+# them. Bayer: OpenCV names the pattern after its second row, second column; ROS after the first.
+_RGB, _MONO = _Layout(3), _Layout(1, cv2.COLOR_GRAY2RGB, cv2.COLOR_RGB2GRAY)
+_BGR = _Layout(3, cv2.COLOR_BGR2RGB, cv2.COLOR_RGB2BGR)
+_BGRA = _Layout(4, cv2.COLOR_BGRA2RGB, cv2.COLOR_RGB2BGRA)
+_UYVY = _Layout(2, cv2.COLOR_YUV2RGB_UYVY, even_width=True)
+_YUYV = _Layout(2, cv2.COLOR_YUV2RGB_YUY2, even_width=True)
+_LAYOUTS = {
+    'rgb8': _RGB,
+    'bgr8': _BGR,
+    'rgba8': _Layout(4, cv2.COLOR_RGBA2RGB, cv2.COLOR_RGB2RGBA),
+    'bgra8': _BGRA,
+    'mono8': _MONO,
+    'mono16': _Layout(1, cv2.COLOR_GRAY2RGB, cv2.COLOR_RGB2GRAY, bits=16),
+    'rgb16': _Layout(3, bits=16),
+    'bgr16': _Layout(3, cv2.COLOR_BGR2RGB, cv2.COLOR_RGB2BGR, bits=16),
+    '8UC1': _MONO,
+    '8UC3': _BGR,
+    '8UC4': _BGRA,
+    'yuv422': _UYVY,
+    'uyvy': _UYVY,
+    'yuv422_yuy2': _YUYV,
+    'yuyv': _YUYV,
+    'nv12': _Layout(1, cv2.COLOR_YUV2RGB_NV12, even_width=True, even_height=True),
+    'nv21': _Layout(1, cv2.COLOR_YUV2RGB_NV21, even_width=True, even_height=True),
+    'bayer_rggb8': _Layout(1, cv2.COLOR_BayerBG2RGB),
+    'bayer_bggr8': _Layout(1, cv2.COLOR_BayerRG2RGB),
+    'bayer_gbrg8': _Layout(1, cv2.COLOR_BayerGR2RGB),
+    'bayer_grbg8': _Layout(1, cv2.COLOR_BayerGB2RGB),
+}
+ENCODINGS = tuple(_LAYOUTS)
+"""What `image_to_rgb` reads."""
+WRITABLE_ENCODINGS = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', 'mono16', '8UC1', '8UC3', '8UC4',
+                      'yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv')
+"""What `rgb_to_image` writes."""
+
+# ITU-R BT.601, 16..235 and 16..240, as OpenCV and cameras have it.
+_RGB_TO_YUV = np.array([[65.738, 129.057, 25.064, 16 * 256],
+                        [-37.945, -74.494, 112.439, 128 * 256],
+                        [112.439, -94.154, -18.285, 128 * 256]]) / 256
+
+
+def image_to_rgb(msg: Any) -> np.ndarray:
+    """
+    Return the pixels of a sensor_msgs/Image, (height, width, 3) uint8 RGB, contiguous.
+
+    Padded rows (`step`) and `is_bigendian` are honoured. The array may share the memory of the
+    message, and may be read-only.
+
+    :param msg: the message, or anything with its fields; `data` is any buffer of bytes
+    :raises ValueError: for an unknown encoding, an empty image, or data of the wrong length
+    """
+    layout = _LAYOUTS.get(msg.encoding)
+    if layout is None:
+        raise ValueError(f'unknown image encoding {msg.encoding!r}; supported: '
+                         f'{", ".join(ENCODINGS)}')
+    _check_size(layout, msg.encoding, msg.width, msg.height)
+    pixels = _rows(msg, layout)
+    if layout.bits == 16:
+        # OpenCV wants native byte order, and rows that begin at even addresses.
+        pixels = cv2.convertScaleAbs(np.ascontiguousarray(pixels, layout.dtype), alpha=255 / 65535)
+    if layout.to_rgb is not None:
+        pixels = cv2.cvtColor(pixels, layout.to_rgb)
+    return np.ascontiguousarray(pixels.reshape(msg.height, msg.width, 3))
+
+
+def compressed_to_rgb(msg: Any) -> np.ndarray:
+    """
+    Return the pixels of a sensor_msgs/CompressedImage (jpeg, png), (height, width, 3) uint8 RGB.
+
+    :param msg: the message, or anything with its fields `format` and `data`
+    :raises ValueError: for an empty or undecodable image, or compressed depth
+    """
+    if 'compressedDepth' in msg.format:
+        raise ValueError(f'compressed image of format {msg.format!r} holds depth, not colors; '
+                         'supported: jpeg, png')
+    data = _bytes(msg.data)
+    if not data.size:
+        raise ValueError(f'empty compressed image (format {msg.format!r}): it has no data')
+    try:
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    except cv2.error:
+        bgr = None  # OpenCV returns None or raises, depending on what is broken.
+    if bgr is None:
+        raise ValueError(f'cannot decode the compressed image of format {msg.format!r}, '
+                         f'{data.size} bytes; supported: jpeg, png')
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def rgb_to_image(pixels: np.ndarray, header: Any, encoding: str = 'rgb8', step: int = 0) -> Any:
+    """
+    Return a sensor_msgs/Image of `pixels`, (height, width, 3) uint8 RGB.
+
+    :param header: std_msgs/Header of the message
+    :param step: bytes a row, for padded rows; 0: rows without padding
+    :raises ValueError: for an encoding that cannot be written, or pixels that do not fit it
+    """
+    from sensor_msgs.msg import Image
+
+    rows = _encode(pixels, encoding)
+    height, row_bytes = rows.shape
+    if step and step < row_bytes:
+        raise ValueError(f'a row has {row_bytes} bytes, more than the step of {step}')
+    if step > row_bytes:
+        rows = np.pad(rows, ((0, 0), (0, step - row_bytes)))
+    # An array('B') is taken over as it is; an ndarray would be copied value by value (50 ms).
+    data = array('B')
+    data.frombytes(rows.data)
+    return Image(header=header, height=height, width=pixels.shape[1], encoding=encoding,
+                 is_bigendian=0, step=rows.shape[1], data=data)
+
+
+def _check_size(layout: _Layout, encoding: str, width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ValueError(f'empty image: {width}x{height} pixels')
+    if layout.even_width and width % 2 or layout.even_height and height % 2:
+        raise ValueError(f'{encoding} shares colors between pixels: an image of {width}x{height} '
+                         'cannot be, the sides must be even')
+
+
+def _rows(msg: Any, layout: _Layout) -> np.ndarray:
+    """Return a view of the pixels (rows, width[, channels]), still in the encoding's own form."""
+    item = layout.bits // 8
+    row_bytes = msg.width * layout.channels * item
+    rows = msg.height * 3 // 2 if layout.even_height else msg.height
+    data = _bytes(msg.data)
+    if msg.step < row_bytes:
+        raise ValueError(f'a row of {msg.width} {msg.encoding} pixels takes {row_bytes} bytes, '
+                         f'but step is {msg.step}')
+    # Some drivers leave out the padding of the last row.
+    if not (rows - 1) * msg.step + row_bytes <= data.size <= rows * msg.step:
+        raise ValueError(f'{rows} rows of {msg.step} bytes make {rows * msg.step} bytes, but the '
+                         f'image ({msg.width}x{msg.height} {msg.encoding}) has {data.size}')
+    dtype = layout.dtype.newbyteorder('>' if msg.is_bigendian else '<')
+    if layout.channels == 1:
+        return np.ndarray((rows, msg.width), dtype, data, 0, (msg.step, item))
+    return np.ndarray((rows, msg.width, layout.channels), dtype, data, 0,
+                      (msg.step, layout.channels * item, item))
+
+
+def _bytes(data: Any) -> np.ndarray:
+    """Return any buffer, or a list of numbers, as (n,) uint8, without a copy where possible."""
+    if isinstance(data, list | tuple):
+        return np.array(data, np.uint8)
+    return np.frombuffer(data, np.uint8)
+
+
+def _encode(pixels: np.ndarray, encoding: str) -> np.ndarray:
+    """Return the rows of an encoding, (height, bytes) uint8, contiguous."""
+    if encoding not in WRITABLE_ENCODINGS:
+        raise ValueError(f'cannot write images of encoding {encoding!r}; supported: '
+                         f'{", ".join(WRITABLE_ENCODINGS)}')
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f'pixels must be (height, width, 3) uint8, not {pixels.shape} '
+                         f'{pixels.dtype}')
+    height, width = pixels.shape[:2]
+    layout = _LAYOUTS[encoding]
+    _check_size(layout, encoding, width, height)
+    if layout in (_UYVY, _YUYV):
+        pixels = _encode_yuv422(pixels, 1 if layout is _UYVY else 0)
+    elif layout.from_rgb is not None:
+        pixels = cv2.cvtColor(pixels, layout.from_rgb)
+    if layout.bits == 16:
+        pixels = pixels.astype('<u2') * 257
+    return np.ascontiguousarray(pixels).reshape(height, -1).view(np.uint8)
+
+
+def _encode_yuv422(pixels: np.ndarray, luma_at: int) -> np.ndarray:
+    """Pack two pixels into four bytes: a luma each and one pair of colors, their mean."""
+    yuv = cv2.transform(pixels, _RGB_TO_YUV)
+    packed = np.empty((*pixels.shape[:2], 2), np.uint8)
+    packed[..., luma_at] = yuv[..., 0]
+    color = packed[..., 1 - luma_at]
+    pairs = yuv[..., 1:].astype(np.uint16)
+    pairs = (pairs[:, 0::2] + pairs[:, 1::2] + 1) // 2
+    color[:, 0::2], color[:, 1::2] = pairs[..., 0], pairs[..., 1]
+    return packed
