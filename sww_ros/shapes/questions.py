@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+import re
 
 import numpy as np
 
 from sww_ros.shapes.grammar import COLORS, NUMBERS, SHAPES
-from sww_ros.shapes.scene import TICK_S, Scene
+from sww_ros.shapes.scene import TICK_S, Fact, Scene
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,11 @@ class Question:
 
 @dataclass
 class _Known:
-    """What the visible facts say of one shape."""
+    """What the visible facts say of one shape in the picture."""
 
     color: str
     shape: str
     x: float
-    appeared: int
     way: str = ''
     moved: int = -1
     rested: bool = False
@@ -36,20 +37,19 @@ class Viewer:
     """One who has seen a scene up to a time, and knows what its facts say by then."""
 
     def __init__(self, scene: Scene, until_s: float) -> None:
+        """Look at the scene up to `until_s` seconds."""
         self.present: dict[int, _Known] = {}
-        self.appeared: list[tuple[int, str, str]] = []
         for index, fact in enumerate(scene.facts_visible(until_s)):
             self._learn(index, fact)
-        tick = int(until_s / TICK_S + 1e-9)
+        tick = max(0, int(until_s / TICK_S + 1e-9))
         for object_id, known in self.present.items():
             xy = scene.tracks[object_id].xy
             known.x = float(xy[min(tick, len(xy) - 1), 0])
 
-    def _learn(self, index: int, fact) -> None:
+    def _learn(self, index: int, fact: Fact) -> None:
         claim = fact.claim
         if claim.kind == 'appears':
-            self.present[fact.object_id] = _Known(claim.color, claim.shape, fact.x, index)
-            self.appeared.append((fact.object_id, claim.color, claim.shape))
+            self.present[fact.object_id] = _Known(claim.color, claim.shape, fact.x)
             return
         known = self.present[fact.object_id]
         if claim.kind in ('moves', 'turns'):
@@ -61,62 +61,103 @@ class Viewer:
         elif claim.kind == 'leaves':
             del self.present[fact.object_id]
 
-    def _unique_shapes(self) -> list[_Known]:
-        shapes = [known.shape for known in self.present.values()]
-        return [known for known in self.present.values() if shapes.count(known.shape) == 1]
+    def only(self, shape: str) -> _Known | None:
+        """The shape of this kind, where there is exactly one."""
+        found = [known for known in self.present.values() if known.shape == shape]
+        return found[0] if len(found) == 1 else None
 
-    def ask_color(self, rng: np.random.Generator) -> Question | None:
-        known = _pick(rng, self._unique_shapes())
-        return known and Question(
-            'color', f'What colour is the {known.shape}?', f'{known.color.capitalize()}.')
+    def color(self, shape: str) -> str | None:
+        known = self.only(shape)
+        return known and f'{known.color.capitalize()}.'
 
-    def ask_count(self, rng: np.random.Generator) -> Question:
-        return Question('count', 'How many shapes are there?',
-                        f'{NUMBERS[len(self.present)].capitalize()}.')
+    def count(self) -> str:
+        return f'{NUMBERS[len(self.present)].capitalize()}.'
 
-    def ask_exists(self, rng: np.random.Generator) -> Question:
-        color, shape = str(rng.choice(COLORS)), str(rng.choice(SHAPES))
-        known = _pick(rng, list(self.present.values()))
-        if known is not None and rng.random() < 0.85:
-            # Half the time a shape that is there, else one that shares a part with it.
-            draw = rng.random()
-            color = known.color if draw < 0.75 else color
-            shape = known.shape if draw < 0.5 or draw > 0.75 else shape
+    def exists(self, color: str, shape: str) -> str:
         there = any((k.color, k.shape) == (color, shape) for k in self.present.values())
-        return Question('exists', f'Is there a {color} {shape}?', 'Yes.' if there else 'No.')
+        return 'Yes.' if there else 'No.'
 
-    def ask_stopped(self, rng: np.random.Generator) -> Question | None:
-        unique = self._unique_shapes()
-        rested = [known for known in unique if known.rested]
-        known = _pick(rng, rested if rested and rng.random() < 0.5 else unique)
-        return known and Question('stopped', f'Did the {known.shape} stop?',
-                                  'Yes.' if known.rested else 'No.')
+    def stopped(self, shape: str) -> str | None:
+        known = self.only(shape)
+        return known and ('Yes.' if known.rested else 'No.')
 
-    def ask_motion(self, rng: np.random.Generator) -> Question | None:
-        known = _pick(rng, self._unique_shapes())
-        return known and Question('motion', f'What does the {known.shape} do?',
-                                  f'It moves {known.way}.' if known.way else 'It stays still.')
+    def motion(self, shape: str) -> str | None:
+        known = self.only(shape)
+        return known and (f'It moves {known.way}.' if known.way else 'It stays still.')
 
-    def ask_moved_last(self, rng: np.random.Generator) -> Question | None:
+    def moved_last(self) -> str | None:
         moved = [known for known in self.present.values() if known.moved >= 0]
         if not moved:
             return None
         last = max(moved, key=lambda known: known.moved)
-        return Question('moved_last', 'Which shape moved last?',
-                        f'The {last.color} {last.shape}.')
+        return f'The {last.color} {last.shape}.'
 
-    def ask_where(self, rng: np.random.Generator) -> Question | None:
-        clear = [k for k in self._unique_shapes() if min(abs(k.x - 1 / 3), abs(k.x - 2 / 3)) > .05]
-        known = _pick(rng, clear)
-        return known and Question('where', f'Where is the {known.shape}?',
-                                  ('Left.', 'Middle.', 'Right.')[min(2, int(known.x * 3))])
-
-
-KINDS = ('color', 'count', 'exists', 'stopped', 'motion', 'moved_last', 'where')
+    def where(self, shape: str) -> str | None:
+        known = self.only(shape)
+        # Close to a border between thirds there is no fair answer.
+        if known is None or min(abs(known.x - 1 / 3), abs(known.x - 2 / 3)) <= .05:
+            return None
+        return ('Left.', 'Middle.', 'Right.')[min(2, max(0, int(known.x * 3)))]
 
 
-def _pick(rng: np.random.Generator, choices: list[_Known]) -> _Known | None:
-    return choices[int(rng.integers(len(choices)))] if choices else None
+def _draw_shape(viewer: Viewer, rng: np.random.Generator) -> dict[str, str]:
+    shapes = [known.shape for known in viewer.present.values() if viewer.only(known.shape)]
+    return dict(shape=_pick(rng, shapes or SHAPES))
+
+
+def _draw_rested(viewer: Viewer, rng: np.random.Generator) -> dict[str, str]:
+    """Half the time a shape that has come to rest, as most have not."""
+    rested = [k.shape for k in viewer.present.values() if k.rested and viewer.only(k.shape)]
+    if rested and rng.random() < 0.5:
+        return dict(shape=_pick(rng, rested))
+    return _draw_shape(viewer, rng)
+
+
+def _draw_any(viewer: Viewer, rng: np.random.Generator) -> dict[str, str]:
+    """Half the time a shape that is there, else mostly one that shares a part with it."""
+    color, shape = _pick(rng, COLORS), _pick(rng, SHAPES)
+    if viewer.present and rng.random() < 0.85:
+        known = _pick(rng, list(viewer.present.values()))
+        draw = rng.random()
+        color = known.color if draw < 0.75 else color
+        shape = known.shape if draw < 0.5 or draw > 0.75 else shape
+    return dict(color=color, shape=shape)
+
+
+def _draw_nothing(viewer: Viewer, rng: np.random.Generator) -> dict[str, str]:
+    return {}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of question: its words, how to draw what it is about, how it is answered."""
+
+    template: str
+    draw: Callable[[Viewer, np.random.Generator], dict[str, str]]
+    answer: Callable[..., str | None]
+
+    def match(self, text: str) -> dict[str, str] | None:
+        pattern = re.escape(self.template).replace('colour', 'colou?r')
+        for name, words in (('shape', SHAPES), ('color', COLORS)):
+            pattern = pattern.replace(rf'\{{{name}\}}', f'(?P<{name}>{"|".join(words)})')
+        found = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
+        return found and {name: value.lower() for name, value in found.groupdict().items()}
+
+
+_KINDS = {
+    'color': _Kind('What colour is the {shape}?', _draw_shape, Viewer.color),
+    'count': _Kind('How many shapes are there?', _draw_nothing, Viewer.count),
+    'exists': _Kind('Is there a {color} {shape}?', _draw_any, Viewer.exists),
+    'stopped': _Kind('Did the {shape} stop?', _draw_rested, Viewer.stopped),
+    'motion': _Kind('What does the {shape} do?', _draw_shape, Viewer.motion),
+    'moved_last': _Kind('Which shape moved last?', _draw_nothing, Viewer.moved_last),
+    'where': _Kind('Where is the {shape}?', _draw_shape, Viewer.where),
+}
+KINDS = tuple(_KINDS)
+
+
+def _pick(rng: np.random.Generator, choices):
+    return choices[int(rng.integers(len(choices)))]
 
 
 def make(scene: Scene, until_s: float, rng: np.random.Generator,
@@ -128,26 +169,27 @@ def make(scene: Scene, until_s: float, rng: np.random.Generator,
 
     :raises ValueError: for a kind that is not one of `KINDS`
     """
+    if kind is not None and kind not in _KINDS:
+        raise ValueError(f'unknown kind of question {kind!r}; one of {", ".join(KINDS)}')
     viewer = Viewer(scene, until_s)
-    if kind is not None:
-        if kind not in KINDS:
-            raise ValueError(f'unknown kind of question {kind!r}; one of {", ".join(KINDS)}')
-        return getattr(viewer, f'ask_{kind}')(rng)
-    for index in rng.permutation(len(KINDS)):
-        question = getattr(viewer, f'ask_{KINDS[index]}')(rng)
-        if question is not None:
-            return question
-    return viewer.ask_count(rng)
+    for name in [kind] if kind else [KINDS[i] for i in rng.permutation(len(KINDS))]:
+        entry = _KINDS[name]
+        about = entry.draw(viewer, rng)
+        true_answer = entry.answer(viewer, **about)
+        if true_answer is not None:
+            return Question(name, entry.template.format(**about), true_answer)
+    return None
 
 
 def answer(scene: Scene, until_s: float, text: str) -> str | None:
-    """The true answer to a question in this world's words at a time, or None where it has none."""
-    for kind in KINDS:
-        rng = np.random.default_rng(0)
-        for _ in range(64):
-            question = make(scene, until_s, rng, kind)
-            if question is None:
-                break
-            if question.text == text:
-                return question.answer
+    """
+    Return the true answer to a question at a time.
+
+    None where the question is not in this world's words, or has no one true answer then.
+    """
+    viewer = Viewer(scene, until_s)
+    for entry in _KINDS.values():
+        about = entry.match(text)
+        if about is not None:
+            return entry.answer(viewer, **about)
     return None

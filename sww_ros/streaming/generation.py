@@ -26,13 +26,15 @@ class LaneRecord:
     """
     One lane's run as it was: what was fed, how many steps each row saw, what was predicted.
 
-    `predicted[i]` is the token chosen from row i's logits, or -1 where none was taken.
+    `predicted[i]` is the token chosen from row i's logits, or -1 where none was taken; `logits`
+    holds those rows' logits where the session records a trace.
     """
 
     stream_id: str
     fed: list[int] = field(default_factory=list)
     sees: list[int] = field(default_factory=list)
     predicted: list[int] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
 
 
 class TextLane:
@@ -43,7 +45,8 @@ class TextLane:
     """
 
     def __init__(self, stream_id: str, decoder: Decoder, scheme: GroupScheme,
-                 head: Sequence[int], tokenizer, repetition_penalty: float = 1.0) -> None:
+                 head: Sequence[int], tokenizer, repetition_penalty: float = 1.0,
+                 record_logits: bool = False) -> None:
         self.stream_id = stream_id
         self.text = TextAssembler(tokenizer)
         self.record = LaneRecord(stream_id)
@@ -51,7 +54,7 @@ class TextLane:
         self._decoder, self._scheme = decoder, scheme
         self._cache = decoder.new_lane(len(head) + 64)
         self._pending = list(head)
-        self._penalty = repetition_penalty
+        self._penalty, self._record_logits = repetition_penalty, record_logits
         self._used: set[int] = set()
 
     def replace(self, tokens: Sequence[int]) -> None:
@@ -74,6 +77,8 @@ class TextLane:
             logits = logits.clone()
             liked = logits[used]
             logits[used] = torch.where(liked > 0, liked / self._penalty, liked * self._penalty)
+        if self._record_logits:
+            self.record.logits.append(logits.clone())
         token = int(logits.argmax())
         if token != silence:
             self._used.add(token)

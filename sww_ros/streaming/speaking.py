@@ -138,7 +138,8 @@ class Speaker:
             checkpoint = self._checkpoint
             lane = TextLane(question_id, checkpoint.decoder, self._scheme,
                             checkpoint.encode(question_text(question)), checkpoint.tokenizer,
-                            self._config.repetition_penalty)
+                            self._config.repetition_penalty,
+                            self._config.record_trace)
             self._answers[question_id] = _Answer(lane, self._stream)
             if self._config.record_trace:
                 self.records.append(lane.record)

@@ -91,7 +91,8 @@ class Watcher:
         prefix = checkpoint.encode(prefix_text(checkpoint.defaults.system, self._prompt))
         narration = TextLane(NARRATION, checkpoint.decoder, self._scheme,
                              checkpoint.encode(ASSISTANT_HEAD), checkpoint.tokenizer,
-                             self._config.repetition_penalty)
+                             self._config.repetition_penalty,
+                             self._config.record_trace)
         stream = Stream(checkpoint.decoder, self._scheme, prefix, len(prefix) + 256,
                         narration, NarrationBudget(self.wait_k), begun_by=reason)
         stream.prefill_prefix()

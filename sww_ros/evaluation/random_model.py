@@ -1,0 +1,90 @@
+"""Random Qwen2.5-VL checkpoints of any shape, for proofs and timing."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from tokenizers import pre_tokenizers
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+from sww_ros.models.loading import take_apart
+from sww_ros.streaming.checkpoint import Checkpoint
+
+SPECIAL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>',
+           '<|image_pad|>', '<|video_pad|>', '<|silence|>')
+
+QWEN2_5_VL_3B = dict(
+    text=dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36,
+              num_attention_heads=16, num_key_value_heads=2,
+              rope_parameters=dict(rope_type='default', rope_theta=1e6,
+                                   mrope_section=[16, 24, 24])),
+    vision=dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16,
+                window_size=112, fullatt_block_indexes=[7, 15, 23, 31], tokens_per_second=2))
+"""The layer shapes of Qwen2.5-VL-3B, from its published config."""
+
+SMALL = dict(
+    text=dict(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+              num_key_value_heads=2,
+              rope_parameters=dict(rope_type='default', rope_theta=1e4, mrope_section=[2, 2, 2])),
+    vision=dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, window_size=56,
+                fullatt_block_indexes=[1], tokens_per_second=2))
+"""Small enough for thousands of cases, with grouped queries and window attention."""
+
+
+def byte_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's tokenizer class with no merges: each byte is a token, special tokens are whole."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return Qwen2Tokenizer(vocab={c: i for i, c in enumerate(alphabet)}, merges=[],
+                          eos_token='<|im_end|>', pad_token='<|endoftext|>',
+                          extra_special_tokens=list(SPECIAL))
+
+
+def random_model(shape: dict, seed: int, dtype: torch.dtype = torch.float32,
+                 vocabulary: int | None = None, **streaming: object,
+                 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer]:
+    """
+    Return transformers' model with random weights, and its tokenizer.
+
+    :param vocabulary: rows of the embedding; the tokenizer's own size if not given
+    :param streaming: entries for the config's `speak_while_watching`
+    """
+    tokenizer = byte_tokenizer()
+    token = tokenizer.convert_tokens_to_ids
+    text = dict(shape['text'], vocab_size=vocabulary or len(tokenizer),
+                max_position_embeddings=32768, bos_token_id=token('<|endoftext|>'),
+                eos_token_id=token('<|im_end|>'), pad_token_id=token('<|endoftext|>'))
+    vision = dict(shape['vision'], out_hidden_size=text['hidden_size'])
+    config = Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, image_token_id=token('<|image_pad|>'),
+        video_token_id=token('<|video_pad|>'), vision_start_token_id=token('<|vision_start|>'),
+        vision_end_token_id=token('<|vision_end|>'), tie_word_embeddings=True)
+    if streaming:
+        config.speak_while_watching = dict(streaming)
+    config._attn_implementation = 'sdpa'
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(config).to(dtype).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            # Away from the neutral starting values, so that no bias or norm goes untested.
+            if name.endswith('bias') or 'norm' in name:
+                weight.add_(torch.randn_like(weight) * 0.1)
+            elif 'embed_tokens' in name:
+                weight.mul_(10)
+    return model, tokenizer
+
+
+def random_checkpoint(shape: dict, seed: int, dtype: torch.dtype = torch.float32,
+                      **streaming: object,
+                      ) -> tuple[Qwen2_5_VLForConditionalGeneration, Checkpoint]:
+    """Return the stock model (the oracle) and a checkpoint of the same weights to stream."""
+    model, tokenizer = random_model(shape, seed, dtype, **streaming)
+    return model, take_apart(copy.deepcopy(model), tokenizer, name=f'random {seed}')
+
+
+def save_random(folder: Path, shape: dict, seed: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write a random checkpoint in the ordinary directory format."""
+    model, tokenizer = random_model(shape, seed, dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,142 @@
+"""
+Scores a checkpoint on unseen scenes of the shapes world, through the live engine.
+
+`python -m sww_ros.shapes.score --first-seed N --count M --json FILE` plays M scenes, step by
+step, judges the narration fact by fact and the answers to questions asked on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass, field
+import json
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from sww_ros.shapes.architecture import FRAME_SIZE
+from sww_ros.shapes.judge import Verdict, judge, utterances
+from sww_ros.shapes.narration import newest_frame_s
+from sww_ros.shapes.questions import KINDS, Question, make
+from sww_ros.shapes.render import Renderer
+from sww_ros.shapes.scene import TICK_S, generate
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import NARRATION, TextDelta
+from sww_ros.streaming.session import Session
+
+OWED_STEPS = 16
+SETTLING_STEPS = 4
+QUESTIONS = 3
+
+
+@dataclass
+class Score:
+    """Counts over scenes: the narration's verdict, and questions asked and answered by kind."""
+
+    verdict: Verdict = field(default_factory=Verdict)
+    asked: Counter = field(default_factory=Counter)
+    right: Counter = field(default_factory=Counter)
+    seeds: list[dict] = field(default_factory=list)
+
+    def table(self) -> dict:
+        """Return `summary` and, below it, the figures by kind."""
+        summary = self.verdict.summary()
+        asked = sum(self.asked.values())
+        summary['answers_right'] = round(sum(self.right.values()) / asked, 4) if asked else None
+        summary.update(scenes=len(self.seeds), sentences=self.verdict.sentences, questions=asked)
+        return dict(
+            summary=summary, facts_by_kind=self.verdict.by_kind(),
+            answers_by_kind={kind: dict(asked=self.asked[kind], right=self.right[kind])
+                             for kind in KINDS if self.asked[kind]})
+
+
+def play(session: Session, seed: int, max_objects: int, score: Score) -> None:
+    """
+    Play one scene to the session and add its figures to the score.
+
+    Each step waits for the words it is owed, so that the run does not depend on how fast the
+    machine is; perception, budget and decoding are those of the live engine.
+    """
+    steps = OWED_STEPS + SETTLING_STEPS
+    scene = generate(seed, steps + 1.0, max_objects=max_objects)
+    rng = np.random.default_rng([seed, 2])
+    phase = float(rng.random() * TICK_S)
+    renderer = Renderer(scene, FRAME_SIZE, FRAME_SIZE)
+    asked_at = sorted(rng.choice(np.arange(1, OWED_STEPS), QUESTIONS, replace=False).tolist())
+    questions: dict[str, Question] = {}
+    session.reset()
+    session.wait_idle()
+    session.drain()
+    for step in range(steps):
+        for frame in (2 * step, 2 * step + 1):
+            session.feed(renderer.frame(phase + frame * TICK_S), stamp_ns=frame)
+        _settle(session, seed)
+        if step in asked_at:
+            number = seed * QUESTIONS + asked_at.index(step)
+            at = newest_frame_s(step, phase)
+            question = make(scene, at, rng, KINDS[number % len(KINDS)]) or make(scene, at, rng)
+            questions[session.ask(question.text)] = question
+            _settle(session, seed)
+    texts = [event for event in session.drain() if isinstance(event, TextDelta)]
+    spoken = utterances([(t.delta, t.sentence, t.step) for t in texts
+                         if t.stream_id == NARRATION])
+    verdict = judge(scene, spoken, steps, OWED_STEPS, phase)
+    score.verdict.add(verdict)
+    answers = []
+    for question_id, question in questions.items():
+        said = ''.join(t.delta for t in texts if t.stream_id == question_id).strip()
+        score.asked[question.kind] += 1
+        score.right[question.kind] += said == question.answer
+        answers.append(dict(kind=question.kind, question=question.text, truth=question.answer,
+                            answer=said))
+    score.seeds.append(dict(
+        seed=seed, **{k: v for k, v in verdict.summary().items() if k != 'grammatical'},
+        false=verdict.false, answers=answers))
+
+
+def _settle(session: Session, seed: int) -> None:
+    if not session.wait_idle(60.0):
+        raise RuntimeError(f'seed {seed}: the engine did not come to rest within 60 s')
+
+
+def run(model: str, first_seed: int, count: int, max_objects: int) -> Score:
+    """Play `count` scenes of consecutive seeds with a fresh session."""
+    score = Score()
+    with Session.open(model, SessionConfig(overlap='threads')) as session:
+        for seed in tqdm(range(first_seed, first_seed + count), desc=f'{max_objects} objects',
+                         unit='scene', disable=None):
+            play(session, seed, max_objects, score)
+    return score
+
+
+def main() -> None:
+    """Score, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
+    parser.add_argument('--model', default='builtin', help='checkpoint (default: %(default)s)')
+    parser.add_argument('--first-seed', type=int, default=1000)
+    parser.add_argument('--count', type=int, default=200, help='scenes (default: %(default)s)')
+    parser.add_argument('--max-objects', type=int, default=2)
+    parser.add_argument('--beside', type=int, nargs='*', default=[3],
+                        help='also report scenes with so many objects (default: 3)')
+    parser.add_argument('--json', type=Path, help='file for the figures')
+    arguments = parser.parse_args()
+    result: dict = dict(
+        model=arguments.model, first_seed=arguments.first_seed, count=arguments.count,
+        max_objects=arguments.max_objects, steps=OWED_STEPS)
+    for objects in dict.fromkeys([arguments.max_objects, *arguments.beside]):
+        score = run(arguments.model, arguments.first_seed, arguments.count, objects)
+        table = score.table()
+        print(f'up to {objects} objects at a time')
+        print(json.dumps(table, indent=1))
+        if objects == arguments.max_objects:
+            result.update(table, seeds=score.seeds)
+        else:
+            result[f'with_{objects}_objects'] = table
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,68 @@
+"""Lanes: append-only, published in one piece, safe to read while they grow."""
+
+import threading
+
+import pytest
+import torch
+
+from sww_ros.streaming.kv import Lane
+
+
+def append(lane: Lane, values) -> None:
+    target = lane.reserve(len(values))
+    rows = slice(target.length - len(values), target.length)
+    for buffer in (target.keys, target.values):
+        buffer[:, :, rows] = torch.tensor(values, dtype=buffer.dtype)[None, None, :, None]
+    lane.publish(target.length)
+
+
+def test_rows_are_seen_only_once_published():
+    lane = Lane(1, 1, 2, 4, torch.float32)
+    lane.reserve(3)
+    assert lane.view().length == len(lane) == 0
+    append(lane, [1, 2])
+    assert lane.view().keys[0, 0, :2, 0].tolist() == [1, 2]
+
+
+def test_growing_keeps_rows_and_older_views():
+    lane = Lane(2, 1, 2, 2, torch.float32)
+    append(lane, [1, 2])
+    before = lane.view()
+    append(lane, [3, 4, 5])
+    assert lane.view().keys[1, 0, :5, 1].tolist() == [1, 2, 3, 4, 5]
+    assert before.length == 2
+    assert before.keys[1, 0, :2, 1].tolist() == [1, 2]
+
+
+def test_publishing_what_is_not_there_is_refused():
+    lane = Lane(1, 1, 2, 2, torch.float32)
+    with pytest.raises(ValueError, match='cannot publish 5 rows'):
+        lane.publish(5)
+    append(lane, [1])
+    with pytest.raises(ValueError, match='1 are published'):
+        lane.publish(0)
+
+
+def test_a_reader_never_sees_a_torn_or_unwritten_row():
+    lane = Lane(3, 2, 4, 1, torch.float64)
+    done = threading.Event()
+    wrong = []
+
+    def read():
+        while not done.is_set():
+            keys, values, length = lane.view()
+            expected = torch.arange(length, dtype=torch.float64)
+            for buffer in (keys, values):
+                if not torch.equal(buffer[:, :, :length],
+                                   expected[None, None, :, None].expand(3, 2, length, 4)):
+                    wrong.append(length)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for start in range(0, 400, 4):
+        append(lane, list(range(start, start + 4)))
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong

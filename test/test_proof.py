@@ -1,0 +1,60 @@
+"""
+The proof: live runs equal one masked full forward of transformers' own model.
+
+Three hundred random streams on real threads with disturbed timing; and the proof itself is
+proved able to fail.
+"""
+
+import pytest
+import torch
+
+from sww_ros.evaluation.proof import TOLERANCE, Subject, run_case
+from sww_ros.streaming.stream import Stream
+
+CASES = 300
+
+
+@pytest.fixture(scope='module')
+def subjects() -> list[Subject]:
+    return [Subject(seed, dtype) for seed in range(2) for dtype in (torch.float32, torch.float64)]
+
+
+@pytest.mark.parametrize('part', range(10))
+def test_live_runs_equal_the_oracle(subjects, part):
+    lanes, tokens, overtaken = 0, 0, 0
+    for seed in range(part, CASES, 10):
+        subject = subjects[seed % len(subjects)]
+        outcome = run_case(subject, seed)
+        assert outcome.error <= TOLERANCE[subject.dtype], f'case {seed}: {outcome}'
+        assert outcome.differing == 0, f'case {seed}: {outcome}'
+        lanes = max(lanes, outcome.lanes)
+        tokens += outcome.tokens
+        overtaken += outcome.late_sights
+    # The cases must be worth something: several speakers, new steps in the middle of a text.
+    assert lanes >= 2
+    assert tokens > 100
+    assert overtaken > 10
+
+
+def test_the_proof_fails_when_a_row_sees_one_step_less_than_it_says(subjects, monkeypatch):
+    honest = Stream.visible
+
+    def short(self):
+        view, steps = honest(self)
+        if steps < 2:
+            return view, steps
+        return view._replace(length=view.length - self.step_tokens), steps
+
+    monkeypatch.setattr(Stream, 'visible', short)
+    subject = subjects[1]
+    outcomes = [run_case(subject, seed) for seed in range(8)]
+    assert max(outcome.error for outcome in outcomes) > TOLERANCE[subject.dtype]
+
+
+def test_the_proof_fails_when_a_position_is_off_by_one(subjects, monkeypatch):
+    from sww_ros.streaming.decoder import Decoder
+    rotary = Decoder._rotary
+    monkeypatch.setattr(Decoder, '_rotary', lambda self, p: rotary(self, p + (p > 20)))
+    subject = subjects[1]
+    outcomes = [run_case(subject, seed) for seed in range(4)]
+    assert max(outcome.error for outcome in outcomes) > TOLERANCE[subject.dtype]

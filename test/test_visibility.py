@@ -1,0 +1,46 @@
+"""Visibility: the published training masks, and the properties every mask has."""
+
+from hypothesis import given, strategies as st
+import numpy as np
+from test_positions import golden
+
+from sww_ros.streaming.visibility import VISUAL_LANE, Rows, ranges, wait_k_rows
+
+
+def test_training_masks_equal_the_published_ones():
+    for case in golden():
+        assistant = case['answer_start'] - case['assistant_prefix_start']
+        rows = wait_k_rows(
+            case['prefix_tokens'], case['frames'], case['grid_h'] * case['grid_w'],
+            case['wait_k'], assistant, case['length'] - case['answer_start'], tail_tokens=3)
+        assert [ranges(row) for row in rows.mask()] == case['visible_train']
+
+
+@given(st.data())
+def test_every_mask_keeps_the_rules(data):
+    prefix, steps, tokens = (data.draw(st.integers(1, 6)) for _ in range(3))
+    lanes = [data.draw(st.lists(st.integers(0, steps), min_size=1, max_size=8))
+             for _ in range(data.draw(st.integers(1, 3)))]
+    lane = np.repeat([VISUAL_LANE, *range(len(lanes))],
+                     [prefix + steps * tokens, *map(len, lanes)])
+    step = np.concatenate([np.full(prefix, -1), np.repeat(np.arange(steps), tokens),
+                           np.zeros(sum(map(len, lanes)), int)])
+    sees = np.concatenate([np.zeros(prefix + steps * tokens, int), *lanes]).astype(int)
+    mask = Rows(lane, step, sees).mask()
+    visual = lane == VISUAL_LANE
+    assert mask.diagonal().all(), 'a row sees itself'
+    assert not np.triu(mask, 1).any(), 'nobody sees a later row'
+    assert not mask[np.ix_(visual, ~visual)].any(), 'the video never depends on text'
+    across = mask & (lane[:, None] != lane[None, :]) & ~visual[None, :]
+    assert not across.any(), 'text lanes never see each other'
+    for row in np.flatnonzero(~visual):
+        shown = mask[row] & visual
+        assert shown[:prefix].all()
+        assert shown.sum() == prefix + sees[row] * tokens, 'whole steps only'
+
+
+def test_wait_k_with_one_step_shows_it_and_its_tail_at_once():
+    rows = wait_k_rows(2, 1, 4, 3, 3, 4, tail_tokens=3)
+    mask = rows.mask()
+    assert ranges(mask[9]) == [[0, 10]]
+    assert ranges(mask[-1]) == [[0, 16]]
