@@ -16,7 +16,7 @@ from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Difficulty, Scene, generate
 from sww_ros.shapes.tokens import SILENCE, SYSTEM
 from sww_ros.streaming.positions import GroupScheme, VideoClock, make_scheme
-from sww_ros.streaming.prompt import ASSISTANT_HEAD, prefix_text, question_text
+from sww_ros.streaming.prompt import ASSISTANT_HEAD, prefix_parts, question_parts
 from sww_ros.streaming.visibility import PREFIX_STEP, VISUAL_LANE, Rows
 
 GRID = FRAME_SIZE // 28
@@ -131,7 +131,7 @@ class Batcher:
         self._words = np.array([self._encode(' ' + word)[0] for word in (*COLORS, *SHAPES)])
 
     def make(self, recipe: Recipe, rng: np.random.Generator) -> Batch:
-        prefix = self._encode(prefix_text(SYSTEM, recipe.prompt))
+        prefix = self._encode(''.join(prefix_parts(SYSTEM, recipe.prompt)))
         clips = [self._clip(recipe, rng) for _ in range(recipe.clips)]
         width = max(len(ids) for clip in clips for ids, _, _ in clip['lanes'])
         first_text = len(prefix) + recipe.steps * STEP_TOKENS
@@ -186,7 +186,7 @@ class Batcher:
                 text = text.replace('colour', 'color')
             if rng.random() < 0.2:
                 text = text.lower()
-            asked = self._encode(question_text(text))
+            asked = self._encode(''.join(question_parts(text)))
             lanes.append((asked + self._encode(question.answer) + [self._end], len(asked), seen))
         return dict(
             patches=frames_to_patches(frames), lanes=lanes,

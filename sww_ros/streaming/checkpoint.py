@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+import threading
 
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.generation import Vocabulary
@@ -34,6 +35,17 @@ class Checkpoint:
     vocabulary: Vocabulary
     defaults: StreamDefaults
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of text in which special tokens are written out."""
-        return self.tokenizer(text, add_special_tokens=False)['input_ids']
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def encode(self, *parts: str) -> list[int]:
+        """
+        Token ids of alternating parts: ours, in which special tokens are written out, the
+        user's, in which they are only text, ours, and so on.
+        """
+        ids: list[int] = []
+        # The tokenizer keeps how to treat special tokens as state, so one thread at a time.
+        with self._lock:
+            for index, part in enumerate(parts):
+                ids += self.tokenizer(part, add_special_tokens=False,
+                                      split_special_tokens=bool(index % 2))['input_ids']
+        return ids

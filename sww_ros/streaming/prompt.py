@@ -9,12 +9,12 @@ NEXT_TURN = f'{TURN_END}\n{ASSISTANT_HEAD}'
 """What closes a narration turn that has ended and opens the next one."""
 
 
-def prefix_text(system: str, prompt: str) -> str:
-    """System turn, standing question and the start of the video."""
-    return (f'<|im_start|>system\n{system}{TURN_END}\n'
-            f'<|im_start|>user\n{prompt}<|vision_start|>')
+def prefix_parts(system: str, prompt: str) -> tuple[str, ...]:
+    """System turn, standing question and the start of the video: ours, the user's, ours."""
+    return (f'<|im_start|>system\n{system}{TURN_END}\n<|im_start|>user\n', prompt,
+            '<|vision_start|>')
 
 
-def question_text(question: str) -> str:
-    """The head of the text group of a question asked at run time."""
-    return f'<|im_start|>user\n{question}{TURN_END}\n{ASSISTANT_HEAD}'
+def question_parts(question: str) -> tuple[str, ...]:
+    """The head of the text group of a question asked at run time: ours, the user's, ours."""
+    return '<|im_start|>user\n', question, f'{TURN_END}\n{ASSISTANT_HEAD}'

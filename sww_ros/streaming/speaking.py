@@ -19,7 +19,7 @@ from sww_ros.streaming.events import (
 from sww_ros.streaming.generation import LaneRecord, TextLane
 from sww_ros.streaming.overlap import BusyLog
 from sww_ros.streaming.positions import GroupScheme
-from sww_ros.streaming.prompt import NEXT_TURN, question_text
+from sww_ros.streaming.prompt import NEXT_TURN, question_parts
 from sww_ros.streaming.stream import Stream
 
 
@@ -116,10 +116,13 @@ class Speaker:
 
     def _enqueue(self, question_id: str, question: str) -> None:
         config = self._config
-        if len(self._answers) + len(self._queue) >= config.max_answers:
+        taken = len(self._answers) + len(self._queue)
+        if taken >= config.max_answers:
             if config.question_policy == 'interrupt':
-                self._end(next(iter(self._answers)), 'interrupted')
-            elif config.question_policy == 'reject' or len(self._queue) >= config.max_queued:
+                oldest = next(iter(self._answers), None) or self._queue[0][0]
+                self._end(oldest, 'interrupted')
+            elif (config.question_policy == 'reject'
+                  or taken >= config.max_answers + config.max_queued):
                 self._emit(QuestionState(
                     question_id, 'rejected',
                     f'{len(self._answers)} questions are being answered and '
@@ -137,7 +140,7 @@ class Speaker:
             question_id, question = self._queue.popleft()
             checkpoint = self._checkpoint
             lane = TextLane(question_id, checkpoint.decoder, self._scheme,
-                            checkpoint.encode(question_text(question)), checkpoint.tokenizer,
+                            checkpoint.encode(*question_parts(question)), checkpoint.tokenizer,
                             self._config.repetition_penalty,
                             self._config.record_trace)
             self._answers[question_id] = _Answer(lane, self._stream)

@@ -13,7 +13,7 @@ from sww_ros.streaming.generation import NarrationBudget, TextLane
 from sww_ros.streaming.overlap import BusyLog
 from sww_ros.streaming.perception import fit_size
 from sww_ros.streaming.positions import GroupScheme
-from sww_ros.streaming.prompt import ASSISTANT_HEAD, prefix_text
+from sww_ros.streaming.prompt import ASSISTANT_HEAD, prefix_parts
 from sww_ros.streaming.stream import Frame, FrameQueue, StepInfo, Stream
 
 
@@ -88,7 +88,7 @@ class Watcher:
 
     def _begin(self, reason: str = '') -> Stream:
         checkpoint = self._checkpoint
-        prefix = checkpoint.encode(prefix_text(checkpoint.defaults.system, self._prompt))
+        prefix = checkpoint.encode(*prefix_parts(checkpoint.defaults.system, self._prompt))
         narration = TextLane(NARRATION, checkpoint.decoder, self._scheme,
                              checkpoint.encode(ASSISTANT_HEAD), checkpoint.tokenizer,
                              self._config.repetition_penalty,

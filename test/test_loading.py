@@ -1,0 +1,130 @@
+"""Loading: checkpoints in the ordinary format, and clear words for what cannot be used."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, SMALL, save_random
+from sww_ros.models.loading import CheckpointError, load
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import StepPerceived, TextDelta
+from sww_ros.streaming.oracle import replay
+from sww_ros.streaming.perception import PixelSettings, fit_size
+from sww_ros.streaming.session import Session
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('small')
+    save_random(folder, SMALL, 1)
+    return folder
+
+
+def test_the_layer_shapes_of_the_3b_model_load_and_stream(tmp_path):
+    """Two decoder and two vision layers of the real shapes, from disk, through the same code."""
+    shape = dict(text=dict(QWEN2_5_VL_3B['text'], num_hidden_layers=2),
+                 vision=dict(QWEN2_5_VL_3B['vision'], depth=2, fullatt_block_indexes=[1]))
+    save_random(tmp_path, shape, 1)
+    config = SessionConfig(record_trace=True, dtype='float32', threads=2, max_answer_tokens=3)
+    rng = np.random.default_rng(0)
+    with Session.open(str(tmp_path), config) as session:
+        assert session.info['parameters'] > 2e8
+        for _ in range(4):
+            session.feed(rng.integers(0, 256, (120, 160, 3), np.uint8))
+        assert session.wait_idle(120)
+        session.ask('what?')
+        assert session.wait_idle(120)
+        events, trace = session.drain(), session.trace()
+    assert sum(isinstance(e, StepPerceived) for e in events) == 2
+    assert any(isinstance(e, TextDelta) for e in events)
+    oracle = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    live = torch.stack([row for record in trace.lanes for row in record.logits])
+    verdict = replay(trace, oracle)
+    assert verdict.differing == 0
+    # Logits are in the hundreds with these weights.
+    assert float((live - verdict.logits).abs().max() / live.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize('model, words', [
+    ('/no/such/folder', 'does not exist'),
+    ('no-such-user/no-such-model', 'neither a folder nor in the local cache'),
+])
+def test_a_missing_checkpoint_is_named(model, words):
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load(model)
+    assert model in str(caught.value)
+
+
+def test_a_folder_without_a_config_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match='has no config.json'):
+        load(str(tmp_path))
+
+
+def edited(small, tmp_path, **changes):
+    for file in small.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / 'config.json').read_text())
+    config.update(changes)
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+def test_another_model_is_refused(small, tmp_path):
+    with pytest.raises(CheckpointError, match="is a 'qwen2' model; only Qwen2.5-VL"):
+        load(edited(small, tmp_path, model_type='qwen2'))
+
+
+def test_unknown_streaming_settings_are_named(small, tmp_path):
+    folder = edited(small, tmp_path, speak_while_watching=dict(wait_kay=3))
+    with pytest.raises(CheckpointError, match=r"unknown speak_while_watching .*'wait_kay'"):
+        load(folder)
+
+
+def test_a_silence_token_that_is_not_there_is_named(small, tmp_path):
+    folder = edited(small, tmp_path, speak_while_watching=dict(silence_token='<|hush|>'))
+    with pytest.raises(CheckpointError, match='<|hush|>'):
+        load(folder)
+
+
+def test_missing_weights_are_told(small, tmp_path):
+    folder = edited(small, tmp_path)
+    (tmp_path / 'model.safetensors').unlink()
+    with pytest.raises(CheckpointError, match='cannot load checkpoint'):
+        load(folder)
+
+
+def test_an_unknown_dtype_is_named(small):
+    with pytest.raises(CheckpointError, match="unknown dtype 'int3'"):
+        load(str(small), dtype='int3')
+
+
+def test_pixels_equal_the_processors_own(small):
+    """The live patches are those of transformers' own processor (its Pillow variant)."""
+    from PIL import Image
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil,
+    )
+    # Of little contrast, as the two clamp what the filter overshoots at different places.
+    frame = np.random.default_rng(1).integers(64, 192, (90, 130, 3), np.uint8)
+    perception = load(str(small)).perception
+    settings = perception.settings
+    processor = Qwen2VLImageProcessorPil(
+        image_mean=settings.mean, image_std=settings.std,
+        size=dict(shortest_edge=settings.min_pixels, longest_edge=settings.max_pixels))
+    theirs = processor(Image.fromarray(frame), return_tensors='pt')
+    size = fit_size(90, 130, settings)
+    assert [side // settings.patch_size for side in size] == theirs.image_grid_thw[0, 1:].tolist()
+    ours = perception.patches([frame], *size)
+    # One grey level of 255, for the rounding of the bicubic filter.
+    assert (ours - theirs.pixel_values).abs().max() <= 1.01 / 255 / min(settings.std)
+
+
+@pytest.mark.parametrize('height, width', [(480, 640), (28, 28), (2000, 30), (1080, 1920)])
+def test_frames_are_fitted_as_the_processor_does(height, width):
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+    settings = PixelSettings((.5,) * 3, (.5,) * 3, 60_000, 240_000)
+    assert fit_size(height, width, settings) == smart_resize(
+        height, width, factor=28, min_pixels=60_000, max_pixels=240_000)

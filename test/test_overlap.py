@@ -1,0 +1,94 @@
+"""Overlap is real: decoding runs while a step is being prefilled, speakers share decode steps."""
+
+from contextlib import contextmanager
+import time
+
+import numpy as np
+import pytest
+
+from sww_ros.evaluation.random_model import SMALL, random_checkpoint
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import StepPerceived
+from sww_ros.streaming.overlap import BusyLog, make_executor
+from sww_ros.streaming.session import Session
+
+FRAME = np.zeros((56, 56, 3), np.uint8)
+PREFILL_S, DECODE_S = 0.03, 0.004
+
+
+@contextmanager
+def instrumented(checkpoint):
+    """Make both stages take a known time, and note when each ran and for how many lanes."""
+    decoder, honest = checkpoint.decoder, checkpoint.decoder.step
+    prefills, decodes = [], []
+
+    def step(chunks):
+        decoding = chunks[0].predict
+        start = time.monotonic_ns()
+        result = honest(chunks)
+        time.sleep(DECODE_S if decoding else PREFILL_S)
+        (decodes if decoding else prefills).append((start, time.monotonic_ns(), len(chunks)))
+        return result
+
+    decoder.step = step
+    try:
+        yield prefills, decodes
+    finally:
+        del decoder.step
+
+
+def inside(decodes, prefills) -> int:
+    """How many decode steps ran wholly within one prefill."""
+    return sum(any(p[0] <= d[0] and d[1] <= p[1] for p in prefills) for d in decodes)
+
+
+def play(overlap: str):
+    _, checkpoint = random_checkpoint(SMALL, 5, silence_token='<|silence|>', max_steps=100)
+    config = SessionConfig(overlap=overlap, wait_k=4, max_answer_tokens=40,
+                           max_pending_frames=100)
+    with instrumented(checkpoint) as (prefills, decodes), Session(checkpoint, config) as session:
+        session.feed(FRAME)
+        session.feed(FRAME)
+        assert session.wait_idle(30)
+        session.ask('one?')
+        session.ask('two?')
+        for _ in range(12):
+            session.feed(FRAME)
+        assert session.wait_idle(60)
+        steps = [e for e in session.drain() if isinstance(e, StepPerceived)]
+    return prefills, decodes, steps
+
+
+def test_decoding_goes_on_while_a_step_is_prefilled():
+    prefills, decodes, steps = play('threads')
+    assert inside(decodes, prefills) >= 5
+    ratios = [e.overlap_ns / (e.perceived_ns - e.started_ns) for e in steps[1:]]
+    assert max(ratios) > 0.5
+    assert all(0 <= ratio <= 1.001 for ratio in ratios)
+
+
+def test_narration_and_two_answers_advance_in_the_same_decode_steps():
+    _, decodes, _ = play('threads')
+    assert sum(lanes == 3 for _, _, lanes in decodes) >= 5
+
+
+def test_the_serial_baseline_never_overlaps():
+    prefills, decodes, steps = play('serial')
+    assert inside(decodes, prefills) == 0
+    assert all(e.overlap_ns == 0 for e in steps)
+
+
+def test_busy_log_measures_what_it_covers():
+    log = BusyLog()
+    with log:
+        start = time.monotonic_ns()
+        time.sleep(0.01)
+        stop = time.monotonic_ns()
+        assert log.covered_ns(start, stop) == stop - start
+    assert log.covered_ns(start, stop) == stop - start
+    assert log.covered_ns(stop + 10**9, stop + 2 * 10**9) == 0
+
+
+def test_an_unknown_executor_is_named():
+    with pytest.raises(ValueError, match="unknown overlap 'gpu'"):
+        make_executor('gpu', lambda: False, lambda: False, lambda error: None)
