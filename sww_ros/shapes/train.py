@@ -201,6 +201,7 @@ class Settings:
     layers: int
     bf16: bool
     log_every: int
+    save_every: int = 250
 
 
 class Trainer:
@@ -291,7 +292,7 @@ class Trainer:
                     print(line, flush=True)
                     log.write(line + '\n')
                     log.flush()
-                if (step + 1) % 250 == 0:
+                if (step + 1) % settings.save_every == 0:
                     self._save_state(step + 1)
         if self.rank == 0:
             save_checkpoint(self.trainee.export(), self.tokenizer, settings.out)
@@ -330,6 +331,7 @@ def main() -> None:
     parser.add_argument('--layers', type=int, default=6)
     parser.add_argument('--no-bf16', dest='bf16', action='store_false')
     parser.add_argument('--log-every', type=int, default=50)
+    parser.add_argument('--save-every', type=int, default=250, help='batches between states')
     settings = Settings(**vars(parser.parse_args()))
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / '.rendezvous').unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""Training of the built-in checkpoint: batches as the engine lays rows out, resume, export."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sww_ros.shapes.architecture import FRAME_SIZE, build_config, build_model, save_checkpoint
+from sww_ros.shapes.batches import (
+    GRID,
+    IGNORE,
+    Batcher,
+    Recipe,
+    cell_truths,
+    frames_to_patches,
+)
+from sww_ros.shapes.grammar import KINDS
+from sww_ros.shapes.render import Renderer
+from sww_ros.shapes.scene import generate
+from sww_ros.shapes.tokens import SILENCE, build_tokenizer
+from sww_ros.shapes.train import Settings, Trainee, draw_recipe, train
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import StepPerceived
+from sww_ros.streaming.session import Session
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope='module')
+def tiny(tokenizer, tmp_path_factory):
+    """An untrained checkpoint of the built-in kind, on disk."""
+    folder = tmp_path_factory.mktemp('tiny')
+    save_checkpoint(build_model(build_config(tokenizer, 64, 2), seed=1), tokenizer, folder)
+    return folder
+
+
+def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny):
+    """The rows of a batch have the ids, positions and visibility of a live run of that clip."""
+    recipe = Recipe(clips=1, steps=4, max_objects=2, questions=1)
+    batch = Batcher(tokenizer).make(recipe, np.random.default_rng(0))
+    with Session.open(str(tiny), SessionConfig(record_trace=True)) as session:
+        for _ in range(8):
+            session.feed(np.zeros((FRAME_SIZE, FRAME_SIZE, 3), np.uint8))
+        assert session.wait_idle(30)
+        trace = session.trace()
+    first, last = batch.visual
+    assert batch.ids[0, :first].tolist() == trace.prefix
+    # The last spoken token of a live run is never fed; a batch feeds it for nothing.
+    narrated = len(trace.lanes[0].fed)
+    assert batch.questions - last == narrated + 1
+    upto = last + narrated
+    assert np.array_equal(batch.positions[:, 0, :upto], trace.positions[:, :upto])
+    assert np.array_equal(batch.mask[0, 0, :upto, :upto], trace.rows().mask()[:upto, :upto])
+
+
+def test_labels_are_the_next_tokens_of_the_narration(tokenizer):
+    batch = Batcher(tokenizer).make(Recipe(2, 4, 2), np.random.default_rng(1))
+    first_text = batch.visual[1]
+    told = batch.labels[:, first_text:batch.questions]
+    assert (told != IGNORE).sum() == 2 * 4 * 3
+    at = (told != IGNORE).nonzero()
+    for row, column in at.tolist():
+        assert batch.ids[row, first_text + column + 1] == told[row, column]
+    assert tokenizer.convert_tokens_to_ids(SILENCE) in told
+
+
+def test_questions_see_whole_steps_and_not_the_narration(tokenizer):
+    batch = Batcher(tokenizer).make(Recipe(3, 5, 2, questions=2), np.random.default_rng(2))
+    first, last = batch.visual
+    asked = batch.mask[:, 0, batch.questions:]
+    assert not asked[:, :, last:batch.questions].any()
+    assert (asked[:, :, first:last].sum(-1) % 9 == 0).all()
+
+
+def test_late_starts_keep_narration_and_video_together(tokenizer):
+    def offset(late: int) -> int:
+        batch = Batcher(tokenizer).make(Recipe(1, 3, 1, late_start=late),
+                                        np.random.default_rng(3))
+        first, last = batch.visual
+        return int(batch.positions[0, 0, last + 3] - batch.positions[0, 0, first])
+    assert offset(0) == offset(20)
+
+
+def test_cells_know_what_is_where():
+    scene = generate(7, 17.0)
+    cells = cell_truths(scene, 16, 0.0)
+    assert cells.shape == (16, GRID * GRID, 4)
+    events = {KINDS[e - 1] for e in np.unique(cells[..., 3]) if e}
+    assert {'appears', 'moves', 'stops'} <= events
+
+
+def test_the_training_tower_is_the_stock_one(tokenizer):
+    model = build_model(build_config(tokenizer, 64, 2), seed=1)
+    renderer = Renderer(generate(1), FRAME_SIZE, FRAME_SIZE)
+    patches = torch.from_numpy(frames_to_patches(
+        np.stack([renderer.frame(i / 2) for i in range(6)])))
+    grid = torch.tensor([[3, 2 * GRID, 2 * GRID]])
+    with torch.no_grad():
+        stock = model.model.visual(patches, grid_thw=grid).pooler_output
+        ours = Trainee(model, 64).see(patches)
+    assert (stock - ours).abs().max() < 1e-5
+
+
+def test_training_patches_are_the_engines(tiny):
+    from sww_ros.models.loading import load
+    renderer = Renderer(generate(2), FRAME_SIZE, FRAME_SIZE)
+    frames = np.stack([renderer.frame(0.0), renderer.frame(0.5)])
+    live = load(str(tiny)).perception.patches(list(frames), FRAME_SIZE, FRAME_SIZE)
+    assert torch.allclose(torch.from_numpy(frames_to_patches(frames)), live, atol=1e-6)
+
+
+def run(out, steps: int, **changes):
+    settings = dict(out=out, steps=steps, clips=4, seed=3, workers=1, hidden=64, layers=2,
+                    bf16=False, log_every=2, save_every=2)
+    out.mkdir(exist_ok=True)
+    train(0, Settings(**{**settings, **changes}))
+    return (out / 'model.safetensors').read_bytes()
+
+
+def test_training_goes_on_where_it_was_killed(tmp_path, monkeypatch):
+    whole = run(tmp_path / 'whole', 4)
+    lines = [json.loads(line) for line in open(tmp_path / 'whole/training.jsonl')]
+    assert [line['step'] for line in lines] == [2, 4]
+    from sww_ros.shapes import train as module
+    honest = module.Trainer._step
+
+    def killed(self, step, batch):
+        if step == 3:
+            raise KeyboardInterrupt
+        return honest(self, step, batch)
+
+    monkeypatch.setattr(module.Trainer, '_step', killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / 'cut', 4)
+    monkeypatch.setattr(module.Trainer, '_step', honest)
+    assert run(tmp_path / 'cut', 4) == whole
+
+
+def test_what_was_trained_loads_and_streams(tmp_path):
+    run(tmp_path, 2)
+    with Session.open(str(tmp_path)) as session:
+        assert session.info['wait_k'] == 3
+        for _ in range(2):
+            session.feed(np.zeros((200, 200, 3), np.uint8))
+        assert session.wait_idle(30)
+        assert any(isinstance(event, StepPerceived) for event in session.drain())
+
+
+def test_the_curriculum_goes_from_short_to_long():
+    rng = np.random.default_rng(0)
+    early = [draw_recipe(0.01, 32, rng) for _ in range(50)]
+    late = [draw_recipe(0.9, 32, rng) for _ in range(200)]
+    assert {(r.steps, r.max_objects) for r in early} == {(8, 1)}
+    assert {r.steps for r in late} == {8, 16, 24, 32}
+    assert {r.max_objects for r in late} == {1, 2, 3}
+    assert len({r.prompt for r in late}) > 1
