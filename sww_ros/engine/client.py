@@ -101,16 +101,17 @@ class EngineClient:
         else:
             self._drop('engine', 1)
 
-    def ask(self, question: str) -> str:
+    def ask(self, question: str, question_id: str = '') -> str:
         """
         Ask, and return the question's id at once; its answer comes as events.
 
+        :param question_id: an id that no other question has; made up if empty
         :raises ValueError: for a question that is empty or too long
         :raises EngineError: when the engine does not run, or too many questions wait already
         """
         question = check_question(question)
         self._check_ready()
-        question_id = f'q{uuid.uuid4().hex[:8]}'
+        question_id = question_id or f'q{uuid.uuid4().hex[:8]}'
         if not self._streams.admit(question_id):
             raise EngineError(f'{len(self._streams.questions)} questions are being answered or '
                               'wait, no more are taken: ask again later')

@@ -1,0 +1,173 @@
+"""The image topic: stores what comes, thins it out, and says when nothing comes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+import threading
+import time
+
+import numpy as np
+from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CompressedImage, Image
+
+from sww_ros.engine.outbox import Frame
+from sww_ros.engine.sampler import Choice, FrameSampler
+from sww_ros.nodes.images import compressed_to_rgb, image_to_rgb
+from sww_ros.nodes.latency import Rate
+
+REMEMBERED_FRAMES = 1024
+WATCH_S = 0.5
+TRANSPORTS = {'raw': (Image, '', image_to_rgb),
+              'compressed': (CompressedImage, '/compressed', compressed_to_rgb)}
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What is remembered of a frame: whose it is, and how long it took to come [ns]."""
+
+    frame_id: str = ''
+    capture_to_callback_ns: int = 0
+
+
+class Camera:
+    """
+    Subscribes to `image` and hands over the frames that the model wants.
+
+    The callback only stores: conversion is left to whoever calls `Frame.load`.
+
+    :param on_frame: takes each frame that the model wants
+    :param on_drop: told the reason of each frame left out: rate | paused
+    :param on_restart: told when stamps jump back, before the first frame after the jump
+    """
+
+    def __init__(self, node: Node, group: CallbackGroup, *, on_frame: Callable[[Frame], None],
+                 on_drop: Callable[[str], None], on_restart: Callable[[str], None]) -> None:
+        self._node, self._group = node, group
+        self._on_frame, self._on_drop, self._on_restart = on_frame, on_drop, on_restart
+        self._log = node.get_logger()
+        self._subscription = None
+        self._watch = node.create_timer(WATCH_S, self._warn_if_silent, group,
+                                        clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._arrivals: OrderedDict[int, Arrival] = OrderedDict()
+        self._lock = threading.Lock()
+        self._warned_s = 0.0
+        self.paused = False
+        self.received = 0
+        self.rate = Rate()
+        self.last_s = 0.0
+        self.topic = ''
+        self.newest: Image | CompressedImage | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether the topic is subscribed to."""
+        return self._subscription is not None
+
+    @property
+    def silent_s(self) -> float:
+        """Time since the last frame, or since the subscription [s]."""
+        return time.monotonic() - self.last_s
+
+    def subscribe(self, transport: str, frame_rate: float) -> None:
+        """Subscribe; `transport` is raw or compressed, `frame_rate` what the model wants [Hz]."""
+        kind, suffix, self._convert = TRANSPORTS[transport]
+        # The base name is resolved first, so that remapping `image` moves both transports.
+        self.topic = self._node.resolve_topic_name('image') + suffix
+        self._type_name = f'sensor_msgs/msg/{kind.__name__}'
+        self._sampler = FrameSampler(frame_rate)
+        self.last_s = self._warned_s = time.monotonic()
+        self.paused, self.rate = False, Rate()
+        # Best effort receives from both kinds of publisher (REP-2003).
+        qos = QoSProfile(reliability=ReliabilityPolicy.BEST_EFFORT, depth=1,
+                         history=HistoryPolicy.KEEP_LAST)
+        self._subscription = self._node.create_subscription(
+            kind, self.topic, self._take, qos, callback_group=self._group,
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._warn_of_qos),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        self._log.info(f'watching {self.topic} ({self._type_name})')
+
+    def unsubscribe(self) -> None:
+        """Leave the topic; harmless when not subscribed."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            self._node.destroy_subscription(subscription)
+        self.newest = None
+
+    def begin_anew(self) -> None:
+        """Forget the stamps seen so far."""
+        if self.open:
+            self._sampler.reset()
+
+    def arrival(self, stamp_ns: int) -> Arrival:
+        """Return what is remembered of the frame of this stamp."""
+        with self._lock:
+            return self._arrivals.get(stamp_ns, Arrival())
+
+    def newest_pixels(self) -> tuple[Image | CompressedImage, np.ndarray] | None:
+        """
+        Return the newest message and its pixels, (H, W, 3) uint8 RGB; None before the first.
+
+        :raises ValueError: for an image that cannot be converted
+        """
+        message = self.newest
+        return None if message is None else (message, self._convert(message))
+
+    def _take(self, message: Image | CompressedImage) -> None:
+        received_ns = time.monotonic_ns()
+        self.last_s = received_ns / 1e9
+        self.received += 1
+        self.rate.add()
+        self.newest = message
+        if self.paused:
+            self._on_drop('paused')
+            return
+        stamp = message.header.stamp
+        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+        now_ns = self._node.get_clock().now().nanoseconds
+        if stamp_ns == 0:
+            self._log.warning(f'the frames on {self.topic} have no stamp: the time of their '
+                              'arrival is taken instead', once=True)
+            stamp_ns = now_ns
+        choice = self._sampler.choose(stamp_ns)
+        if choice is Choice.SKIP:
+            self._on_drop('rate')
+            return
+        if choice is Choice.RESTART:
+            self._on_restart(f'the stamps on {self.topic} jumped back')
+        with self._lock:
+            self._arrivals[stamp_ns] = Arrival(message.header.frame_id, now_ns - stamp_ns)
+            if len(self._arrivals) > REMEMBERED_FRAMES:
+                self._arrivals.popitem(last=False)
+        self._on_frame(Frame(partial(self._convert, message), stamp_ns, received_ns))
+
+    def _warn_of_qos(self, event) -> None:
+        policy = qos_policy_name_from_kind(event.last_policy_kind)
+        self._log.warning(
+            f'a publisher of {self.topic} offers less than this node requests ({policy}): no '
+            'frame of it will come. Set the parameters qos_overrides.'
+            f'{self.topic}.subscription.* to what it offers')
+
+    def _warn_if_silent(self) -> None:
+        limit = self._node.get_parameter('camera_timeout').value
+        now = time.monotonic()
+        if not self.open or now - max(self.last_s, self._warned_s) < limit:
+            return
+        self._warned_s = now
+        self._log.warning(f'no frame on {self.topic} for {self.silent_s:.0f} s: {self._why()}')
+
+    def _why(self) -> str:
+        publishers = self._node.get_publishers_info_by_topic(self.topic)
+        if not publishers:
+            return 'nobody publishes there (remap `image`, see `ros2 topic list`)'
+        types = {publisher.topic_type for publisher in publishers}
+        if self._type_name not in types:
+            return f'{", ".join(sorted(types))} is published, {self._type_name} is expected'
+        return f'{len(publishers)} publisher(s) there, but nothing comes'

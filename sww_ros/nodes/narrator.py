@@ -1,0 +1,256 @@
+"""The narrator: a lifecycle node that watches an image topic, speaks, and answers questions."""
+
+from __future__ import annotations
+
+import sys
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from std_srvs.srv import SetBool, Trigger
+
+from sww_interfaces.srv import SetPrompt
+from sww_ros.engine.client import SESSION, EngineClient, EngineError
+from sww_ros.engine.memory import resident_bytes
+from sww_ros.engine.outbox import Frame
+from sww_ros.nodes import narrator_parameters as parameters
+from sww_ros.nodes.annotation import Annotator
+from sww_ros.nodes.camera import Camera
+from sww_ros.nodes.diagnostics import Health, statuses
+from sww_ros.nodes.managed import ManagedNode, logged, run
+from sww_ros.nodes.publishing import TextPublisher
+from sww_ros.nodes.questions import MAX_WAITERS, Questions
+from sww_ros.nodes.reporting import Reporter
+
+NAME = 'narrator'
+SHORT_CALLBACKS = 6
+"""Threads for the callbacks that never wait; those that may have theirs beside."""
+
+LAST_WORDS_S = 1.0
+CLOCK_JUMP = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.5),
+                           on_clock_change=False)
+
+
+class Narrator(ManagedNode):
+    """
+    Configure loads the model, activate watches and speaks, cleanup frees the model.
+
+    :param session: 'module:callable' that opens the engine's session
+    """
+
+    def __init__(self, session: str = SESSION) -> None:
+        super().__init__(NAME)
+        parameters.declare(self)
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self.add_post_set_parameters_callback(self._apply_parameters)
+        self._session = session
+        self._engine: EngineClient | None = None
+        self._active = self._watched_before = False
+        self._trouble = ''
+        self._default_prompt = ''
+
+        group = MutuallyExclusiveCallbackGroup()
+        self._camera = Camera(
+            self, MutuallyExclusiveCallbackGroup(), on_frame=self._feed, on_drop=self._drop,
+            on_restart=self._begin_anew)
+        self._questions = Questions(self, self._active_engine)
+        annotator = Annotator(self, self._camera, self.get_parameter('annotation_rate').value)
+        self._reporter = Reporter(self, self._camera, TextPublisher(self, self._camera),
+                                  self._questions.answers, annotator.subtitle)
+        self.create_service(SetPrompt, '~/set_prompt', self._serve_prompt, callback_group=group)
+        self.create_service(Trigger, '~/reset', self._serve_reset, callback_group=group)
+        self.create_service(SetBool, '~/pause', self._serve_pause, callback_group=group)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._jumps = self.get_clock().create_jump_callback(
+            CLOCK_JUMP, post_callback=lambda _: self._begin_anew('the clock jumped back'))
+
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        if period := self.get_parameter('diagnostics_period').value:
+            self.create_timer(period, self._publish_diagnostics, group, clock=steady)
+        if self.get_parameter('autostart').value:
+            self._autostart = self.create_timer(
+                1e-3, self._start, MutuallyExclusiveCallbackGroup(), clock=steady)
+
+    def release(self) -> None:
+        self._active = False
+        self._camera.unsubscribe()
+        self._free_engine()
+        self._questions.close()
+
+    # Transitions.
+
+    @logged
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        values = parameters.read(self)
+        log = self.get_logger()
+        try:
+            config = parameters.session_config(values)
+            self._engine = EngineClient(
+                values['model'], config, session=self._session,
+                restart=values['restart_engine'], on_event=self._reporter.tell,
+                on_lost=self._engine_lost, on_ready=self._engine_ready, on_line=log.debug)
+            log.info(f'loading the model {values["model"]}')
+            info = self._engine.start(values['load_timeout'])
+        except (EngineError, ValueError) as error:
+            self._engine = None
+            self._trouble = str(error)
+            log.error(f'cannot load the model: {error}')
+            return TransitionCallbackReturn.FAILURE
+        self._default_prompt = info.get('default_prompt', info['prompt'])
+        self._reporter.begin()
+        self._watched_before = False
+        return TransitionCallbackReturn.SUCCESS
+
+    @logged
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        super().on_activate(state)
+        if self._watched_before:
+            self._engine.reset()  # What was seen before the break is of no use now.
+        self._engine.pause(False)
+        self._active = self._watched_before = True
+        self._camera.subscribe(self.get_parameter('image_transport').value,
+                               self._engine.info['frame_rate'])
+        return TransitionCallbackReturn.SUCCESS
+
+    @logged
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._active = False
+        self._camera.unsubscribe()
+        self._engine.pause(True)
+        self._engine.cancel_all()
+        self._questions.answers.wait_empty(LAST_WORDS_S)
+        return super().on_deactivate(state)
+
+    @logged
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._free_engine()
+        return TransitionCallbackReturn.SUCCESS
+
+    @logged
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.release()
+        return TransitionCallbackReturn.SUCCESS
+
+    @logged
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._active = False
+        self._camera.unsubscribe()
+        self._free_engine()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _start(self) -> None:
+        self._autostart.cancel()
+        if not (self.change(self.trigger_configure) and self.change(self.trigger_activate)):
+            self.end(1)
+
+    def _free_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    # What the engine and the camera tell.
+
+    def _engine_ready(self, info: dict) -> None:
+        self._trouble = ''
+        self._camera.begin_anew()
+        self.get_logger().info(
+            f'the model {info["model"]} runs on {info["device"]} ({info["dtype"]}, '
+            f'{info["position_encoding"]}, wait-{info["wait_k"]}, {info["frame_rate"]:g} frames '
+            'per second)')
+
+    def _engine_lost(self, report: str) -> None:
+        self._trouble = report.partition('\n')[0]
+        self.get_logger().error(report)
+
+    def _feed(self, frame: Frame) -> None:
+        if (engine := self._engine) is not None:
+            engine.feed(frame)
+
+    def _drop(self, reason: str) -> None:
+        self._reporter.drop(reason)
+
+    def _begin_anew(self, reason: str) -> None:
+        if self._active and (engine := self._engine) is not None:
+            self.get_logger().warning(f'{reason}: the stream begins anew')
+            self._camera.begin_anew()
+            engine.reset()
+
+    def _active_engine(self) -> EngineClient:
+        engine = self._engine
+        if engine is None or not self._active:
+            raise EngineError(f'the narrator is {self._state_machine.current_state[1]}: '
+                              'activate it first')
+        return engine
+
+    # Services and parameters.
+
+    def _serve_prompt(self, request: SetPrompt.Request,
+                      response: SetPrompt.Response) -> SetPrompt.Response:
+        prompt = request.prompt or self.get_parameter('prompt').value or self._default_prompt
+        try:
+            self._active_engine().set_prompt(prompt)
+        except (ValueError, EngineError) as error:
+            response.message = str(error)
+            return response
+        response.success = True
+        response.message = f'the stream begins anew with: {prompt}'
+        return response
+
+    def _serve_reset(self, request: Trigger.Request,
+                     response: Trigger.Response) -> Trigger.Response:
+        try:
+            self._active_engine()
+        except EngineError as error:
+            response.message = str(error)
+            return response
+        self._begin_anew('reset requested')
+        response.success = True
+        return response
+
+    def _serve_pause(self, request: SetBool.Request,
+                     response: SetBool.Response) -> SetBool.Response:
+        try:
+            self._active_engine().pause(request.data)
+        except EngineError as error:
+            response.message = str(error)
+            return response
+        self._camera.paused = request.data
+        response.success = True
+        response.message = 'paused' if request.data else 'watching'
+        return response
+
+    def _check_parameters(self, changes: list[Parameter]):
+        return parameters.check(changes, parameters.read(self), self._engine is not None)
+
+    def _apply_parameters(self, changes: list[Parameter]) -> None:
+        for parameter in changes:
+            if parameter.name == 'prompt' and self._engine is not None and self._engine.ready:
+                self._engine.set_prompt(parameter.value or self._default_prompt)
+
+    def _publish_diagnostics(self) -> None:
+        engine = self._engine
+        health = Health(
+            state=self._state_machine.current_state[1], trouble=self._trouble,
+            topic=self._camera.topic, watching=self._camera.open, paused=self._camera.paused,
+            silent_s=self._camera.silent_s, camera_rate=self._camera.rate.value(),
+            camera_timeout=self.get_parameter('camera_timeout').value,
+            open_questions=len(self._questions.answers))
+        if engine is not None:
+            health.info, health.restarts = engine.info, engine.restarts
+            health.engine_memory = resident_bytes(engine.pid)
+        name = self.get_fully_qualified_name().lstrip('/')
+        message = DiagnosticArray(status=statuses(name, self._reporter.health(health)))
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
+
+
+def main(args: list[str] | None = None, *, session: str = SESSION) -> None:
+    """Run the narrator until Ctrl-C or SIGTERM; `session` opens the engine's session."""
+    sys.exit(run(NAME, lambda: Narrator(session), SHORT_CALLBACKS + MAX_WAITERS, args))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,155 @@
+"""Questions from outside: the service ~/ask and the action ~/answer_question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import threading
+import time
+
+from builtin_interfaces.msg import Duration
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.node import Node
+
+from sww_interfaces.action import AnswerQuestion
+from sww_interfaces.msg import TextChunk
+from sww_interfaces.srv import Ask
+from sww_ros.engine.client import EngineClient, EngineError
+from sww_ros.nodes.answers import Answer, AnswerBook
+from sww_ros.streaming.config import check_question
+
+MAX_WAITERS = 16
+"""Callers that may wait for an answer at once: each holds a thread of the executor, because
+rclpy's executor polls without a pause while a coroutine of its own waits."""
+
+CANCEL_S = 1.0
+
+
+class Questions:
+    """
+    Passes questions to the engine, and answers back to whoever waits for them.
+
+    :param engine: returns the running engine, or raises EngineError saying why there is none
+    """
+
+    def __init__(self, node: Node, engine: Callable[[], EngineClient]) -> None:
+        self.answers = AnswerBook()
+        self._node, self._engine = node, engine
+        self._log = node.get_logger()
+        self._waiters = threading.BoundedSemaphore(MAX_WAITERS)
+        self._asked_by: dict[bytes, Answer] = {}
+        group = ReentrantCallbackGroup()
+        node.create_service(Ask, '~/ask', self._serve, callback_group=group)
+        self._action = ActionServer(
+            node, AnswerQuestion, '~/answer_question', self._execute, callback_group=group,
+            goal_callback=self._accept, cancel_callback=self._cancel)
+
+    def close(self) -> None:
+        """Stop taking goals; called before the node is destroyed."""
+        self._action.destroy()
+
+    def _ask(self, question: str,
+             on_chunk: Callable[[TextChunk], None] = lambda _: None) -> Answer:
+        answer = self.answers.begin(on_chunk)
+        try:
+            self._engine().ask(question, answer.question_id)
+        except (ValueError, EngineError):
+            self.answers.forget(answer)
+            raise
+        return answer
+
+    def _serve(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
+        try:
+            answer = self._ask(request.question)
+        except (ValueError, EngineError) as error:
+            response.reason = str(error)
+            self._log.warning(f'question refused: {error}')
+            return response
+        response.accepted, response.question_id = True, answer.question_id
+        if request.wait:
+            self._wait(answer, request, response)
+        return response
+
+    def _wait(self, answer: Answer, request: Ask.Request, response: Ask.Response) -> None:
+        timeout_s = request.timeout.sec + request.timeout.nanosec / 1e9
+        if timeout_s <= 0:
+            timeout_s = self._node.get_parameter('ask_timeout').value
+        if not self._waiters.acquire(blocking=False):
+            response.reason = (f'{MAX_WAITERS} callers wait for answers already: '
+                               'follow ~/answer instead')
+            return
+        try:
+            ended = answer.done.wait(timeout_s)
+        finally:
+            self._waiters.release()
+        response.answer = answer.text
+        response.complete = answer.finish_reason == TextChunk.FINISH_STOP
+        if not ended:
+            response.reason = (f'the answer was not complete after {timeout_s:g} s: '
+                               'it goes on at ~/answer')
+        elif not response.complete:
+            response.reason = answer.trouble or f'the answer ended with: {answer.finish_reason}'
+
+    def _accept(self, goal: AnswerQuestion.Goal) -> GoalResponse:
+        try:
+            check_question(goal.question)
+            self._engine()
+        except (ValueError, EngineError) as error:
+            self._log.warning(f'goal rejected: {error}')
+            return GoalResponse.REJECT
+        if not self._waiters.acquire(blocking=False):
+            self._log.warning(f'goal rejected: {MAX_WAITERS} callers wait for answers already')
+            return GoalResponse.REJECT
+        return GoalResponse.ACCEPT
+
+    def _execute(self, goal_handle) -> AnswerQuestion.Result:
+        try:
+            return self._answer_goal(goal_handle)
+        finally:
+            self._asked_by.pop(bytes(goal_handle.goal_id.uuid), None)
+            self._waiters.release()
+
+    def _answer_goal(self, goal_handle) -> AnswerQuestion.Result:
+        began_ns = time.monotonic_ns()
+        result = AnswerQuestion.Result()
+        try:
+            answer = self._ask(goal_handle.request.question, lambda chunk: (
+                goal_handle.publish_feedback(AnswerQuestion.Feedback(chunk=chunk))))
+        except (ValueError, EngineError) as error:
+            self._log.warning(f'goal aborted: {error}')
+            result.finish_reason = TextChunk.FINISH_ERROR
+            goal_handle.abort()
+            return result
+        self._asked_by[bytes(goal_handle.goal_id.uuid)] = answer
+        if goal_handle.is_cancel_requested:  # Before the question was known by its id.
+            self._engine().cancel(answer.question_id)
+        answer.done.wait()
+        result.question_id, result.answer = answer.question_id, answer.text
+        result.finish_reason, result.tokens = answer.finish_reason, answer.tokens
+        seconds, nanoseconds = divmod(time.monotonic_ns() - began_ns, 1_000_000_000)
+        result.latency = Duration(sec=seconds, nanosec=nanoseconds)
+        self._conclude(goal_handle, answer.finish_reason)
+        return result
+
+    def _conclude(self, goal_handle, finish_reason: str) -> None:
+        if finish_reason in (TextChunk.FINISH_STOP, TextChunk.FINISH_LENGTH):
+            goal_handle.succeed()
+            return
+        if finish_reason == TextChunk.FINISH_CANCELLED:
+            # The engine may be faster than rclpy, which notes the request after our callback.
+            limit = time.monotonic() + CANCEL_S
+            while not goal_handle.is_cancel_requested and time.monotonic() < limit:
+                time.sleep(0.001)
+        if goal_handle.is_cancel_requested:
+            goal_handle.canceled()
+        else:
+            goal_handle.abort()
+
+    def _cancel(self, goal_handle) -> CancelResponse:
+        answer = self._asked_by.get(bytes(goal_handle.goal_id.uuid))
+        if answer is not None:
+            try:
+                self._engine().cancel(answer.question_id)
+            except EngineError:
+                return CancelResponse.REJECT  # Its end is on its way.
+        return CancelResponse.ACCEPT
