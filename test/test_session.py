@@ -103,7 +103,8 @@ def test_a_turn_that_ends_is_followed_by_a_new_one(models, opened, monkeypatch):
 
     monkeypatch.setattr(TextLane, 'choose', end)
     session = opened(record_trace=True)
-    feed(session, 4)
+    for step in range(4):
+        feed(session, 1, first=step)
     trace = session.trace()
     assert trace.lanes[0].predicted.count(stop) == 4
     assert replay(trace, models[0]).compared == 8

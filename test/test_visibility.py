@@ -1,6 +1,7 @@
 """Visibility: the published training masks, and the properties every mask has."""
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 import numpy as np
 from test_positions import golden
 

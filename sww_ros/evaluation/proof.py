@@ -2,8 +2,8 @@
 Proof by many random cases: live runs against one masked full forward of the stock model.
 
 `python -m sww_ros.evaluation.proof --cases N` plays N random streams (prefix lengths, steps,
-grids, K, questions, overlap) on real threads whose timing is disturbed by random sleeps, then
-replays each trace through transformers' own model and compares logits and tokens.
+grids, K, schedules, questions, overlap) on real threads whose timing is disturbed by random
+sleeps, then replays each trace through transformers' own model and compares logits and tokens.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Trouble
 from sww_ros.streaming.oracle import replay
+from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -85,6 +86,7 @@ def run_case(subject: Subject, seed: int) -> Outcome:
     config = SessionConfig(
         prompt='?' * chance.randint(1, 40), wait_k=chance.randint(1, 5), record_trace=True,
         frame_width=unit * chance.randint(1, 4), frame_height=unit * chance.randint(1, 4),
+        schedule=chance.choice(SCHEDULES),
         overlap='serial' if chance.random() < 0.15 else 'threads', max_answers=3,
         max_answer_tokens=chance.randint(1, 12), max_pending_frames=64)
     steps = chance.randint(1, 6)

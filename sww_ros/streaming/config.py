@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sww_ros.streaming.schedule import SCHEDULES
+
 OVERLAPS = ('threads', 'serial')
 QUESTION_POLICIES = ('queue', 'interrupt', 'reject')
 MAX_QUESTION_CHARACTERS = 2000
@@ -23,6 +25,7 @@ class SessionConfig:
 
     prompt: str = ''
     position_encoding: str = ''
+    schedule: str = 'live'
     overlap: str = 'threads'
     wait_k: int = 0
     max_answers: int = 4
@@ -42,6 +45,7 @@ class SessionConfig:
     allow_download: bool = False
 
     def __post_init__(self) -> None:
+        _choice('schedule', self.schedule, SCHEDULES)
         _choice('overlap', self.overlap, OVERLAPS)
         _choice('question_policy', self.question_policy, QUESTION_POLICIES)
         for name in ('max_answers', 'max_answer_tokens', 'max_pending_frames', 'threads'):

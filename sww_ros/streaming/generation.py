@@ -10,6 +10,7 @@ import torch
 from sww_ros.streaming.decoder import Chunk, Decoder
 from sww_ros.streaming.kv import LaneView
 from sww_ros.streaming.positions import GroupScheme
+from sww_ros.streaming.schedule import Schedule
 from sww_ros.streaming.text import TextAssembler
 
 
@@ -90,28 +91,34 @@ class TextLane:
 
 class NarrationBudget:
     """
-    How many narration tokens may be spoken: K for each perceived step.
+    How many narration tokens may be spoken now, by the schedule.
 
-    Unspent budget is capped, so that a slow speaker does not run after the video for ever.
+    In the live schedule unspent budget is capped, so that a slow speaker does not run after the
+    video for ever: what goes beyond is forfeited.
     """
 
-    def __init__(self, wait_k: int, cap_steps: int = 4) -> None:
-        self.wait_k, self._cap = wait_k, wait_k * cap_steps
-        self._left, self.steps = 0, 0
+    def __init__(self, schedule: Schedule, cap: int | None = None) -> None:
+        self.steps, self.index = 0, 0
+        self._schedule, self._cap, self._granted = schedule, cap, 0
 
     def perceived(self, steps: int) -> None:
-        """Grant what is due now that `steps` steps are visible."""
-        self._left = min(self._left + self.wait_k * (steps - self.steps), self._cap)
-        self.steps = steps
+        """Grant what is due now that `steps` steps are perceived."""
+        self.steps, self._granted = steps, self._schedule.granted(steps)
+        if self._cap is not None:
+            self.index = max(self.index, self._granted - self._cap)
 
     @property
     def left(self) -> int:
-        return self._left
+        return self._granted - self.index
+
+    @property
+    def sees(self) -> int:
+        """How many steps the next token sees."""
+        return self._schedule.sees(self.index, self.steps)
 
     def spend(self) -> None:
-        self._left -= 1
+        self.index += 1
 
     def rest(self) -> None:
         """Give up what is left: nothing more is said until the next step."""
-        self._left = 0
-
+        self.index = max(self.index, self._granted)

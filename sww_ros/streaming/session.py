@@ -88,7 +88,7 @@ class Session:
             dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._watcher.wait_k, max_steps=self._watcher.max_steps,
-            overlap=self.config.overlap, prompt=self._watcher.prompt,
+            schedule=self.config.schedule, overlap=self.config.overlap, prompt=self._watcher.prompt,
             frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
             frame_rate=settings.temporal_patch_size / seconds)
 

@@ -17,6 +17,7 @@ from sww_ros.streaming.events import (
     TextDelta,
 )
 from sww_ros.streaming.generation import LaneRecord, TextLane
+from sww_ros.streaming.kv import LaneView
 from sww_ros.streaming.overlap import BusyLog
 from sww_ros.streaming.positions import GroupScheme
 from sww_ros.streaming.prompt import NEXT_TURN, question_parts
@@ -29,6 +30,10 @@ class _Answer:
 
     lane: TextLane
     stream: Stream
+
+
+_Turn = tuple[TextLane, Stream, LaneView, int]
+"""A lane's part in a decode step: what it sees of which stream, and how many steps that is."""
 
 
 @dataclass(frozen=True)
@@ -152,42 +157,47 @@ class Speaker:
         answers = list(self._answers.values())
         streams = {id(a.stream): a.stream for a in answers} | {id(self._stream): self._stream}
         seen = {key: stream.visible() for key, stream in streams.items()}
-        speakers = [(a.lane, a.stream) for a in answers]
+        turns = [(a.lane, a.stream, *seen[id(a.stream)]) for a in answers]
         # Neighbours share their context's attention, so lanes are kept together by stream.
-        speakers.sort(key=lambda pair: id(pair[1]))
-        if self._may_narrate(seen[id(self._stream)][1]):
-            at = next((i for i, pair in enumerate(speakers) if pair[1] is self._stream), 0)
-            speakers.insert(at, (self._stream.narration, self._stream))
-        if not speakers:
+        turns.sort(key=lambda turn: id(turn[1]))
+        narration = self._narration_turn(*seen[id(self._stream)])
+        if narration is not None:
+            at = next((i for i, turn in enumerate(turns) if turn[1] is self._stream), 0)
+            turns.insert(at, narration)
+        if not turns:
             return False
         started = time.monotonic_ns()
         with self._decoding:
             logits = self._checkpoint.decoder.step(
-                [lane.chunk(*seen[id(stream)]) for lane, stream in speakers])
-            tokens = [lane.choose(row, self._silence)
-                      for (lane, _), row in zip(speakers, logits)]
+                [lane.chunk(view, steps) for lane, _, view, steps in turns])
+            tokens = [lane.choose(row, self._silence) for (lane, *_), row in zip(turns, logits)]
         self.decode_steps += 1
-        moments = {key: self._sight(streams[key], steps, started)
-                   for key, (_, steps) in seen.items()}
-        for (lane, stream), token in zip(speakers, tokens):
+        first = {id(stream): self._sight(stream, started, [t for t in turns if t[1] is stream])
+                 for _, stream, _, _ in turns}
+        for (lane, stream, _, steps), token in zip(turns, tokens):
             speak = self._narrate if lane is stream.narration else self._answer
-            speak(lane, token, moments[id(stream)])
+            speak(lane, token, _Moment(stream, steps, started, first[id(stream)]))
         return True
 
-    def _may_narrate(self, steps: int) -> bool:
+    def _narration_turn(self, view: LaneView, steps: int) -> _Turn | None:
+        """The narrator's turn, if it may speak: the schedule says what its token sees."""
+        stream = self._stream
         if not self._config.narrate or self.paused:
-            return False
-        self._stream.budget.perceived(steps)
-        return self._stream.budget.left > 0
+            return None
+        stream.budget.perceived(steps)
+        if stream.budget.left <= 0:
+            return None
+        sees = stream.budget.sees
+        return stream.narration, stream, stream.first(view, sees), sees
 
-    def _sight(self, stream: Stream, steps: int, started_ns: int) -> _Moment:
-        """Note which steps this decode step was the first to see."""
-        now = time.monotonic_ns()
+    def _sight(self, stream: Stream, started_ns: int, turns: list[_Turn]) -> bool:
+        """Note the steps that this decode step was the first to see; False if there are none."""
+        now, steps = time.monotonic_ns(), max(steps for *_, steps in turns)
         first = steps > stream.sighted
         for index in range(stream.sighted, steps):
             self._emit(FirstSight(index, stream.infos[index].stamp_ns, started_ns, now))
         stream.sighted = max(stream.sighted, steps)
-        return _Moment(stream, steps, started_ns, first)
+        return first
 
     def _narrate(self, lane: TextLane, token: int, moment: _Moment) -> None:
         moment.stream.budget.spend()

@@ -71,6 +71,10 @@ class Stream:
             return view, 0
         return view, (view.length - len(self.prefix)) // self.step_tokens
 
+    def first(self, view: LaneView, steps: int) -> LaneView:
+        """The part of a view that holds the prefix and the first `steps` steps."""
+        return view._replace(length=len(self.prefix) + steps * self.step_tokens)
+
 
 @dataclass(frozen=True)
 class Frame:

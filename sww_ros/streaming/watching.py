@@ -14,7 +14,11 @@ from sww_ros.streaming.overlap import BusyLog
 from sww_ros.streaming.perception import fit_size
 from sww_ros.streaming.positions import GroupScheme
 from sww_ros.streaming.prompt import ASSISTANT_HEAD, prefix_parts
+from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.stream import Frame, FrameQueue, StepInfo, Stream
+
+_CAP_STEPS = 4
+"""How many steps' worth of live narration may be owed before the oldest is forfeited."""
 
 
 class Watcher:
@@ -94,9 +98,14 @@ class Watcher:
                              self._config.repetition_penalty,
                              self._config.record_trace)
         stream = Stream(checkpoint.decoder, self._scheme, prefix, len(prefix) + 256,
-                        narration, NarrationBudget(self.wait_k), begun_by=reason)
+                        narration, self._budget(), begun_by=reason)
         stream.prefill_prefix()
         return stream
+
+    def _budget(self) -> NarrationBudget:
+        live = self._config.schedule == 'live'
+        return NarrationBudget(make_schedule(self._config.schedule, self.wait_k),
+                               cap=_CAP_STEPS * self.wait_k if live else None)
 
     def _perceive(self, frames: list[Frame]) -> None:
         stream, perception = self.stream, self._checkpoint.perception

@@ -1,0 +1,67 @@
+"""Schedules: what is granted, what is seen, and that the live run obeys."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from sww_ros.evaluation.random_model import SMALL, random_checkpoint
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.generation import NarrationBudget
+from sww_ros.streaming.schedule import SCHEDULES, make_schedule
+from sww_ros.streaming.session import Session
+from sww_ros.streaming.visibility import SEES_TAIL, wait_k_sees
+
+
+@given(k=st.integers(1, 6), steps=st.integers(1, 20), index=st.integers(0, 80))
+def test_wait_k_is_the_training_rule(k, steps, index):
+    rule = int(wait_k_sees(np.array(index), k, steps))
+    assert make_schedule('wait_k', k).sees(index, steps) == (steps if rule == SEES_TAIL else rule)
+
+
+@given(name=st.sampled_from(SCHEDULES), k=st.integers(1, 6), seed=st.integers(0, 99))
+def test_no_token_sees_what_was_not_there_when_it_was_granted(name, k, seed):
+    schedule = make_schedule(name, k, seed)
+    for steps in range(1, 12):
+        before, after = schedule.granted(steps - 1), schedule.granted(steps)
+        assert 1 <= after - before <= 2 * k - 1 if name == 'random_wait_k' else after - before == k
+        for index in range(before, after):
+            assert schedule.sees(index, steps) == steps
+            if name != 'live':
+                assert schedule.sees(index, steps + 5) == steps, 'perception may run ahead'
+
+
+def test_the_cap_forfeits_the_oldest():
+    budget = NarrationBudget(make_schedule('live', 3), cap=6)
+    budget.perceived(10)
+    assert (budget.left, budget.index) == (6, 24)
+    budget.spend()
+    budget.rest()
+    assert budget.left == 0
+    budget.perceived(11)
+    assert budget.left == 3
+
+
+@pytest.mark.parametrize('name', SCHEDULES)
+def test_a_live_run_obeys_its_schedule(name):
+    _, checkpoint = random_checkpoint(SMALL, 3, silence_token='<|silence|>', max_steps=50)
+    config = SessionConfig(schedule=name, wait_k=2, record_trace=True, max_pending_frames=40)
+    with Session(checkpoint, config) as session:
+        for _ in range(12):
+            session.feed(np.zeros((56, 56, 3), np.uint8))
+        assert session.wait_idle(30)
+        record = session.trace().lanes[0]
+    schedule = make_schedule(name, 2)
+    spoken = [s for s, token in zip(record.sees, record.predicted) if token >= 0]
+    if name == 'live':
+        assert spoken == sorted(spoken)
+    elif 258 not in record.predicted:
+        assert spoken == [schedule.sees(i, 6) for i in range(len(spoken))]
+        assert len(spoken) == schedule.granted(6)
+
+
+def test_an_unknown_schedule_is_named():
+    with pytest.raises(ValueError, match="unknown schedule 'later'; one of live, wait_k"):
+        make_schedule('later', 3)
+    with pytest.raises(ValueError, match='schedule must be one of'):
+        SessionConfig(schedule='later')
