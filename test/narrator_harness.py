@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import os
 from pathlib import Path
@@ -47,7 +47,7 @@ class NarratorProcess:
         self._log_file = log_file
         with log_file.open('wb') as output:
             self.process = subprocess.Popen(
-                [*(command or FAKE), '--ros-args', *settings, *arguments],
+                [*(command or FAKE), '--ros-args', *arguments, *settings],
                 stdout=output, stderr=subprocess.STDOUT,
                 env=os.environ | {'PYTHONPATH': os.pathsep.join(
                     [str(HERE), os.environ.get('PYTHONPATH', '')])})
@@ -57,7 +57,9 @@ class NarratorProcess:
         return self._log_file.read_text(errors='replace')
 
     def wait_log(self, text: str, timeout_s: float = PATIENCE_S) -> None:
-        wait_until(lambda: text in self.log, timeout_s, lambda: self.log)
+        wait_until(lambda: text in self.log or self.process.poll() is not None, timeout_s,
+                   lambda: self.log)
+        assert text in self.log, self.log
 
     def children(self) -> list[int]:
         """Return the process ids of the engines."""
@@ -128,11 +130,15 @@ class Probe:
 
     def call(self, kind: type, name: str, timeout_s: float = PATIENCE_S, **fields):
         """Call a service of the narrator and return its response."""
+        return self.result(self.begin_call(kind, name, **fields), timeout_s)
+
+    def begin_call(self, kind: type, name: str, **fields):
+        """Call a service of the narrator and return the future of its response."""
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, f'{self.narrator}/{name}')
         client = self._clients[name]
-        assert client.wait_for_service(timeout_s), name
-        return self.result(client.call_async(kind.Request(**fields)), timeout_s)
+        assert client.wait_for_service(PATIENCE_S), name
+        return client.call_async(kind.Request(**fields))
 
     def result(self, future, timeout_s: float = PATIENCE_S):
         """Wait for a future of the probe's node."""
@@ -212,8 +218,8 @@ class Probe:
 
 
 @contextmanager
-def probing():
-    probe = Probe()
+def probing(narrator: str = '/narrator') -> Iterator[Probe]:
+    probe = Probe(narrator)
     try:
         yield probe
     finally:

@@ -18,6 +18,8 @@ from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def logged(transition: Callable) -> Callable:
     """Decorate an `on_...` method, whose exceptions rclpy would swallow."""
@@ -91,7 +93,7 @@ def run(name: str, make_node: Callable[[], ManagedNode], threads: int,
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     ends: queue.SimpleQueue[int] = queue.SimpleQueue()
     # A second signal during the shutdown only adds to a queue that nobody reads any more.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, lambda *_: ends.put(0))
     try:
         try:
@@ -116,6 +118,9 @@ def run(name: str, make_node: Callable[[], ManagedNode], threads: int,
             node.destroy_node()
     finally:
         rclpy.try_shutdown()
+        # Python gives the handlers up before its process has ended; all there was to end is.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _spin(executor: MultiThreadedExecutor, node: Node, stopping: threading.Event) -> None:

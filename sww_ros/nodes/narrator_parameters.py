@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -21,6 +21,7 @@ from sww_ros.streaming.config import (
     SessionConfig,
     check_prompt,
 )
+from sww_ros.streaming.schedule import SCHEDULES
 
 START, CONFIGURE, LIVE = 'start', 'configure', 'live'
 """When a parameter may change: never; while the node is unconfigured; at any time."""
@@ -63,6 +64,8 @@ SESSION_SETTINGS = (
              changes=LIVE),
     _session('position_encoding', "How positions are given to video and text, such as 'gdpe'; "
              'empty: as the checkpoint was trained.'),
+    _session('schedule', 'How much may be said, and when: as fast as both sides can, or exactly '
+             'wait_k tokens behind the video, as in training.', choices=tuple(SCHEDULES)),
     _session('overlap', 'How perception and generation share the hardware.', choices=OVERLAPS),
     _session('wait_k', 'Tokens of narration per step of video; 0: as the checkpoint was trained.',
              high=64),
@@ -122,8 +125,6 @@ NODE_SETTINGS = (
 
 SETTINGS = NODE_SETTINGS + SESSION_SETTINGS
 BY_NAME = {setting.name: setting for setting in SETTINGS}
-NOT_PARAMETERS = {'record_trace'}
-"""Fields of SessionConfig that are for tests alone."""
 
 
 def declare(node: Node) -> None:
@@ -147,8 +148,7 @@ def session_config(values: dict[str, Value]) -> SessionConfig:
 
     :raises ValueError: for a value that no session can have
     """
-    names = {field.name for field in fields(SessionConfig)} - NOT_PARAMETERS
-    return SessionConfig(**{name: values[name] for name in names})
+    return SessionConfig(**{setting.name: values[setting.name] for setting in SESSION_SETTINGS})
 
 
 def check(changes: Iterable[Parameter], values: dict[str, Value],

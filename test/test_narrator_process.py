@@ -1,0 +1,174 @@
+"""The narrator as a process: installed, started, ended, misused, with a real checkpoint."""
+
+import itertools
+import os
+from pathlib import Path
+import signal
+import time
+
+from narrator_harness import NarratorProcess, Probe, is_gone, picture, probing, wait_until
+import numpy as np
+import pytest
+from rclpy.qos import QoSProfile
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def installed() -> list[str]:
+    """Return the command of the installed executable, or skip where there is none."""
+    index = pytest.importorskip('ament_index_python')
+    try:
+        return [f'{index.get_package_prefix("sww_ros")}/lib/sww_ros/narrator']
+    except index.PackageNotFoundError:
+        pytest.skip('sww_ros is not built here')
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in the ordinary format, of random weights: it says something all the time."""
+    from sww_ros.shapes.architecture import build_config, build_model, save_checkpoint
+    from sww_ros.shapes.tokens import build_tokenizer
+    tokenizer = build_tokenizer()
+    folder = tmp_path_factory.mktemp('checkpoint')
+    save_checkpoint(build_model(build_config(tokenizer, hidden=64, layers=2), seed=1), tokenizer,
+                    folder)
+    return folder
+
+
+def noise() -> Image:
+    data = np.random.default_rng().integers(0, 256, (84, 84, 3), np.uint8).tobytes()
+    return Image(height=84, width=84, encoding='rgb8', step=3 * 84, data=data)
+
+
+def test_the_installed_narrator_speaks_with_a_real_checkpoint(
+        ros_domain: int, tmp_path: Path, checkpoint: Path):
+    with NarratorProcess(tmp_path / 'log.txt', f'model:={checkpoint}', 'max_answer_tokens:=20',
+                         command=installed()) as narrator:
+        narrator.wait_log('watching /image')
+        with probing() as probe:
+            stamps = probe.film(noise, lambda: len(probe.captions) >= 6)
+            assert {chunk.header.frame_id for chunk in list(probe.captions)} == {'eye'}
+            assert stamps
+            began = time.monotonic()
+            response = probe.ask('what colour is the square?')
+            assert time.monotonic() - began < 0.1
+            assert response.accepted
+            probe.film(noise, lambda: any(chunk.is_final for chunk in probe.answers))
+            numbers = [chunk.seq for chunk in probe.answer(response.question_id)]
+            assert numbers == list(range(len(numbers)))
+            numbers = [chunk.seq for chunk in list(probe.captions)]
+            assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+            assert probe.latencies
+        engine, = narrator.children()
+        assert narrator.stop(signal.SIGINT) == 0, narrator.log
+        assert is_gone(engine)
+        assert 'Traceback' not in narrator.log
+
+
+@pytest.mark.parametrize('numbers', [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)])
+def test_signals_end_all_processes(
+        ros_domain: int, tmp_path: Path, numbers: tuple[signal.Signals, ...]):
+    with NarratorProcess(tmp_path / 'log.txt', 'model:=fake') as narrator, probing() as probe:
+        narrator.wait_log('watching /image')
+        probe.film(picture, lambda: probe.captions)
+        assert probe.ask('long').accepted
+        engine, = narrator.children()
+        for number in numbers:
+            narrator.process.send_signal(number)
+            time.sleep(0.1)
+        assert narrator.process.wait(20.0) == 0, narrator.log
+        assert is_gone(engine)
+        assert 'Traceback' not in narrator.log, narrator.log
+
+
+def test_ctrl_c_while_the_model_loads_leaves_no_process(ros_domain: int, tmp_path: Path):
+    with NarratorProcess(tmp_path / 'log.txt', 'model:=slow') as narrator:
+        narrator.wait_log('loading the model')
+        wait_until(narrator.children)
+        engine, = narrator.children()
+        assert narrator.stop(signal.SIGINT) == 0
+        assert is_gone(engine)
+
+
+def test_an_engine_does_not_outlive_a_killed_node(ros_domain: int, tmp_path: Path):
+    with NarratorProcess(tmp_path / 'log.txt', 'model:=fake') as narrator:
+        narrator.wait_log('watching /image')
+        engine, = narrator.children()
+        narrator.stop(signal.SIGKILL)
+        wait_until(lambda: is_gone(engine))
+
+
+@pytest.mark.parametrize('parameter, words', [
+    ('model:=bad', 'cannot load the model: the checkpoint bad has no config.json'),
+    ('max_answers:=99', 'max_answers'),
+    ('overlap:=magic', 'overlap must be one of'),
+])
+def test_a_bad_start_ends_in_words(ros_domain: int, tmp_path: Path, parameter: str, words: str):
+    with NarratorProcess(tmp_path / 'log.txt', parameter) as narrator:
+        assert narrator.process.wait(40.0) == 1
+        assert words in narrator.log
+        assert 'Traceback' not in narrator.log
+
+
+def test_it_keeps_to_simulated_time_and_its_namespace(ros_domain: int, tmp_path: Path):
+    with NarratorProcess(
+            tmp_path / 'log.txt', 'model:=fake', 'use_sim_time:=true',
+            arguments=('-r', '__ns:=/left', '-r', 'image:=camera/image_raw')) as narrator:
+        narrator.wait_log('watching /left/camera/image_raw')
+        with probing('/left/narrator') as probe:
+            clock = probe.node.create_publisher(Clock, '/clock', QoSProfile(depth=10))
+            wait_until(clock.get_subscription_count)
+            film_in_simulation(probe, clock, start=5000)
+            assert probe.captions[-1].emitted.sec < 6000
+            # The recording begins anew.
+            probe.captions.clear()
+            film_in_simulation(probe, clock, start=100)
+            assert 'jumped back' in narrator.log
+            assert any(chunk.finish_reason == 'reset' for chunk in probe.captions)
+            assert 100 <= probe.captions[-1].emitted.sec < 1000
+
+
+def film_in_simulation(probe: Probe, clock, start: int) -> None:
+    ticks = itertools.count(start * 10)
+
+    def frame() -> Image:
+        time_now = Clock()
+        time_now.clock.sec, tenths = divmod(next(ticks), 10)
+        time_now.clock.nanosec = tenths * 100_000_000
+        clock.publish(time_now)
+        image = picture()
+        image.header.frame_id, image.header.stamp = 'eye', time_now.clock
+        return image
+
+    probe.film(frame, lambda: any(start <= chunk.header.stamp.sec < start + 900 and chunk.delta
+                                  for chunk in probe.captions), topic='/left/camera/image_raw')
+
+
+def test_qos_that_does_not_match_is_told(ros_domain: int, tmp_path: Path):
+    with NarratorProcess(
+            tmp_path / 'log.txt', 'model:=fake',
+            'qos_overrides./image.subscription.reliability:=reliable') as narrator:
+        narrator.wait_log('watching /image')
+        with probing() as probe:
+            end = time.monotonic() + 20.0
+            probe.node.create_publisher(Image, 'image', best_effort())
+            narrator.wait_log('offers less than this node requests (RELIABILITY)',
+                              end - time.monotonic())
+
+
+def best_effort() -> QoSProfile:
+    from rclpy.qos import qos_profile_sensor_data
+    return qos_profile_sensor_data
+
+
+def test_parameters_come_from_the_file(ros_domain: int, tmp_path: Path):
+    with NarratorProcess(
+            tmp_path / 'log.txt', 'model:=fake', 'autostart:=false',
+            arguments=('--params-file', str(ROOT / 'config/narrator.yaml'))) as narrator:
+        with probing() as probe:
+            value, = probe.get_parameters(['max_answer_tokens'])
+            assert value.integer_value == 128
+        assert os.path.exists(f'/proc/{narrator.process.pid}')
+        assert 'watching' not in narrator.log
