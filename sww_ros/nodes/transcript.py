@@ -57,14 +57,14 @@ class Transcript:
         if expected is not None and chunk.seq > expected:
             line.text += MISSING
         self._next_seq[stream] = chunk.seq + 1
-        if chunk.delta:
+        if chunk.delta or chunk.is_final:
             if not line.tokens:
                 line.seen_ns = nanoseconds(chunk.header.stamp)
                 line.emitted_ns = nanoseconds(chunk.emitted)
                 line.latency_s = nanoseconds(chunk.latency) / NANOSECONDS
             line.last_seen_ns = nanoseconds(chunk.header.stamp)
             line.text = (line.text + chunk.delta).lstrip()
-            line.tokens += 1
+            line.tokens += bool(chunk.delta)
         if chunk.is_final:
             del self._open[stream], self._next_seq[stream]
             line.finish_reason = chunk.finish_reason

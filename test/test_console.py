@@ -1,0 +1,146 @@
+"""Whether chunks become readable lines, in a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from sww_ros.nodes.display import PlainDisplay, make_display, seconds_since, wall_clock
+from sww_ros.nodes.transcript import Line, Transcript
+
+PATIENCE_S = 60.0
+
+
+def when(seconds: float) -> SimpleNamespace:
+    whole = int(seconds)
+    return SimpleNamespace(sec=whole, nanosec=round((seconds - whole) * 1e9))
+
+
+def chunk(delta: str, seq: int, stream: str = 'narration', sentence: str = '', final: str = '',
+          stamp: float = 1.0) -> SimpleNamespace:
+    return SimpleNamespace(
+        stream_id=stream, seq=seq, delta=delta, sentence=sentence, is_final=bool(final),
+        finish_reason=final, header=SimpleNamespace(stamp=when(stamp)), emitted=when(stamp + 0.5),
+        latency=when(0.5))
+
+
+def feed(transcript: Transcript, *chunks: SimpleNamespace) -> list[Line]:
+    return [line for line in map(transcript.feed, chunks) if line is not None]
+
+
+def test_sentences_end_lines_and_keep_the_time_of_their_first_token():
+    transcript = Transcript()
+    lines = feed(
+        transcript, chunk(' The', 0, stamp=2.0), chunk(' square', 1, stamp=3.0),
+        chunk(' stops.', 2, sentence='The square stops.', stamp=4.0), chunk(' A', 3, stamp=5.0))
+    assert lines == [Line('narration', 'The square stops.', 2_000_000_000, 4_000_000_000,
+                          2_500_000_000, 0.5, 3)]
+    assert [line.text for line in transcript.open_lines] == ['A']
+
+
+def test_answers_grow_beside_the_narration_and_end_once():
+    transcript = Transcript()
+    lines = feed(
+        transcript, chunk('It', 0, 'q1'), chunk(' The', 0), chunk(' stops', 1, 'q1'),
+        chunk('.', 2, 'q1', sentence='It stops.'), chunk(' Yes', 0, 'q2'))
+    assert lines == []
+    assert [line.stream_id for line in transcript.open_lines] == ['narration', 'q1', 'q2']
+    line, = feed(transcript, chunk('', 3, 'q1', final='stop'))
+    assert (line.text, line.finish_reason, line.tokens) == ('It stops.', 'stop', 3)
+    assert [line.stream_id for line in transcript.open_lines] == ['narration', 'q2']
+
+
+def test_lost_text_is_marked_and_a_late_listener_is_no_loss():
+    transcript = Transcript()
+    line, = feed(transcript, chunk('one', 7), chunk(' three.', 9, sentence='one two three.'))
+    assert line.text == 'one… three.'
+
+
+def test_empty_answer_still_ends_and_empty_narration_says_nothing():
+    transcript = Transcript()
+    line, = feed(transcript, chunk('', 0, 'q1', final='error'))
+    assert (line.text, line.finish_reason) == ('', 'error')
+    assert feed(transcript, chunk('', 0, final='reset')) == []
+
+
+def test_newlines_do_not_break_a_line():
+    line, = feed(Transcript(), chunk('one\ntwo\n', 0, sentence='one\ntwo'))
+    assert line.text == 'one two'
+
+
+def test_plain_lines_are_whole():
+    stream = io.StringIO()
+    display = PlainDisplay(stream, seconds_since(1_000_000_000))
+    display.grow([Line('narration', 'The')])
+    display.line(Line('narration', 'The square stops.', 3_000_000_000, latency_s=0.5, tokens=3))
+    display.question('Did it stop?', 4_000_000_000)
+    display.line(Line('q1', 'Yes.', 5_000_000_000, latency_s=0.25, tokens=1), 'true: Yes.')
+    display.line(Line('q2', finish_reason='error'))
+    assert stream.getvalue().splitlines() == [
+        '   2.0 s  The square stops.  (0.50 s)', '   3.0 s  question: Did it stop?',
+        '   4.0 s  answer: Yes.  (0.25 s)  true: Yes.', '  -1.0 s  answer:   [error]']
+
+
+def test_terminal_shows_growing_lines_and_keeps_whole_ones():
+    stream = io.StringIO()
+    display = make_display('rich', stream)
+    display.clock = seconds_since(0)
+    display.line(Line('narration', 'The [red] square stops.', 10 ** 9, latency_s=0.5, tokens=3))
+    display.grow([Line('narration', 'A circle', 2 * 10 ** 9)])
+    time.sleep(0.3)
+    display.close()
+    shown = stream.getvalue()
+    assert 'The [red] square stops.' in shown and 'A circle' in shown
+    assert shown.rstrip().endswith('\x1b[?25h') or '\x1b[?25h' in shown  # The cursor is back.
+
+
+def test_style_is_checked_and_pipes_are_plain():
+    with pytest.raises(ValueError, match="one of auto, rich, plain, not 'loud'"):
+        make_display('loud')
+    assert isinstance(make_display('auto', io.StringIO()), PlainDisplay)
+
+
+def test_wall_clock_shows_tenths():
+    assert wall_clock(1_760_000_000_960_000_000).endswith('.9')
+
+
+def test_console_prints_what_a_narrator_says(ros_domain: int):
+    rclpy = pytest.importorskip('rclpy')
+    from sww_interfaces.msg import TextChunk
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'sww_ros.nodes.console'], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=os.environ)
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node('fake_narrator', context=context)
+    try:
+        caption = node.create_publisher(TextChunk, 'narrator/caption', 10)
+        answer = node.create_publisher(TextChunk, 'narrator/answer', 10)
+        end = time.monotonic() + PATIENCE_S
+        while not (caption.get_subscription_count() and answer.get_subscription_count()):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        caption.publish(TextChunk(stream_id='narration', seq=0, delta='A red'))
+        answer.publish(TextChunk(stream_id='q1', seq=0, delta='Yes.'))
+        answer.publish(TextChunk(stream_id='q1', seq=1, is_final=True, finish_reason='stop'))
+        caption.publish(TextChunk(stream_id='narration', seq=1, delta=' dot.',
+                                  sentence='A red dot.'))
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[0] == '# listening to /narrator/caption and /narrator/answer\n'
+        assert any(line.endswith('answer: Yes.  (0.00 s)\n') for line in lines)
+        assert any(line.endswith('  A red dot.  (0.00 s)\n') for line in lines)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+        assert 'Traceback' not in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
