@@ -59,6 +59,7 @@ class Camera:
         self._arrivals: OrderedDict[int, Arrival] = OrderedDict()
         self._lock = threading.Lock()
         self._warned_s = 0.0
+        self._anew = False
         self.paused = False
         self.received = 0
         self.rate = Rate()
@@ -102,9 +103,8 @@ class Camera:
         self.newest = None
 
     def begin_anew(self) -> None:
-        """Forget the stamps seen so far."""
-        if self.open:
-            self._sampler.reset()
+        """Forget the stamps seen so far, before the next frame."""
+        self._anew = True
 
     def arrival(self, stamp_ns: int) -> Arrival:
         """Return what is remembered of the frame of this stamp."""
@@ -136,6 +136,9 @@ class Camera:
             self._log.warning(f'the frames on {self.topic} have no stamp: the time of their '
                               'arrival is taken instead', once=True)
             stamp_ns = now_ns
+        if self._anew:
+            self._anew = False
+            self._sampler.reset()
         choice = self._sampler.choose(stamp_ns)
         if choice is Choice.SKIP:
             self._on_drop('rate')

@@ -74,6 +74,8 @@ def _camera(health: Health) -> tuple[bytes, str, dict[str, str]]:
         return ERROR, f'no frame for {health.silent_s:.0f} s', values
     if health.paused:
         return OK, 'paused', values
+    if health.camera_rate == 0:
+        return OK, 'waiting for the first frame', values
     wanted = health.info.get('frame_rate', 0.0)
     if health.camera_rate < 0.9 * wanted:
         return WARN, f'slower than the {wanted:g} Hz that the model was made for', values

@@ -55,7 +55,7 @@ class Narrator(ManagedNode):
         group = MutuallyExclusiveCallbackGroup()
         self._camera = Camera(
             self, MutuallyExclusiveCallbackGroup(), on_frame=self._feed, on_drop=self._drop,
-            on_restart=self._begin_anew)
+            on_restart=self._reset_engine)
         self._questions = Questions(self, self._active_engine)
         annotator = Annotator(self, self._camera, self.get_parameter('annotation_rate').value)
         self._reporter = Reporter(self, self._camera, TextPublisher(self, self._camera),
@@ -78,7 +78,10 @@ class Narrator(ManagedNode):
         self._active = False
         self._camera.unsubscribe()
         self._free_engine()
+
+    def destroy_node(self) -> None:
         self._questions.close()
+        super().destroy_node()
 
     # Transitions.
 
@@ -173,9 +176,12 @@ class Narrator(ManagedNode):
         self._reporter.drop(reason)
 
     def _begin_anew(self, reason: str) -> None:
+        self._camera.begin_anew()
+        self._reset_engine(reason)
+
+    def _reset_engine(self, reason: str) -> None:
         if self._active and (engine := self._engine) is not None:
-            self.get_logger().warning(f'{reason}: the stream begins anew')
-            self._camera.begin_anew()
+            self.get_logger().warning(f'{reason}: the stream is reset')
             engine.reset()
 
     def _active_engine(self) -> EngineClient:

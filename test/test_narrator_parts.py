@@ -1,0 +1,142 @@
+"""The narrator's parts that need no process: latencies, subtitles, diagnostics, answers."""
+
+from collections import Counter
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from sww_interfaces.msg import TextChunk
+from sww_ros.nodes.annotation import Subtitle, draw_subtitle
+from sww_ros.nodes.answers import AnswerBook
+from sww_ros.nodes.diagnostics import ERROR, OK, WARN, Health, statuses
+from sww_ros.nodes.latency import UNSEEN_STEPS, Rate, StepBook, Window
+from sww_ros.streaming.events import NARRATION, FirstSight, StepPerceived, TextDelta
+
+
+def step(index: int) -> StepPerceived:
+    return StepPerceived(index, stamp_ns=7, frames=2, received_ns=10, fed_ns=15, started_ns=20,
+                         preprocessed_ns=30, vision_ns=50, perceived_ns=60, overlap_ns=10)
+
+
+def text(delta: str, sentence: str = '', first: bool = False) -> TextDelta:
+    return TextDelta(NARRATION, 0, delta, sentence, False, '', 0, 1, 2, 7, 0, 80, first)
+
+
+def test_a_spoken_step_knows_its_first_token_and_its_publication():
+    book = StepBook()
+    assert book.perceived(step(0)) == []
+    book.sighted(FirstSight(0, 7, 65, 75))
+    times, = book.published(text('a', first=True), 95)
+    assert (times.has_first_token, times.first_token_ns, times.publish_ns) == (True, 15, 15)
+    assert times.perceived_ns == 50
+    assert times.overlap_ratio == 0.25
+    assert book.published(text('b'), 99) == []
+
+
+def test_a_silent_step_is_settled_by_the_next_event():
+    book = StepBook()
+    book.perceived(step(0))
+    book.sighted(FirstSight(0, 7, 65, 75))
+    times, = book.perceived(step(1))
+    assert (times.step.index, times.first_token_ns, times.publish_ns) == (0, 15, 0)
+    times, = book.clear()
+    assert (times.step.index, times.has_first_token) == (1, False)
+
+
+def test_steps_that_nobody_looks_at_do_not_pile_up():
+    book = StepBook()
+    told = [times for i in range(UNSEEN_STEPS + 3) for times in book.perceived(step(i))]
+    assert [times.step.index for times in told] == [0, 1, 2]
+    assert not any(times.has_first_token for times in told)
+    book.sighted(FirstSight(1, 7, 65, 75))
+    assert book.settle() == []
+
+
+def test_windows_and_rates():
+    window, rate = Window(), Rate()
+    assert np.isnan(window.percentile(50)) and np.isnan(window.mean())
+    for value in range(101):
+        window.add(value)
+        rate.add()
+    assert (window.percentile(50), window.percentile(95), window.mean()) == (50, 95, 50)
+    assert rate.value() > 101
+
+
+def test_subtitle_shows_the_running_sentence():
+    subtitle = Subtitle()
+    shown = []
+    for delta in (text('A'), text(' dog.', 'A dog.'), text(' '), text('It'), text(' runs')):
+        subtitle.add(delta)
+        shown.append(subtitle.text.strip())
+    assert shown == ['A', 'A dog.', 'A dog.', 'It', 'It runs']
+
+
+@pytest.mark.parametrize('size', [(48, 64), (480, 640), (84, 84)])
+def test_subtitle_is_drawn_at_the_foot_of_a_copy(size: tuple[int, int]):
+    pixels = np.full((*size, 3), 90, np.uint8)
+    drawn = draw_subtitle(pixels, 'The red square moves to the left, quickly. ' * 5)
+    assert (pixels == 90).all()
+    assert drawn.shape == pixels.shape
+    assert drawn[size[0] // 2:].max() > 150
+    assert (draw_subtitle(pixels, '') == 90).all()
+
+
+def speaking(**changes) -> Health:
+    health = Health(
+        state='active', info={'model': 'm', 'frame_rate': 2.0}, topic='/image', watching=True,
+        silent_s=0.1, camera_timeout=5.0, camera_rate=2.0, received=9,
+        dropped=Counter(rate=3, bad=1), tokens_rate=4.0)
+    for name, value in changes.items():
+        setattr(health, name, value)
+    return health
+
+
+@pytest.mark.parametrize('changes, part, level, words', [
+    ({}, 'camera', OK, 'frames come'),
+    ({}, 'engine', OK, 'active'),
+    ({}, 'speech', OK, 'speaking'),
+    ({'silent_s': 6.0}, 'camera', ERROR, 'no frame for 6 s'),
+    ({'camera_rate': 1.0}, 'camera', WARN, 'slower than the 2 Hz'),
+    ({'camera_rate': 0.0}, 'camera', OK, 'waiting'),
+    ({'paused': True}, 'camera', OK, 'paused'),
+    ({'watching': False}, 'camera', OK, 'not subscribed'),
+    ({'trouble': 'it died'}, 'engine', ERROR, 'it died'),
+    ({'tokens_rate': 0.0}, 'speech', OK, 'silent'),
+])
+def test_diagnostics_name_what_is_wrong(changes: dict, part: str, level: bytes, words: str):
+    found = {status.name: status for status in statuses('left/narrator', speaking(**changes))}
+    status = found[f'left/narrator: {part}']
+    assert status.level == level
+    assert words in status.message
+    assert status.hardware_id == 'm'
+    values = {value.key: value.value for value in found['left/narrator: camera'].values}
+    assert (values['frames dropped (bad)'], values['frames dropped (rate)']) == ('1', '3')
+
+
+def chunk(question_id: str, delta: str, reason: str = '') -> TextChunk:
+    return TextChunk(stream_id=question_id, delta=delta, finish_reason=reason,
+                     is_final=bool(reason))
+
+
+def test_answers_end_once_for_whoever_waits():
+    book, heard = AnswerBook(), []
+    answer = book.begin(heard.append)
+    ender = threading.Timer(0.05, lambda: [
+        book.add(chunk(answer.question_id, 'It is')), book.explain(answer.question_id, 'why'),
+        book.add(chunk(answer.question_id, ' red. ')),
+        book.add(chunk(answer.question_id, '', 'stop'))])
+    ender.start()
+    assert answer.done.wait(5.0)
+    assert (answer.text, answer.tokens, answer.finish_reason) == ('It is red.', 2, 'stop')
+    assert answer.trouble == 'why'
+    assert len(heard) == 3
+    assert book.wait_empty(1.0)
+    book.add(chunk(answer.question_id, 'late'))
+    assert answer.text == 'It is red.'
+    refused = book.begin()
+    assert len(book) == 1 and not book.wait_empty(0.01)
+    book.forget(refused)
+    began = time.monotonic()
+    assert book.wait_empty(5.0) and time.monotonic() - began < 1.0
