@@ -245,6 +245,35 @@ def test_an_error_in_the_model_is_told_and_survived(opened, models, monkeypatch)
     assert any(isinstance(e, StepPerceived) for e in session.drain())
 
 
+@pytest.mark.parametrize('overlap', ['threads', 'serial'])
+def test_an_error_in_decoding_is_told_and_survived(opened, models, monkeypatch, overlap):
+    session = opened(overlap=overlap)
+    feed(session, 1)
+    session.drain()
+    decoder = models[1].decoder
+    honest = decoder.step
+
+    def broken(chunks):
+        if chunks[0].predict:
+            raise RuntimeError('out of memory')
+        return honest(chunks)
+
+    monkeypatch.setattr(decoder, 'step', broken)
+    question_id = session.ask('what?')
+    assert session.wait_idle(30)
+    feed(session, 1)
+    events = session.drain()
+    trouble = [e.message for e in events if isinstance(e, Trouble)]
+    assert set(trouble) == {'RuntimeError: out of memory'}
+    assert len(trouble) <= 4, 'not tried for ever'
+    assert texts(events, question_id)[-1].finish_reason == 'error'
+    monkeypatch.setattr(decoder, 'step', honest)
+    session.reset()
+    session.wait_idle(30)
+    feed(session, 2)
+    assert any(isinstance(e, StepPerceived) for e in session.drain())
+
+
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="overlap must be one of threads, serial, not 'magic'"):
         SessionConfig(overlap='magic')

@@ -66,6 +66,7 @@ class Speaker:
         self._queue: deque[tuple[str, str]] = deque()
         self._seq: dict[str, int] = {}
         self._busy = False
+        self._halted: Stream | None = None
         self.paused = False
         self.decode_steps = 0
         self.records: list[LaneRecord] = [self._stream.narration.record]
@@ -83,7 +84,7 @@ class Speaker:
         """Whether nothing is left to say about what has been perceived."""
         stream = self._current()
         steps = stream.visible()[1]
-        owed = self._config.narrate and not self.paused and (
+        owed = self._config.narrate and not self.paused and stream is not self._halted and (
             stream is not self._stream or stream.budget.steps < steps or stream.budget.left > 0)
         return not (self._busy or self._inbox or self._answers or self._queue or owed)
 
@@ -102,7 +103,8 @@ class Speaker:
             self._busy = False
 
     def failed(self) -> None:
-        """After an error in `work`: end all answers, so that nothing is tried for ever."""
+        """After an error in `work`: end all that is live, so that nothing is tried for ever."""
+        self._halted = self._stream
         for question_id in [*self._answers, *(q for q, _ in self._queue)]:
             self._end(question_id, 'error')
 
@@ -182,7 +184,7 @@ class Speaker:
     def _narration_turn(self, view: LaneView, steps: int) -> _Turn | None:
         """The narrator's turn, if it may speak: the schedule says what its token sees."""
         stream = self._stream
-        if not self._config.narrate or self.paused:
+        if not self._config.narrate or self.paused or stream is self._halted:
             return None
         stream.budget.perceived(steps)
         if stream.budget.left <= 0:

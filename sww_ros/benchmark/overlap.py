@@ -1,0 +1,158 @@
+"""
+How much faster both at once is than one after the other, on calibrated devices.
+
+`python -m sww_ros.benchmark.overlap --json FILE --picture FILE` plays the same stream through the
+same engine with `overlap` serial (as interleaved positions force it) and threads, in turn, for
+r = perception / generation from 0.1 to 10, and compares S = T_serial / T_threads with its limit
+(1 + r) / max(1, r). Then it measures how long a hazard stays unseen while a sentence is spoken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from sww_ros.benchmark.calibrated import calibrated, calibrated_checkpoint
+from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import FirstSight
+from sww_ros.streaming.session import Session
+
+RATIOS = (0.1, 0.2, 0.5, 0.8, 1.0, 1.25, 2.0, 5.0, 10.0)
+LENGTHS = (1, 10, 100, 1000)
+SIDES = ('serial', 'threads')
+STEP_S = 0.06
+"""Perception and generation of one step together, in seconds."""
+WAIT_K = 3
+FRAME = np.zeros((56, 56, 3), np.uint8)
+
+
+def stream_seconds(checkpoint: Checkpoint, overlap: str, steps: int) -> float:
+    """Time from the first frame until all steps are perceived and all tokens are spoken."""
+    config = SessionConfig(overlap=overlap, schedule='wait_k', wait_k=WAIT_K,
+                           max_pending_frames=2 * steps)
+    with Session(checkpoint, config) as session:
+        start = time.monotonic()
+        for _ in range(2 * steps):
+            session.feed(FRAME)
+        if not session.wait_idle(600):
+            raise RuntimeError(f'{overlap}: the stream did not end')
+        seconds = time.monotonic() - start
+        if session.decode_steps != steps * WAIT_K:
+            raise RuntimeError(f'{overlap}: {session.decode_steps} decode steps, '
+                               f'{steps * WAIT_K} were due')
+    return seconds
+
+
+def hazard_seconds(checkpoint: Checkpoint, overlap: str, tokens: int) -> float:
+    """
+    Time from a frame's arrival to the first token that could see it.
+
+    A sentence of `tokens` tokens has just begun when the frame arrives.
+    """
+    config = SessionConfig(overlap=overlap, wait_k=tokens, max_pending_frames=8)
+    with Session(checkpoint, config) as session:
+        session.feed(FRAME)
+        session.feed(FRAME)
+        while not isinstance(session.poll(60), FirstSight):
+            pass
+        start = time.monotonic_ns()
+        session.feed(FRAME)
+        session.feed(FRAME)
+        while True:
+            event = session.poll(600)
+            if isinstance(event, FirstSight) and event.index == 1:
+                return (event.decoded_ns - start) / 1e9
+
+
+def measure_speedup(checkpoint: Checkpoint, repeats: int, steps: int) -> list[dict]:
+    """For each r: medians of both sides' times, S and its limit."""
+    rows = []
+    for r in tqdm(RATIOS, desc='speed-up', unit='ratio', disable=None):
+        perceive, generate = STEP_S * r / (1 + r), STEP_S / (1 + r)
+        times: dict[str, list[float]] = {side: [] for side in SIDES}
+        with calibrated(checkpoint, perceive, generate / WAIT_K):
+            for _ in range(repeats):
+                for side in SIDES:
+                    times[side].append(stream_seconds(checkpoint, side, steps))
+        serial, threads = (median(times[side]) for side in SIDES)
+        limit = (1 + r) / max(1.0, r)
+        # A stream of n steps cannot hide its first perception and its last words.
+        finite = steps * (1 + r) / (steps * max(1.0, r) + min(1.0, r))
+        rows.append(dict(r=r, serial_s=round(serial, 4), threads_s=round(threads, 4),
+                         speedup=round(serial / threads, 4), limit=round(limit, 4),
+                         limit_of_this_length=round(finite, 4)))
+    return rows
+
+
+def measure_hazard(checkpoint: Checkpoint, repeats: int) -> list[dict]:
+    """For each length of the sentence being spoken: median latency of both sides."""
+    rows = []
+    with calibrated(checkpoint, 0.02, 0.004):
+        for tokens in tqdm(LENGTHS, desc='hazard latency', unit='length', disable=None):
+            times = {side: [] for side in SIDES}
+            for _ in range(repeats):
+                for side in SIDES:
+                    times[side].append(hazard_seconds(checkpoint, side, tokens))
+            rows.append(dict(tokens=tokens, **{f'{side}_s': round(median(times[side]), 4)
+                                               for side in SIDES}))
+    return rows
+
+
+def draw(result: dict, file: Path) -> None:
+    """Draw both measurements."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+    rows = result['speedup']
+    fine = np.geomspace(0.1, 10, 200)
+    left.plot(fine, (1 + fine) / np.maximum(1, fine), color='0.6', label='limit (1+r)/max(1,r)')
+    left.plot([row['r'] for row in rows], [row['speedup'] for row in rows], 'o', color='C0',
+              label='measured')
+    left.set(xscale='log', xlabel='r = perception / generation', ylabel='speed-up over serial',
+             ylim=(0.95, 2.1), title='Perceiving and speaking at once')
+    left.legend()
+    rows = result['hazard']
+    for side, color in zip(SIDES, ('C3', 'C0')):
+        right.plot([row['tokens'] for row in rows], [row[f'{side}_s'] for row in rows], 'o-',
+                   color=color, label=side)
+    right.set(xscale='log', yscale='log', xlabel='tokens of the sentence being spoken',
+              ylabel='seconds until a token sees it', title='A hazard in mid-sentence')
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
+    parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--steps', type=int, default=60)
+    parser.add_argument('--json', type=Path)
+    parser.add_argument('--picture', type=Path)
+    arguments = parser.parse_args()
+    checkpoint = calibrated_checkpoint()
+    result = dict(
+        what='calibrated devices that sleep; medians of alternating runs',
+        repeats=arguments.repeats, steps=arguments.steps, wait_k=WAIT_K,
+        speedup=measure_speedup(checkpoint, arguments.repeats, arguments.steps),
+        hazard=measure_hazard(checkpoint, arguments.repeats))
+    print(json.dumps(result, indent=1))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(result, indent=1) + '\n')
+    if arguments.picture:
+        draw(result, arguments.picture)
+
+
+if __name__ == '__main__':
+    main()
