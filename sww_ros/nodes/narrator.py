@@ -20,10 +20,11 @@ from sww_ros.nodes import narrator_parameters as parameters
 from sww_ros.nodes.annotation import Annotator
 from sww_ros.nodes.camera import Camera
 from sww_ros.nodes.diagnostics import Health, statuses
-from sww_ros.nodes.managed import ManagedNode, logged, run
+from sww_ros.nodes.managed import ManagedNode, logged
 from sww_ros.nodes.publishing import TextPublisher
 from sww_ros.nodes.questions import MAX_WAITERS, Questions
 from sww_ros.nodes.reporting import Reporter
+from sww_ros.nodes.running import run
 
 NAME = 'narrator'
 SHORT_CALLBACKS = 6
@@ -255,7 +256,7 @@ class Narrator(ManagedNode):
 
 def main(args: list[str] | None = None, *, session: str = SESSION) -> None:
     """Run the narrator until Ctrl-C or SIGTERM; `session` opens the engine's session."""
-    sys.exit(run(NAME, lambda: Narrator(session), SHORT_CALLBACKS + MAX_WAITERS, args))
+    sys.exit(run(NAME, lambda: Narrator(session), args, threads=SHORT_CALLBACKS + MAX_WAITERS))
 
 
 if __name__ == '__main__':

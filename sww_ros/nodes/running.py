@@ -8,10 +8,13 @@ import signal
 import threading
 
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.exceptions import ParameterException
+from rclpy.executors import Executor, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class EndingNode(Node):
@@ -33,11 +36,16 @@ class EndingNode(Node):
         """Stop whatever the node started; called once, before it is destroyed."""
 
 
-def run(name: str, make_node: Callable[[], EndingNode], args: list[str] | None = None) -> int:
+def run(name: str, make_node: Callable[[], EndingNode], args: list[str] | None = None, *,
+        threads: int = 1) -> int:
     """
     Make a node and spin it to its end, or to SIGINT or SIGTERM; return the exit code.
 
-    A ValueError of `make_node` is logged in one line, and the exit code is 1.
+    A parameter that cannot be (ValueError of `make_node`, or rclpy's own) is logged in one line,
+    and the exit code is 1. A callback that fails is logged, and the others go on.
+
+    :param make_node: makes an EndingNode, or any node with its three methods
+    :param threads: the most callbacks that run at once
     """
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     # Until there is a node to end, the default is right: nothing needs to be undone.
@@ -45,15 +53,15 @@ def run(name: str, make_node: Callable[[], EndingNode], args: list[str] | None =
     try:
         try:
             node = make_node()
-        except ValueError as error:
+        except (ParameterException, ValueError) as error:
             get_logger(name).fatal(str(error))
             return 1
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, lambda *_: node.end(0))
-        executor = SingleThreadedExecutor()
+        executor = MultiThreadedExecutor(threads) if threads > 1 else SingleThreadedExecutor()
         executor.add_node(node)
         stopping = threading.Event()
-        spinning = threading.Thread(target=_spin, args=[executor, stopping], name='spin')
+        spinning = threading.Thread(target=_spin, args=[executor, node, stopping], name='spin')
         spinning.start()
         try:
             return node.wait_for_end()
@@ -66,8 +74,14 @@ def run(name: str, make_node: Callable[[], EndingNode], args: list[str] | None =
             node.destroy_node()
     finally:
         rclpy.try_shutdown()
+        # Python gives its handlers up before the process has ended; all there was to end is.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
-def _spin(executor: SingleThreadedExecutor, stopping: threading.Event) -> None:
+def _spin(executor: Executor, node: Node, stopping: threading.Event) -> None:
     while not stopping.is_set():
-        executor.spin_once()
+        try:
+            executor.spin_once()
+        except Exception as error:  # A callback's mistake must not end all other callbacks.
+            node.get_logger().error(f'a callback failed: {type(error).__name__}: {error}')
