@@ -70,13 +70,7 @@ def check_question(text: str) -> str:
 
     :raises ValueError: for one that is empty or longer than MAX_QUESTION_CHARACTERS
     """
-    text = text.strip()
-    if not text:
-        raise ValueError('the question is empty: ask something')
-    if len(text) > MAX_QUESTION_CHARACTERS:
-        raise ValueError(f'the question has {len(text)} characters, at most '
-                         f'{MAX_QUESTION_CHARACTERS} are taken: shorten it')
-    return text
+    return _check_text('question', text, MAX_QUESTION_CHARACTERS, 'ask something')
 
 
 def check_prompt(text: str) -> str:
@@ -85,10 +79,14 @@ def check_prompt(text: str) -> str:
 
     :raises ValueError: for one that is empty or longer than MAX_PROMPT_CHARACTERS
     """
+    return _check_text('prompt', text, MAX_PROMPT_CHARACTERS, 'say what to narrate')
+
+
+def _check_text(name: str, text: str, limit: int, advice: str) -> str:
     text = text.strip()
     if not text:
-        raise ValueError('the prompt is empty: say what to narrate')
-    if len(text) > MAX_PROMPT_CHARACTERS:
-        raise ValueError(f'the prompt has {len(text)} characters, at most '
-                         f'{MAX_PROMPT_CHARACTERS} are taken: shorten it')
+        raise ValueError(f'the {name} is empty: {advice}')
+    if len(text) > limit:
+        raise ValueError(f'the {name} has {len(text)} characters, at most {limit} are taken: '
+                         'shorten it')
     return text

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.streaming.config import SessionConfig, check_question
+from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import Event, FramesDropped, Trouble
 from sww_ros.streaming.overlap import BusyLog, make_executor
 from sww_ros.streaming.perception import check_frame
@@ -21,8 +21,6 @@ from sww_ros.streaming.speaking import Speaker
 from sww_ros.streaming.stream import Frame
 from sww_ros.streaming.trace import Trace
 from sww_ros.streaming.watching import Watcher
-
-MAX_PROMPT_CHARACTERS = 4000
 
 
 class Session:
@@ -89,6 +87,7 @@ class Session:
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._watcher.wait_k, max_steps=self._watcher.max_steps,
             schedule=self.config.schedule, overlap=self.config.overlap, prompt=self._watcher.prompt,
+            default_prompt=checkpoint.defaults.prompt,
             frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
             frame_rate=settings.temporal_patch_size / seconds)
 
@@ -138,12 +137,7 @@ class Session:
 
         :raises ValueError: for a prompt that is empty or too long
         """
-        prompt = prompt.strip()
-        if not prompt:
-            raise ValueError('the prompt is empty: say what to narrate')
-        if len(prompt) > MAX_PROMPT_CHARACTERS:
-            raise ValueError(f'the prompt has {len(prompt)} characters, at most '
-                             f'{MAX_PROMPT_CHARACTERS} are taken: shorten it')
+        prompt = check_prompt(prompt)
         self._restart('prompt', prompt)
 
     def reset(self) -> None:
