@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+import json
+from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 import torch
 
 from sww_ros.streaming.generation import LaneRecord
@@ -38,6 +42,30 @@ class Trace:
         parts += [stream.scheme.text(0, len(record.fed)) for record in used]
         return Trace(list(stream.prefix), stream.grid, torch.cat(stream.patches), steps,
                      np.concatenate(parts, axis=1), used)
+
+    def save(self, file: Path) -> None:
+        """Write the trace as safetensors; what is not a tensor goes into the metadata as JSON."""
+        lanes = [dict(stream_id=r.stream_id, fed=r.fed, sees=r.sees, predicted=r.predicted)
+                 for r in self.lanes]
+        about = dict(prefix=self.prefix, grid=self.grid, steps=self.steps, lanes=lanes)
+        save_file({'patches': self.patches, 'positions': torch.from_numpy(self.positions)},
+                  file, metadata={'trace': json.dumps(about)})
+
+    @staticmethod
+    def load(file: Path) -> Trace:
+        """
+        Read a trace written by `save`.
+
+        :raises ValueError: for a file that is no trace
+        """
+        try:
+            with safe_open(file, 'pt') as content:
+                about = json.loads((content.metadata() or {})['trace'])
+                patches, positions = (content.get_tensor(k) for k in ('patches', 'positions'))
+        except (OSError, KeyError, SafetensorError) as error:
+            raise ValueError(f'{file} is not a trace: {error}') from error
+        return Trace(about['prefix'], tuple(about['grid']), patches, about['steps'],
+                     positions.numpy(), [LaneRecord(**lane) for lane in about['lanes']])
 
     def rows(self) -> Rows:
         """The rows of the whole run in one sequence: prefix, steps, then lane after lane."""

@@ -1,0 +1,133 @@
+"""The checkpoint that ships: ordinary format, its promises kept, its runs replayable."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from sww_ros.__main__ import main as watch
+from sww_ros.evaluation.replay import main as replay
+from sww_ros.models.loading import builtin_path, load
+from sww_ros.shapes.render import Renderer
+from sww_ros.shapes.scene import generate
+from sww_ros.shapes.score import Score, play
+from sww_ros.shapes.tokens import SPECIAL
+from sww_ros.streaming.session import Session
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_it_is_an_ordinary_directory_of_at_most_20_mb():
+    folder = builtin_path()
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 20e6
+    assert isinstance(AutoConfig.from_pretrained(folder), Qwen2_5_VLConfig)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    assert 1e6 < sum(weight.numel() for weight in model.parameters()) < 5e6
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.unk_token_id not in tokenizer.convert_tokens_to_ids(list(SPECIAL)[1:])
+
+
+def test_its_processor_makes_the_engines_pixels():
+    from PIL import Image
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+        Qwen2VLImageProcessorPil,
+    )
+    frame = Renderer(generate(1), 336, 336).frame(2.0)
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(builtin_path())(
+        Image.fromarray(frame), return_tensors='pt')
+    assert theirs.image_grid_thw.tolist() == [[1, 6, 6]]
+    ours = load().perception.patches([frame], 84, 84)
+    assert (ours - theirs.pixel_values).abs().max() <= 2.01 / 255 / 0.25
+
+
+def test_it_narrates_and_answers_unseen_scenes():
+    """A small sample of docs/benchmarks/score.json, through the live engine."""
+    score = Score()
+    with Session.open() as session:
+        for seed in range(50_000, 50_012):
+            play(session, seed, 2, score)
+    summary = score.table()['summary']
+    assert summary['facts_true'] >= 0.9
+    assert summary['facts_narrated'] >= 0.85
+    assert summary['grammatical'] >= 0.95
+    assert summary['median_lateness_steps'] <= 2
+    assert summary['answers_right'] >= 0.85
+
+
+def test_the_committed_score_keeps_its_promises():
+    result = json.loads((ROOT / 'docs/benchmarks/score.json').read_text())
+    assert result['count'] >= 200
+    assert result['max_objects'] == 2
+    summary = result['summary']
+    assert summary['facts_true'] >= 0.95
+    assert summary['facts_narrated'] >= 0.90
+    assert summary['grammatical'] >= 0.98
+    assert summary['median_lateness_steps'] <= 2
+    assert summary['answers_right'] >= 0.95
+    assert 'summary' in result['with_3_objects']
+
+
+@pytest.fixture(scope='module')
+def video(tmp_path_factory) -> Path:
+    """A rendered scene as an mp4 file."""
+    file = tmp_path_factory.mktemp('video') / 'scene.mp4'
+    renderer = Renderer(generate(7), 336, 336)
+    with av.open(str(file), 'w') as container:
+        stream = container.add_stream('mpeg4', rate=10)
+        stream.width = stream.height = 336
+        stream.bit_rate = 2_000_000
+        for index in range(100):
+            frame = av.VideoFrame.from_ndarray(renderer.frame(index / 10), format='rgb24')
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file
+
+
+def test_a_video_is_watched_asked_about_and_replayed(video, tmp_path, capsys):
+    trace = tmp_path / 'run.safetensors'
+    assert watch([str(video), '--ask', '4: What colour is the square?',
+                  '--trace', str(trace)]) == 0
+    said = capsys.readouterr().out
+    assert 'A purple square appears.' in said
+    assert 'What colour is the square? → Purple.' in said
+    assert replay([str(trace)]) == 0
+    assert '0 differ' in capsys.readouterr().out
+
+
+def test_a_false_trace_is_found_out(video, tmp_path, capsys):
+    from sww_ros.streaming.trace import Trace
+    trace = tmp_path / 'run.safetensors'
+    assert watch([str(video), '--trace', str(trace)]) == 0
+    content = Trace.load(trace)
+    lane = content.lanes[0]
+    at = next(i for i, token in enumerate(lane.predicted) if token >= 0)
+    lane.predicted[at] += 1
+    content.save(trace)
+    assert replay([str(trace)]) == 1
+
+
+def test_what_cannot_be_watched_is_told_in_words(tmp_path, capsys):
+    (tmp_path / 'no.mp4').write_text('no video')
+    assert watch([str(tmp_path / 'no.mp4')]) == 1
+    assert 'cannot read the video' in capsys.readouterr().err
+    assert replay([str(tmp_path / 'no.mp4')]) == 2
+    assert 'is not a trace' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        watch(['x.mp4', '--ask', 'When?'])
+    assert 'SECONDS: QUESTION' in capsys.readouterr().err
+
+
+def test_the_weights_are_finite_and_tied():
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(builtin_path())
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())
+    assert np.shares_memory(model.lm_head.weight.detach().numpy(),
+                            model.get_input_embeddings().weight.detach().numpy())
