@@ -79,13 +79,15 @@ def test_plain_lines_are_whole():
     stream = io.StringIO()
     display = PlainDisplay(stream, seconds_since(1_000_000_000))
     display.grow([Line('narration', 'The')])
-    display.line(Line('narration', 'The square stops.', 3_000_000_000, latency_s=0.5, tokens=3))
+    display.line(Line('narration', 'The square stops.', emitted_ns=3_000_000_000,
+                      latency_s=0.5, tokens=3))
     display.question('Did it stop?', 4_000_000_000)
-    display.line(Line('q1', 'Yes.', 5_000_000_000, latency_s=0.25, tokens=1), 'true: Yes.')
-    display.line(Line('q2', finish_reason='error'))
+    display.line(Line('q1', 'Yes.', emitted_ns=5_000_000_000, latency_s=0.25, tokens=1),
+                 'true: Yes.')
+    display.line(Line('q2', finish_reason='error', emitted_ns=6_000_000_000))
     assert stream.getvalue().splitlines() == [
         '   2.0 s  The square stops.  (0.50 s)', '   3.0 s  question: Did it stop?',
-        '   4.0 s  answer: Yes.  (0.25 s)  true: Yes.', '  -1.0 s  answer:   [error]']
+        '   4.0 s  answer: Yes.  (0.25 s)  true: Yes.', '   5.0 s  answer:   [error]']
 
 
 def test_terminal_shows_growing_lines_and_keeps_whole_ones():

@@ -31,7 +31,12 @@ def seconds_since(start_ns: int) -> Callable[[int], str]:
 
 
 class Display(Protocol):
-    """Where a transcript is shown. `clock` turns a stamp [ns] into words and may be replaced."""
+    """
+    Where a transcript is shown.
+
+    Each line has the time of its first token, and how old the newest frame was that the token
+    could see. `clock` turns a time [ns] into words, and may be replaced.
+    """
 
     clock: Callable[[int], str]
 
@@ -65,11 +70,11 @@ class PlainDisplay:
         """Write a whole line."""
         latency = f'({line.latency_s:.2f} s)' if line.tokens else ''
         name = 'answer: ' if line.is_answer else ''
-        self._write(f'{self.clock(line.seen_ns)}  {name}{line.text}', _odd_end(line), latency, note)
+        self._write(self.clock(line.emitted_ns), name + line.text, _odd_end(line), latency, note)
 
     def question(self, text: str, stamp_ns: int) -> None:
         """Write a question."""
-        self._write(f'{self.clock(stamp_ns)}  question: {text}')
+        self._write(self.clock(stamp_ns), f'question: {text}')
 
     def note(self, text: str) -> None:
         """Write a remark."""
@@ -106,13 +111,13 @@ class RichDisplay:
         if line.tokens:
             text.append(f'  {line.latency_s:.2f} s', 'dim')
         if note:
-            text.append('  ').append_text(Text.from_markup(note))
+            text.append(f'  {note}', 'yellow')
         self._live.console.print(text)
 
     def question(self, text: str, stamp_ns: int) -> None:
         """Print a question."""
-        self._live.console.print(
-            Text(self.clock(stamp_ns), 'dim').append('  ? ', 'bold cyan').append(text, 'cyan'))
+        self._live.console.print(Text().append(self.clock(stamp_ns), 'dim')
+                                 .append('  ? ', 'bold cyan').append(text, 'cyan'))
 
     def note(self, text: str) -> None:
         """Print a remark."""
@@ -124,10 +129,10 @@ class RichDisplay:
         self._live.stop()
 
     def _text(self, line: Line) -> Text:
-        text = Text(self.clock(line.seen_ns), 'dim', overflow='fold')
+        text = Text(overflow='fold').append(self.clock(line.emitted_ns), 'dim')
         if line.is_answer:
             return text.append('  > ', 'bold green').append(line.text, 'green')
-        return text.append('    ').append(line.text, 'default')
+        return text.append(f'    {line.text}')
 
 
 def _odd_end(line: Line) -> str:

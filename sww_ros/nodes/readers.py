@@ -21,7 +21,11 @@ _SLACK_NS = 1_000_000
 
 
 class VideoFile:
-    """A video file, at its own speed; a rate below its own leaves frames out."""
+    """
+    A video file, at its own speed; a rate below its own leaves frames out.
+
+    `duration_s` is its length [s], 0 if the file does not say.
+    """
 
     def __init__(self, path: Path, rate: float = 0.0, loop: bool = False) -> None:
         """
@@ -38,6 +42,7 @@ class VideoFile:
         with self._open() as container:
             stream = container.streams.video[0]
             self.frame_rate = float(stream.average_rate or stream.guessed_rate or 25)
+            self.duration_s = (container.duration or 0) / 1e6
             size = f'{stream.width}x{stream.height}'
         self.description = f'{path.name}: {size}, {self.frame_rate:.4g} Hz'
 
@@ -114,6 +119,7 @@ class PictureFolder:
                                 key=_natural)
         if not self._pictures:
             raise ValueError(f'no pictures in {path}; looked for {", ".join(PICTURES)}')
+        self.duration_s = len(self._pictures) / self.frame_rate
         self.description = f'{len(self._pictures)} pictures, {self.frame_rate:.4g} Hz'
 
     def frames(self) -> Iterator[Frame]:

@@ -1,0 +1,77 @@
+"""Runs the demo: `python -m sww_ros.demo`, or scripts/demo."""
+
+# ruff: noqa: E402, I001 - Ctrl-C must be quiet from the very first import on.
+import os
+import signal
+
+INTERRUPTED = 130
+signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+
+import json
+import sys
+import time
+
+from sww_ros.demo.options import bounded, parse
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; return the exit code: 0, 1 for a failure, 130 for Ctrl-C."""
+    begun_s = time.monotonic() - _age_s()
+    options = bounded(parse(arguments))
+    sys.stdout.reconfigure(errors='replace')
+    from sww_ros.demo.domain import claim_domain
+    from sww_ros.demo.processes import ChildDied
+    from sww_ros.nodes.display import make_display
+    claim_domain()
+    from sww_ros.demo.director import DemoError, Director
+    from sww_ros.demo.report import report
+    from sww_ros.demo.summary import summarize
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    display = None
+    try:
+        for number in signals:
+            signal.signal(number, _interrupt)
+        display = make_display('auto', sys.stdout)
+        director = Director(options, display, begun_s)
+        display.note(f'{director.record.source}, {options.seconds:g} s, model {options.model}: '
+                     'starting camera and narrator')
+        try:
+            record = director.play()
+        finally:
+            display.close()
+    except KeyboardInterrupt as interrupt:
+        return interrupt.args[0] if interrupt.args else INTERRUPTED
+    except (ChildDied, DemoError) as error:
+        print(f'demo: {error}', file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    summary = summarize(record)
+    report(summary, sys.stdout)
+    if options.json is not None:
+        options.json.write_text(json.dumps(summary, indent=2) + '\n')
+    return 0
+
+
+def _interrupt(number: int, _: object) -> None:
+    """End the run once; a second signal must not disturb the cleaning up."""
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt(128 + number)
+
+
+def _age_s() -> float:
+    """Return for how long this process has been there, its set-up by scripts/run included."""
+    try:
+        with open('/proc/self/stat') as file:
+            started = int(file.read().rpartition(')')[2].split()[19])
+        with open('/proc/uptime') as file:
+            return float(file.read().split()[0]) - started / os.sysconf('SC_CLK_TCK')
+    except OSError:
+        return 0.0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

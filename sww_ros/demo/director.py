@@ -1,0 +1,237 @@
+"""Runs the demo: starts the processes, shows what is said, asks the questions, and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import json
+from pathlib import Path
+import queue
+import time
+
+from sww_ros.demo.listener import Event, Listener
+from sww_ros.demo.options import GENERIC_QUESTIONS, Options
+from sww_ros.demo.processes import Child, Household, command_of
+from sww_ros.demo.record import Exchange, Piece, Record, Sentence, Step
+from sww_ros.demo.truth import Witness
+from sww_ros.nodes.display import Display, seconds_since
+from sww_ros.nodes.frame import NANOSECONDS
+from sww_ros.nodes.transcript import Line, Transcript, nanoseconds
+
+OWN_QUESTIONS = 3
+START_LIMIT_S = 120.0
+LAST_WORDS_S = 10.0
+"""How long the demo waits for answers and the end of a sentence after the last frame."""
+
+QUIET_S = 1.5
+"""So long without a word, and the narrator has said all."""
+
+SOURCE = {False: 'shapes_camera', True: 'video_source'}
+LOUD = ('[WARN]', '[ERROR]', '[FATAL]')
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on; the message says why."""
+
+
+class Director:
+    """One run: `play` returns its record."""
+
+    def __init__(self, options: Options, display: Display, begun_s: float) -> None:
+        """
+        Prepare a run.
+
+        :param begun_s: when the command was given, on `time.monotonic`
+        """
+        self._options, self._display, self._begun_s = options, display, begun_s
+        self._transcript = Transcript()
+        self._early: dict[str, Line] = {}
+        self._last_word_s = 0.0
+        source = f'video {options.video}' if options.video else f'scene {options.seed}'
+        self.record = Record(options.model, source)
+
+    def play(self) -> Record:
+        """
+        Run to the end of the scene or video.
+
+        :raises ChildDied: when a process ends before its time
+        :raises DemoError: when nothing is perceived
+        """
+        with Household(self._overheard) as house:
+            house.start('narrator', self._narrator_command())
+            listener = Listener()
+            try:
+                # The camera comes last, so that not a word is missed.
+                self._wait(lambda: listener.connected, house, listener, 'the narrator did not come')
+                source = house.start(SOURCE[bool(self._options.video)], self._source_command())
+                self._wait(lambda: self.record.steps, house, listener, 'nothing was perceived')
+                self._watch(house, listener, source)
+                self._hear_out(house, listener)
+                for line in self._transcript.open_lines:
+                    self._display.line(line, 'cut off by the end')
+            finally:
+                listener.close()
+        return self.record
+
+    # The processes.
+
+    def _narrator_command(self) -> list[str]:
+        model = self._options.model
+        if Path(model).expanduser().exists():
+            model = str(Path(model).expanduser().resolve())
+        command = self._options.narrator or command_of('narrator')
+        return [*command, '--ros-args', '-p', f'model:={_quoted(model)}']
+
+    def _source_command(self) -> list[str]:
+        options = self._options
+        settings = dict(wait_for_subscriber='true')
+        if options.video:
+            path = Path(options.video).expanduser()
+            settings['source'] = _quoted(str(path.resolve()) if path.exists() else options.video)
+        else:
+            settings.update(seed=options.seed, duration=float(options.seconds), at_end='stop')
+        return [*command_of(SOURCE[bool(options.video)]), '--ros-args', *(
+            part for name, value in settings.items() for part in ('-p', f'{name}:={value}'))]
+
+    def _overheard(self, name: str, line: str) -> None:
+        """Pass on what a process logs, if it is worth it; called on its reader's thread."""
+        if any(level in line for level in LOUD):
+            self._display.note(f'{name}: {line.partition("]: ")[2] or line}')
+
+    # The run.
+
+    def _wait(self, condition: Callable[[], object], house: Household, listener: Listener,
+              trouble: str) -> None:
+        end = time.monotonic() + START_LIMIT_S
+        while not condition():
+            self._hear(house, listener)
+            if time.monotonic() > end:
+                raise DemoError(f'{trouble} within {START_LIMIT_S:.0f} s')
+
+    def _watch(self, house: Household, listener: Listener, source: Child) -> None:
+        """Listen until the end of the scene or video, and ask the questions on the way."""
+        asked = self._options.questions
+        count = OWN_QUESTIONS if asked is None else len(asked)
+        times_s = [self._options.seconds * (n + 1) / (count + 1) for n in range(count)]
+        while not source.ended:
+            self._hear(house, listener)
+            now_s = (listener.now_ns() - self.record.start_ns) / NANOSECONDS
+            number = len(self.record.exchanges)
+            if number < count and now_s >= times_s[number]:
+                self._ask(listener, number)
+            if self._options.video and now_s >= self._options.seconds:
+                source.process.terminate()
+                source.process.wait(5.0)
+        # A video that is shorter than expected: what is left is asked now.
+        for number in range(len(self.record.exchanges), count):
+            self._ask(listener, number)
+
+    def _hear_out(self, house: Household, listener: Listener) -> None:
+        end = time.monotonic() + LAST_WORDS_S
+        self._last_word_s = time.monotonic()
+        while time.monotonic() < end:
+            self._hear(house, listener)
+            quiet = time.monotonic() - self._last_word_s > QUIET_S
+            if quiet and all(exchange.done for exchange in self.record.exchanges):
+                return
+
+    def _ask(self, listener: Listener, number: int) -> None:
+        seen_ns = self.record.steps[-1].stamp_ns
+        exchange = Exchange('', asked_ns=listener.now_ns())
+        if self._options.questions is not None:
+            exchange.text = self._options.questions[number]
+        elif self.record.witness is not None:
+            used = [other.kind for other in self.record.exchanges]
+            question = self.record.witness.question(seen_ns, used)
+            exchange.text, exchange.kind = question.text, question.kind
+        else:
+            exchange.text = GENERIC_QUESTIONS[number]
+        self.record.exchanges.append(exchange)
+        self._display.question(exchange.text, exchange.asked_ns)
+        listener.ask(number, exchange.text)
+
+    # What is heard.
+
+    def _hear(self, house: Household, listener: Listener) -> None:
+        """Take the next event, if one comes soon."""
+        house.check()
+        try:
+            event = listener.events.get(timeout=0.05)
+        except queue.Empty:
+            return
+        getattr(self, f'_hear_{event.kind}')(event)
+
+    def _hear_scene(self, event: Event) -> None:
+        self.record.scene = json.loads(event.content.data)
+        self.record.witness = Witness.from_json(event.content.data)
+        self._begin(self.record.witness.start_ns)
+
+    def _hear_step(self, event: Event) -> None:
+        step = Step.from_message(event.content)
+        steps = self.record.steps
+        if not self.record.start_ns:
+            self._begin(step.stamp_ns)
+        if steps and step.index < steps[-1].index - 1 and self.record.witness is not None:
+            self.record.witness.restarted(step.stamp_ns)
+        steps.append(step)
+
+    def _begin(self, start_ns: int) -> None:
+        self.record.start_ns = start_ns
+        self.record.ready_s = time.monotonic() - self._begun_s
+        self._display.clock = seconds_since(start_ns)
+
+    def _hear_text(self, event: Event) -> None:
+        chunk = event.content
+        if chunk.delta:
+            self._last_word_s = time.monotonic()
+            if self.record.first_word_s is None:
+                self.record.first_word_s = self._last_word_s - self._begun_s
+            self.record.pieces.setdefault(chunk.stream_id, []).append(
+                Piece(nanoseconds(chunk.emitted), nanoseconds(chunk.header.stamp)))
+        line = self._transcript.feed(chunk)
+        self._display.grow(self._transcript.open_lines)
+        if line is None:
+            return
+        if line.is_answer:
+            self._early[line.stream_id] = line
+            self._settle(line.stream_id)
+        elif line.text:
+            self._narrated(line)
+
+    def _narrated(self, line: Line) -> None:
+        sentence, note = Sentence(line), ''
+        if (witness := self.record.witness) is not None:
+            sentence.fact = witness.judge(line.text, line.last_seen_ns)
+            note = '' if sentence.fact else 'not so'
+        self.record.sentences.append(sentence)
+        self._display.line(line, note)
+
+    def _hear_asked(self, event: Event) -> None:
+        number, response = event.content
+        exchange = self.record.exchanges[number]
+        if response.accepted:
+            exchange.question_id = response.question_id
+            self._settle(response.question_id)
+        else:
+            exchange.refused = response.reason
+            self._display.note(f'the question was refused: {response.reason}')
+
+    def _settle(self, question_id: str) -> None:
+        """Bring an answer and its question together, whichever came first."""
+        exchange = next(
+            (e for e in self.record.exchanges if e.question_id == question_id), None)
+        if exchange is None or question_id not in self._early:
+            return
+        exchange.line = line = self._early.pop(question_id)
+        note = ''
+        if (witness := self.record.witness) is not None and line.tokens:
+            # Either frame may have decided: that of its first token, or that of its last.
+            truths = [witness.answer(exchange.text, stamp)
+                      for stamp in dict.fromkeys((line.seen_ns, line.last_seen_ns))]
+            exchange.truths = [truth for truth in truths if truth is not None]
+            note = f'truth: {exchange.truths[0]}' if exchange.truths else ''
+        self._display.line(line, note)
+
+
+def _quoted(text: str) -> str:
+    """Return a string as a YAML value that stays a string."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,85 @@
+"""What the demo can be told on its command line."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+import shlex
+import sys
+
+DEFAULT_SECONDS = 30.0
+DEFAULT_SEED = 7
+GENERIC_QUESTIONS = ('What do you see?', 'How many things are there?', 'What moved last?')
+
+
+@dataclass(frozen=True)
+class Options:
+    """`video` empty: a scene of the shapes world. `questions` None: the demo picks its own."""
+
+    video: str = ''
+    questions: tuple[str, ...] | None = None
+    seconds: float = DEFAULT_SECONDS
+    seed: int = DEFAULT_SEED
+    model: str = 'builtin'
+    json: Path | None = None
+    narrator: tuple[str, ...] = ()
+
+
+def parse(arguments: list[str] | None = None) -> Options:
+    """Return the options; a mistake ends the process with words and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog='scripts/demo', description='Narrates a moving scene, or a video, in the terminal, '
+        'and answers questions while it narrates.')
+    parser.add_argument('--video', default='', metavar='FILE',
+                        help='a video file, a folder of pictures, or a camera (/dev/video0)')
+    parser.add_argument('--questions', nargs='+', metavar='TEXT',
+                        help='your questions, spread over the run')
+    parser.add_argument('--seconds', type=_positive, default=DEFAULT_SECONDS, metavar='N',
+                        help='how much is watched at most [s] (default %(default)g)')
+    parser.add_argument('--seed', type=_seed, default=DEFAULT_SEED,
+                        help='which scene (default %(default)s)')
+    parser.add_argument('--model', default='builtin', metavar='PATH',
+                        help='a checkpoint: a folder, or the id of a hub (default: the built-in)')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the summary to FILE')
+    parser.add_argument('--narrator-command', type=shlex.split, default=[],
+                        help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.json is not None and not given.json.absolute().parent.is_dir():
+        parser.error(f'argument --json: there is no folder {given.json.absolute().parent}')
+    return Options(
+        video=given.video, seconds=given.seconds, seed=given.seed, model=given.model,
+        questions=None if given.questions is None else tuple(given.questions), json=given.json,
+        narrator=tuple(given.narrator_command))
+
+
+def bounded(options: Options) -> Options:
+    """
+    Return the options with `seconds` no longer than the video.
+
+    A video that cannot be read ends the process with words and exit code 1.
+    """
+    path = Path(options.video).expanduser()
+    if not options.video or path.is_char_device() or options.video.isdigit():
+        return options
+    from sww_ros.nodes.readers import open_reader
+    try:
+        duration_s = open_reader(options.video).duration_s
+    except ValueError as error:
+        print(f'demo: {error}', file=sys.stderr)
+        raise SystemExit(1) from None
+    return replace(options, seconds=min(options.seconds, duration_s or options.seconds))
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 1.0 <= value <= 3600.0:
+        raise argparse.ArgumentTypeError(f'must be 1 to 3600 seconds, not {text}')
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2 ** 31:
+        raise argparse.ArgumentTypeError(f'must be 0 to {2 ** 31 - 1}, not {text}')
+    return value
