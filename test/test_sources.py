@@ -32,14 +32,14 @@ NANOSECONDS = 1_000_000_000
 
 
 def write_video(path: Path, count: int = 8, rate: int = 20, size: int = 64) -> Path:
-    """Write a video whose frame k is a gray of 20 * k."""
+    """Write a video whose frame k is a gray of 20 * k, modulo 256."""
     av = pytest.importorskip('av')
     with av.open(str(path), 'w') as container:
         stream = container.add_stream('mpeg4', rate=rate)
         stream.width = stream.height = size
         stream.time_base = Fraction(1, rate)
         for index in range(count):
-            gray = np.full((size, size, 3), 20 * index, np.uint8)
+            gray = np.full((size, size, 3), 20 * index % 256, np.uint8)
             for packet in stream.encode(av.VideoFrame.from_ndarray(gray, format='rgb24')):
                 container.mux(packet)
         for packet in stream.encode():

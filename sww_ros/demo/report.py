@@ -76,7 +76,8 @@ def _latencies(summary: dict, terminal: bool) -> Table:
 
 def _facts(summary: dict, terminal: bool) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
-    style = 'dim' if terminal else ''
+    table.add_column(style='dim' if terminal else '')
+    table.add_column()
     tokens, truth = summary['tokens'], summary['truth']
     if summary['frames']:
         frames = summary['frames']
@@ -87,13 +88,14 @@ def _facts(summary: dict, terminal: bool) -> Table:
     if tokens['per_s'] is not None:
         table.add_row('tokens', f'{tokens["narration"]} narrated, {tokens["answers"]} answered, '
                       f'in {tokens["watched_s"]:.1f} s: {tokens["per_s"]:.1f} a second')
-    if truth is not None:
+    if not summary['narration']:
+        table.add_row('narration', 'not a sentence was completed')
+    elif truth is not None:
         table.add_row('narration', f'{truth["sentences_true"]} of {truth["sentences"]} sentences '
                       f'true; {truth["facts_told"]} of {truth["facts_shown"]} facts told')
-        if truth['answers']:
-            table.add_row('answers', f'{truth["answers_right"]} of {truth["answers"]} right')
+    if truth is not None and truth['answers']:
+        table.add_row('answers', f'{truth["answers_right"]} of {truth["answers"]} right')
     if summary['first_word_s'] is not None:
         table.add_row('first word', f'{summary["first_word_s"]:.1f} s after the start, of which '
                       f'{summary["ready_s"]:.1f} s until the narrator watched')
-    table.columns[0].style = style
     return table

@@ -1,0 +1,299 @@
+"""Whether the demo asks, judges, sums up, ends with the right code, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+import io
+import json
+import os
+from pathlib import Path
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+from narrator_harness import is_gone
+import pytest
+from test_sources import write_video
+
+from sww_ros.demo import picture
+from sww_ros.demo.options import Options, bounded, parse
+from sww_ros.demo.processes import ChildDied, Household
+from sww_ros.demo.record import Exchange, Piece, Record, Sentence, Step
+from sww_ros.demo.report import report
+from sww_ros.demo.summary import spread, summarize
+from sww_ros.demo.truth import Witness
+from sww_ros.nodes.transcript import Line
+from sww_ros.shapes.scene import generate
+
+HERE = Path(__file__).parent
+PATIENCE_S = 120.0
+START_NS = 1_700_000_000_000_000_000
+SECOND_NS = 1_000_000_000
+
+
+def at(seconds: float) -> int:
+    return START_NS + round(seconds * SECOND_NS)
+
+
+@pytest.fixture
+def witness() -> Witness:
+    return Witness(generate(7, 30.0, 'normal', 2), START_NS)
+
+
+# Truth.
+
+def test_a_sentence_is_true_once_and_not_too_early(witness: Witness):
+    fact = witness.scene.facts[1]
+    sentence = fact.claim.sentence
+    assert witness.judge(sentence, at(fact.visible_s - 0.1)) is None
+    assert witness.judge(sentence, at(fact.visible_s)) is fact
+    assert witness.judge(sentence, at(fact.visible_s + 1)) is None
+    assert witness.judge('A pink square sings.', at(20.0)) is None
+
+
+def test_who_begins_anew_may_say_again_who_is_there(witness: Witness):
+    first = witness.scene.facts[0]
+    assert witness.judge(first.claim.sentence, at(5.0)) is first
+    witness.restarted(at(5.0))
+    assert witness.judge(first.claim.sentence, at(6.0)) is first
+    assert witness.judge(first.claim.sentence, at(6.0)) is None
+
+
+def test_the_announced_scene_is_the_same_scene(witness: Witness):
+    told = json.dumps(dict(seed=7, seconds=30.0, difficulty='normal', max_objects=2,
+                           start_stamp_ns=START_NS))
+    again = Witness.from_json(told)
+    assert (again.scene.facts, again.start_ns) == (witness.scene.facts, START_NS)
+
+
+def test_questions_differ_in_kind_and_have_true_answers(witness: Witness):
+    used = []
+    for second in (5.0, 8.0, 11.0, 14.0):
+        question = witness.question(at(second), used)
+        assert question.kind not in used
+        assert witness.answer(question.text, at(second)) == question.answer
+        used.append(question.kind)
+    assert witness.answer('What is the meaning of life?', at(5.0)) is None
+
+
+# Figures.
+
+def make_record(witness: Witness | None) -> Record:
+    frames = dict(received=20, perceived=4, dropped=16)
+    record = Record('builtin', 'scene 7', START_NS, 5.0, 6.5, witness, dict(
+        seed=7, seconds=30.0, difficulty='normal', max_objects=2))
+    record.steps = [Step(n, at(n + 0.5), 2_000_000, 8_000_000, 1_000_000 if n < 9 else None,
+                         0.25 * (n % 2), frames) for n in range(10)]
+    said = Line('narration', 'A purple square appears.', at(1.5), at(2.5), at(1.6), 0.1, 5)
+    record.sentences = [Sentence(said), Sentence(Line('narration', 'Nonsense.', at(3.5), at(3.5),
+                                                      at(3.6), 0.1, 2))]
+    if witness is not None:
+        record.sentences[0].fact = witness.scene.facts[0]
+    record.exchanges = [
+        Exchange('How many?', 'count', at(4.0), 'q1', '', Line('q1', 'One.', at(3.5), at(3.5),
+                 at(4.25), 0.75, 2, 'stop'), ['One.'] if witness else []),
+        Exchange('Why?', refused='it is closed', asked_ns=at(5.0))]
+    record.pieces = {'narration': [Piece(at(1.6), at(1.5)), Piece(at(1.61), at(1.5)),
+                                   Piece(at(2.6), at(2.5))], 'q1': [Piece(at(4.25), at(3.5))]}
+    return record
+
+
+def test_summary_holds_the_figures(witness: Witness):
+    summary = json.loads(json.dumps(summarize(make_record(witness))))
+    assert summary['narration'][0] == dict(
+        text='A purple square appears.', time=1.5, last_time=2.5, spoken=1.6, latency_s=0.1,
+        true=True)
+    assert summary['answers'][0]['right'] is True and summary['answers'][0]['truth'] == 'One.'
+    assert summary['answers'][1]['answer'] is None
+    latency = summary['latency']
+    assert latency['callback_to_perceived'] == dict(p50_ms=8.0, p95_ms=8.0, count=10)
+    assert latency['perceived_to_first_token']['count'] == 9
+    assert latency['capture_to_first_token']['p50_ms'] == 11.0
+    assert latency['question_to_first_word']['p50_ms'] == 250.0
+    assert latency['token_gap'] == dict(p50_ms=10.0, p95_ms=10.0, count=1)
+    # The first fact is visible at the scene's time of its own, the step that shows it ends later.
+    first = witness.scene.facts[0].visible_s
+    assert latency['event_to_first_word']['p50_ms'] == pytest.approx(1000 * (1.6 - first), abs=.01)
+    assert latency['hazard']['count'] >= 3 and 0 < latency['hazard']['p50_ms'] < 1100
+    assert summary['overlap_ratio'] == 0.125
+    assert summary['tokens'] == dict(narration=3, answers=1, watched_s=9.5, per_s=0.42)
+    assert summary['truth']['sentences_true'] == 1 and summary['truth']['answers_right'] == 1
+
+
+def test_video_has_no_truth_and_silence_no_figures():
+    summary = summarize(make_record(None))
+    assert summary['truth'] is None and 'hazard' not in summary['latency']
+    assert 'true' not in summary['narration'][0]
+    empty = summarize(Record('builtin', 'scene 7'))
+    assert empty['frames'] is None and empty['overlap_ratio'] is None
+    stream = io.StringIO()
+    for told in (summary, empty):
+        report(told, stream)
+    assert 'not a sentence was completed' in stream.getvalue()
+
+
+def test_report_shows_the_truth_beside_the_answers(witness: Witness):
+    stream = io.StringIO()
+    report(summarize(make_record(witness)), stream)
+    lines = stream.getvalue().splitlines()
+    assert any(line.split() == ['4.0', 's', 'How', 'many?', 'One.', 'One.', 'right']
+               for line in lines), lines
+    assert any('(refused: it is closed)' in line for line in lines)
+    assert any('1 of 2 sentences true' in line for line in lines)
+    assert not any(line != line.rstrip() for line in lines)
+
+
+def test_spread():
+    assert spread([]) is None
+    assert spread([1e6, 2e6, 3e6]) == dict(p50_ms=2.0, p95_ms=2.9, count=3)
+
+
+def test_picture_shows_what_was_said(witness: Witness, tmp_path: Path):
+    pytest.importorskip('matplotlib')
+    summary = summarize(make_record(witness))
+    assert [moment['time'] for moment in picture.moments(summary)] == [1.5, 3.5, 3.5]
+    assert len(picture.moments(summary, count=2)) == 2
+    (tmp_path / 'summary.json').write_text(json.dumps(summary))
+    out = tmp_path / 'demo.png'
+    assert picture.main([str(tmp_path / 'summary.json'), str(out)]) == 0
+    assert out.read_bytes().startswith(b'\x89PNG') and out.stat().st_size < 800_000
+
+
+def test_picture_of_a_video_is_refused_in_words(tmp_path: Path, capsys):
+    path = tmp_path / 'summary.json'
+    path.write_text(json.dumps(summarize(make_record(None)) | dict(scene=None)))
+    assert picture.main([str(path), str(tmp_path / 'demo.png')]) == 1
+    assert 'not a video' in capsys.readouterr().err
+
+
+# Options.
+
+def test_the_script_is_there():
+    script = HERE.parent / 'scripts/demo'
+    assert os.access(script, os.X_OK)
+    subprocess.run(['bash', '-n', str(script)], check=True)
+
+
+def test_options_have_one_set_of_defaults():
+    assert parse([]) == Options()
+    assert parse(['--questions', 'a?', 'b?']).questions == ('a?', 'b?')
+
+
+@pytest.mark.parametrize('arguments', [
+    ['--seconds', '0'], ['--seconds', 'x'], ['--seed', '-1'], ['--json', '/no/such/folder/x']])
+def test_bad_options_end_with_words(arguments: list[str], capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments)
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_video_bounds_the_run(tmp_path: Path, capsys):
+    video = write_video(tmp_path / 'a.mp4', count=20, rate=10)
+    assert bounded(parse(['--video', str(video)])).seconds == pytest.approx(2.0, abs=0.1)
+    with pytest.raises(SystemExit) as caught:
+        bounded(parse(['--video', str(tmp_path / 'none.mp4')]))
+    assert caught.value.code == 1 and 'there is no file' in capsys.readouterr().err
+
+
+# Processes.
+
+def test_a_child_that_dies_is_reported_with_its_last_words():
+    with Household() as house:
+        house.start('cook', [sys.executable, '-c', 'print("no salt"); raise SystemExit(3)'])
+        with pytest.raises(ChildDied, match='cook ended with exit code 3\n  no salt'):
+            for _ in range(1000):
+                house.check()
+                time.sleep(0.02)
+
+
+def test_grandchildren_and_the_deaf_are_ended_too():
+    deaf = ('import signal, subprocess, sys, time; '
+            'signal.signal(signal.SIGINT, signal.SIG_IGN); '
+            'child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], '
+            'start_new_session=True); print(child.pid, flush=True); time.sleep(600)')
+    lines = []
+    with Household(lambda _, line: lines.append(line)) as house:
+        child = house.start('deaf', [sys.executable, '-c', deaf])
+        while not lines:
+            time.sleep(0.02)
+        house.stop(grace_s=0.2)
+    assert is_gone(int(lines[0])) and is_gone(child.process.pid)
+
+
+# All of it, with real processes and a session without a model.
+
+NARRATOR = (f'import os, sys; sys.path.insert(0, {str(HERE)!r}); '
+            f'os.environ["PYTHONPATH"] = {str(HERE)!r} + ":" + os.environ.get("PYTHONPATH", ""); '
+            'from sww_ros.nodes.narrator import main; '
+            'main(session="fake_session:FakeSession.open")')
+
+
+@contextmanager
+def demo(*arguments: str, narrator: str = NARRATOR):
+    pytest.importorskip('rclpy')
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'sww_ros.demo', *arguments, '--narrator-command',
+         shlex.join([sys.executable, '-c', narrator])],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def family(pid: int) -> set[int]:
+    """Return all descendants of a process."""
+    found: set[int] = set()
+    for children in Path(f'/proc/{pid}/task').glob('*/children'):
+        for child in map(int, children.read_text().split()):
+            found |= {child} | family(child)
+    return found
+
+
+def test_demo_narrates_asks_and_sums_up(ros_domain: int, tmp_path: Path):
+    summary_file = tmp_path / 'summary.json'
+    with demo('--seconds', '6', '--json', str(summary_file)) as process:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, out + err
+    summary = json.loads(summary_file.read_text())
+    assert summary['narration'][0]['text'] == 'step 0.'
+    assert len({answer['kind'] for answer in summary['answers']}) == 3
+    for answer in summary['answers']:
+        assert answer['answer'] == answer['question'] and answer['truth']
+        assert answer['question'] in out
+    assert 'capture → callback' in out and 'overlap' in out and summary['frames']['received'] > 10
+    assert 'Traceback' not in out + err
+
+
+def test_demo_of_a_video_asks_my_questions(ros_domain: int, tmp_path: Path):
+    video = write_video(tmp_path / 'a.mp4', count=20, rate=10)
+    with demo('--video', str(video), '--questions', 'Is it gray?') as process:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, out + err
+    assert 'answer: Is it gray?' in out and 'truth' not in out
+
+
+def test_interrupted_demo_leaves_no_process_behind(ros_domain: int):
+    with demo() as process:
+        for line in process.stdout:
+            if 'step 3.' in line:
+                break
+        started = family(process.pid)
+        assert len(started) >= 3  # Narrator, its engine, camera.
+        process.send_signal(signal.SIGINT)
+        asked = time.monotonic()
+        assert process.wait(PATIENCE_S) == 130
+        assert time.monotonic() - asked < 15.0
+        assert 'Traceback' not in process.stderr.read()
+    assert all(map(is_gone, started))
+
+
+def test_demo_says_what_died(ros_domain: int):
+    with demo(narrator='print("out of breath"); raise SystemExit(4)') as process:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1, out
+    assert err == 'demo: narrator ended with exit code 4\n  out of breath\n'
