@@ -40,7 +40,9 @@ def node(executable: str, **parameters: ParameterValue) -> Node:
     """Return one of the three nodes."""
     return Node(
         package='sww_ros', executable=executable, namespace=LaunchConfiguration('namespace'),
-        output='screen', emulate_tty=True, parameters=[parameters] if parameters else [],
+        # The console writes whole lines here: growing ones do not mix with launch's prefixes.
+        output='screen', emulate_tty=executable != 'console',
+        parameters=[parameters] if parameters else [],
         ros_arguments=['--log-level', LaunchConfiguration('log_level')])
 
 

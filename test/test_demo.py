@@ -15,7 +15,7 @@ import time
 
 from narrator_harness import is_gone
 import pytest
-from test_sources import write_video
+from test_readers import write_video
 
 from sww_ros.demo import picture
 from sww_ros.demo.options import Options, bounded, parse

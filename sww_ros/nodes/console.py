@@ -51,9 +51,9 @@ class ConsoleNode(EndingNode):
     def _take(self, chunk: TextChunk) -> None:
         try:
             line = self._transcript.feed(chunk)
+            self._display.grow(self._transcript.open_lines)
             if line is not None:
                 self._display.line(line)
-            self._display.grow(self._transcript.open_lines)
         except BrokenPipeError:
             self.end(0)  # As with `| head`: nobody reads any more.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 import sys
+import threading
 from typing import Protocol, TextIO
 
 from rich.console import Console, Group
@@ -15,7 +16,7 @@ from sww_ros.nodes.frame import NANOSECONDS
 from sww_ros.nodes.transcript import Line
 
 STYLES = ('auto', 'rich', 'plain')
-REFRESH_HZ = 15
+REFRESH_HZ = 20
 ODD_ENDS = ('error', 'cancelled', 'interrupted', 'length')
 
 
@@ -96,12 +97,16 @@ class RichDisplay:
 
     def __init__(self, console: Console, clock: Callable[[int], str] = wall_clock) -> None:
         self.clock = clock
-        self._live = Live(console=console, refresh_per_second=REFRESH_HZ, transient=True)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
+        self._stale, self._closed = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._refresh, name='display', daemon=True)
+        self._thread.start()
 
     def grow(self, lines: list[Line]) -> None:
         """Show the growing lines below all others."""
         self._live.update(Group(*(self._text(line) for line in lines)))
+        self._stale.set()
 
     def line(self, line: Line, note: str = '') -> None:
         """Print a whole line above those that grow."""
@@ -112,6 +117,7 @@ class RichDisplay:
             text.append(f'  {line.latency_s:.2f} s', 'dim')
         if note:
             text.append(f'  {note}', 'yellow')
+        self._live.refresh()  # Without this line among those that grow.
         self._live.console.print(text)
 
     def question(self, text: str, stamp_ns: int) -> None:
@@ -125,8 +131,17 @@ class RichDisplay:
 
     def close(self) -> None:
         """Take the growing lines away and give the cursor back."""
+        self._closed.set()
+        self._thread.join()
         self._live.update(Group())
         self._live.stop()
+
+    def _refresh(self) -> None:
+        """Draw what has changed, at a rate that a fast model cannot drive up."""
+        while not self._closed.wait(1 / REFRESH_HZ):
+            if self._stale.is_set():
+                self._stale.clear()
+                self._live.refresh()
 
     def _text(self, line: Line) -> Text:
         text = Text(overflow='fold').append(self.clock(line.emitted_ns), 'dim')
