@@ -1,13 +1,15 @@
 """The shapes world: seeded scenes, pictures, facts, questions, and a narration judged by them."""
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
 from sww_ros.shapes.grammar import KINDS, Claim, parse, split_sentences
 from sww_ros.shapes.judge import Utterance, judge, utterances
 from sww_ros.shapes.narration import facts_by_step, newest_frame_s, standing_questions, wanted
-from sww_ros.shapes.questions import KINDS as QUESTIONS, answer, make
+from sww_ros.shapes.questions import KINDS as QUESTIONS
+from sww_ros.shapes.questions import answer, make
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import PRESETS, TICK_S, Difficulty, generate
 from sww_ros.shapes.tokens import build_tokenizer, conversation, sentences
