@@ -1,0 +1,105 @@
+"""
+Overlap with real weights at full load: frames come as fast as they can be perceived.
+
+`python -m sww_ros.benchmark.full_load --model PATH --json FILE` plays one stream through the same
+engine on the same cores with `overlap` serial and threads, in turn. A camera at its own rate
+leaves a small model idle most of the time; here both sides always have work.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+import json
+from pathlib import Path
+from statistics import median
+import time
+
+import numpy as np
+import torch
+
+from sww_ros.models.loading import load
+from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import StepPerceived
+from sww_ros.streaming.session import Session
+
+SIDES = ('serial', 'threads')
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stream at full load, in seconds; `overlap` is the share of perception."""
+
+    seconds: float
+    perceiving: float
+    overlap: float
+    decode_steps: int
+
+
+def run_once(checkpoint: Checkpoint, frames: Sequence[np.ndarray], overlap: str,
+             threads: int) -> Run:
+    """Feed all frames at once, and wait until all is perceived and said."""
+    config = SessionConfig(overlap=overlap, schedule='wait_k', threads=threads,
+                           max_steps=len(frames), max_pending_frames=len(frames))
+    with Session(checkpoint, config) as session:
+        start = time.monotonic()
+        for frame in frames:
+            session.feed(frame)
+        if not session.wait_idle(600):
+            raise RuntimeError(f'{overlap}: the stream did not end within 600 s')
+        seconds = time.monotonic() - start
+        steps = [e for e in session.drain() if isinstance(e, StepPerceived)]
+        perceiving = sum(e.perceived_ns - e.started_ns for e in steps)
+        return Run(seconds, perceiving / 1e9, sum(e.overlap_ns for e in steps) / perceiving,
+                   session.decode_steps)
+
+
+def compare(checkpoint: Checkpoint, frames: Sequence[np.ndarray], repeats: int) -> dict:
+    """
+    Return medians of both sides, alternating; `r` is perception over generation, one at a time.
+
+    Serial may use both cores for each piece of work, threads one for each side: whichever number
+    of threads serves the serial side better is its time.
+    """
+    runs: dict[str, list[Run]] = {'serial': [], 'serial_2': [], 'threads': []}
+    for _ in range(repeats + 1):
+        runs['serial'].append(run_once(checkpoint, frames, 'serial', 1))
+        runs['serial_2'].append(run_once(checkpoint, frames, 'serial', 2))
+        runs['threads'].append(run_once(checkpoint, frames, 'threads', 1))
+    # The first round warms up.
+    times = {name: median(run.seconds for run in side[1:]) for name, side in runs.items()}
+    serial = min(times['serial'], times['serial_2'])
+    alone = runs['serial'][1:]
+    perceiving = median(run.perceiving for run in alone)
+    r = perceiving / (times['serial'] - perceiving)
+    return dict(
+        model=checkpoint.name, parameters=checkpoint.parameters,
+        torch_threads_of_serial=1 if serial == times['serial'] else 2,
+        steps=len(frames) // 2, decode_steps=alone[0].decode_steps, repeats=repeats,
+        serial_1_thread_s=round(times['serial'], 4), serial_2_threads_s=round(times['serial_2'], 4),
+        threads_s=round(times['threads'], 4), speedup=round(serial / times['threads'], 3),
+        r=round(r, 3), limit=round((1 + r) / max(1.0, r), 3),
+        overlap_ratio=round(median(run.overlap for run in runs['threads'][1:]), 3))
+
+
+def main() -> None:
+    """Measure one checkpoint on random frames, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
+    parser.add_argument('--model', default='builtin')
+    parser.add_argument('--steps', type=int, default=40)
+    parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--json', type=Path)
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(0)
+    frames = list(rng.integers(0, 256, (2 * arguments.steps, 84, 84, 3), np.uint8))
+    result = compare(load(arguments.model), frames, arguments.repeats)
+    result['cores'] = torch.get_num_threads()
+    print(json.dumps(result, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
