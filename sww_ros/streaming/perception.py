@@ -11,6 +11,8 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
+from sww_ros.streaming.vision import VisionTower
+
 
 @dataclass(frozen=True)
 class PixelSettings:
@@ -67,9 +69,8 @@ class Perception:
     """The vision side of a checkpoint: one step of video at a time."""
 
     def __init__(self, tower: nn.Module, settings: PixelSettings) -> None:
-        self._tower, self.settings = tower, settings
-        weight = next(tower.parameters())
-        self.dtype, self.device = weight.dtype, weight.device
+        self._tower, self.settings = VisionTower(tower), settings
+        self.dtype, self.device = self._tower.dtype, self._tower.device
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of merged tokens for frames scaled to this size."""
@@ -101,9 +102,6 @@ class Perception:
             return image
         return F.interpolate(image[None], (height, width), mode='bicubic', antialias=True)[0]
 
-    @torch.inference_mode()
     def embed(self, patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Run the vision tower on one step's patches: merged tokens (tokens, hidden)."""
-        size = self.settings.patch_size
-        grid = torch.tensor([[1, height // size, width // size]], device=self.device)
-        return self._tower(patches, grid_thw=grid).pooler_output
+        return self._tower(patches, *self.grid(height, width))

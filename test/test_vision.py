@@ -1,0 +1,43 @@
+"""The vision tower: equal to transformers' own for every grid, windows cut off included."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import pytest
+import torch
+
+from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, SMALL, random_model
+from sww_ros.streaming.vision import VisionTower
+
+
+@pytest.fixture(scope='module')
+def towers():
+    wide = dict(SMALL, vision=dict(SMALL['vision'], window_size=112, depth=3,
+                                   fullatt_block_indexes=[2]))
+    return {(name, dtype): random_model(shape, 1, dtype)[0].model.visual
+            for name, shape in (('narrow', SMALL), ('wide', wide))
+            for dtype in (torch.float32, torch.float64)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), seed=st.integers(0, 99),
+       name=st.sampled_from(['narrow', 'wide']),
+       dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_it_is_the_stock_tower(towers, rows, columns, seed, name, dtype):
+    stock = towers[name, dtype]
+    torch.manual_seed(seed)
+    patches = torch.randn(4 * rows * columns, 1176, dtype=dtype)
+    with torch.no_grad():
+        theirs = stock(patches, grid_thw=torch.tensor([[1, 2 * rows, 2 * columns]])).pooler_output
+    ours = VisionTower(stock)(patches, rows, columns)
+    assert (ours - theirs).abs().max() <= (2e-5 if dtype == torch.float32 else 1e-9)
+
+
+def test_it_is_the_stock_tower_in_the_shapes_of_the_3b_model():
+    shape = dict(text=dict(SMALL['text']),
+                 vision=dict(QWEN2_5_VL_3B['vision'], depth=2, fullatt_block_indexes=[1]))
+    stock = random_model(shape, 2)[0].model.visual
+    patches = torch.randn(4 * 6 * 5, 1176)
+    with torch.no_grad():
+        theirs = stock(patches, grid_thw=torch.tensor([[1, 12, 10]])).pooler_output
+    ours = VisionTower(stock)(patches, 6, 5)
+    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
