@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 import json
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from sww_ros.shapes.architecture import FRAME_SIZE
 from sww_ros.shapes.judge import Verdict, judge, utterances
-from sww_ros.shapes.narration import newest_frame_s
+from sww_ros.shapes.narration import NARRATE, newest_frame_s, standing_questions
 from sww_ros.shapes.questions import KINDS, Question, make
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, generate
@@ -52,7 +53,8 @@ class Score:
                              for kind in KINDS if self.asked[kind]})
 
 
-def play(session: Session, seed: int, max_objects: int, score: Score) -> None:
+def play(session: Session, seed: int, max_objects: int, score: Score,
+         prompt: str = NARRATE) -> None:
     """
     Play one scene to the session and add its figures to the score.
 
@@ -66,8 +68,8 @@ def play(session: Session, seed: int, max_objects: int, score: Score) -> None:
     renderer = Renderer(scene, FRAME_SIZE, FRAME_SIZE)
     asked_at = sorted(rng.choice(np.arange(1, OWED_STEPS), QUESTIONS, replace=False).tolist())
     questions: dict[str, Question] = {}
-    session.reset()
-    session.wait_idle()
+    session.set_prompt(prompt)
+    _settle(session, seed)
     session.drain()
     for step in range(steps):
         for frame in (2 * step, 2 * step + 1):
@@ -82,7 +84,7 @@ def play(session: Session, seed: int, max_objects: int, score: Score) -> None:
     texts = [event for event in session.drain() if isinstance(event, TextDelta)]
     spoken = utterances([(t.delta, t.sentence, t.step) for t in texts
                          if t.stream_id == NARRATION])
-    verdict = judge(scene, spoken, steps, OWED_STEPS, phase)
+    verdict = judge(scene, spoken, steps, OWED_STEPS, phase, prompt)
     score.verdict.add(verdict)
     answers = []
     for question_id, question in questions.items():
@@ -101,13 +103,14 @@ def _settle(session: Session, seed: int) -> None:
         raise RuntimeError(f'seed {seed}: the engine did not come to rest within 60 s')
 
 
-def run(model: str, first_seed: int, count: int, max_objects: int) -> Score:
-    """Play `count` scenes of consecutive seeds with a fresh session."""
+def run(model: str, first_seed: int, count: int, max_objects: int,
+        prompts: Sequence[str] = (NARRATE,)) -> Score:
+    """Play `count` scenes of consecutive seeds, each prompt in turn, with a fresh session."""
     score = Score()
     with Session.open(model, SessionConfig(overlap='threads')) as session:
         for seed in tqdm(range(first_seed, first_seed + count), desc=f'{max_objects} objects',
                          unit='scene', disable=None):
-            play(session, seed, max_objects, score)
+            play(session, seed, max_objects, score, prompts[seed % len(prompts)])
     return score
 
 
@@ -134,6 +137,11 @@ def main() -> None:
             result.update(table, seeds=score.seeds)
         else:
             result[f'with_{objects}_objects'] = table
+    score = run(arguments.model, arguments.first_seed, arguments.count, arguments.max_objects,
+                standing_questions()[1:])
+    result['with_other_standing_questions'] = score.table()
+    print('asked in the prefix what one kind of shape does')
+    print(json.dumps(score.table()['summary'], indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + '\n')
 

@@ -1,0 +1,71 @@
+"""
+The README's table of figures, from the JSON files in docs/benchmarks alone.
+
+`python -m sww_ros.benchmark.figures` prints it; a test compares it with the README.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[2] / 'docs/benchmarks'
+
+
+def rows(folder: Path = FOLDER) -> list[str]:
+    """Return the table's rows as Markdown."""
+    score, proof, overlap, demo, load = (
+        json.loads((folder / f'{name}.json').read_text())
+        for name in ('score', 'proof', 'overlap', 'demo', 'full_load'))
+    return [f'| {words} | {figure} |' for words, figure in (
+        *_quality(score), *_exactness(proof), *_overlap(overlap, load), *_latency(demo))]
+
+
+def _quality(score: dict) -> list[tuple[str, str]]:
+    summary, three = score['summary'], score['with_3_objects']['summary']
+    return [
+        (f'built-in checkpoint, {score["count"]} unseen scenes of up to two shapes, live: '
+         'narrated facts true / true facts narrated',
+         f'{summary["facts_true"]:.1%} / {summary["facts_narrated"]:.1%}'),
+        ('sentences grammatical / answers right / median lateness',
+         f'{summary["grammatical"]:.1%} / {summary["answers_right"]:.1%} / '
+         f'{summary["median_lateness_steps"]} steps'),
+        ('with three shapes: facts true / narrated / answers right',
+         f'{three["facts_true"]:.1%} / {three["facts_narrated"]:.1%} / '
+         f'{three["answers_right"]:.1%}')]
+
+
+def _exactness(proof: dict) -> list[tuple[str, str]]:
+    cases = sum(entry['cases'] for entry in proof.values())
+    tokens = sum(entry['tokens'] for entry in proof.values())
+    differing = sum(entry['differing'] for entry in proof.values())
+    return [(
+        f'{cases} random live runs on disturbed threads against one masked full forward of the '
+        'stock model: tokens that differ',
+        f'{differing} of {tokens}; logits within {proof["float32"]["largest_error"]:.0e} (fp32), '
+        f'{proof["float64"]["largest_error"]:.0e} (fp64)')]
+
+
+def _overlap(overlap: dict, load: dict) -> list[tuple[str, str]]:
+    at_one = next(row for row in overlap['speedup'] if row['r'] == 1.0)
+    worst = min(row['speedup'] / row['limit'] for row in overlap['speedup'])
+    longest = overlap['hazard'][-1]
+    return [
+        ('both at once against one after the other, calibrated devices, perception = generation',
+         f'{at_one["speedup"]:.2f} times as fast (limit {at_one["limit"]:.2f}); at worst '
+         f'{worst:.0%} of the limit, r from 0.1 to 10'),
+        (f'a hazard during a sentence of {longest["tokens"]} tokens is seen after '
+         '(one after the other)', f'{longest["threads_s"] * 1e3:.0f} ms '
+         f'({longest["serial_s"]:.1f} s)'),
+        ('built-in checkpoint on two CPU cores at full load',
+         f'{load["speedup"]:.2f} times as fast (limit {load["limit"]:.2f})')]
+
+
+def _latency(demo: dict) -> list[tuple[str, str]]:
+    stage = demo['latency']['capture_to_first_token']
+    return [('demo, over ROS on two CPU cores: a frame is captured → the first token that saw it',
+             f'{stage["p50_ms"]:.0f} ms (p95 {stage["p95_ms"]:.0f} ms)')]
+
+
+if __name__ == '__main__':
+    print('\n'.join(rows()))

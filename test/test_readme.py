@@ -1,0 +1,25 @@
+"""The README says what was measured: every figure comes from a committed JSON."""
+
+from pathlib import Path
+import re
+
+from sww_ros.benchmark.figures import rows
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / 'README.md').read_text()
+
+
+def test_the_table_is_that_of_the_measurements():
+    for row in rows():
+        assert row in README, 'run python -m sww_ros.benchmark.figures and paste the table'
+
+
+def test_everything_it_links_to_is_there():
+    for file in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')):
+        for target in re.findall(r'\]\((?!http)([^)#]+)', file.read_text()):
+            assert (file.parent / target).exists(), f'{file.name}: {target}'
+
+
+def test_the_commands_it_names_are_there():
+    for command in re.findall(r'scripts/\w+', README):
+        assert (ROOT / command).exists(), command
