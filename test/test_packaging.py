@@ -15,7 +15,7 @@ import sww_ros
 ROOT = Path(__file__).resolve().parents[1]
 SETUP = (ROOT / 'setup.py').read_text()
 EXECUTABLES = dict(re.findall(r"'(\w+) = ([\w.]+):main'", SETUP))
-SCRIPTS = ['.ci/run', 'scripts/run', 'scripts/setup', 'scripts/test']
+SCRIPTS = ['.ci/run', 'scripts/demo', 'scripts/run', 'scripts/setup', 'scripts/test']
 
 FIELDS = {
     'msg.TextChunk': {
