@@ -17,8 +17,8 @@ from statistics import median
 import time
 
 import numpy as np
-import torch
 
+from sww_ros.evaluation.random_model import random_checkpoint
 from sww_ros.models.loading import load
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
@@ -84,18 +84,33 @@ def compare(checkpoint: Checkpoint, frames: Sequence[np.ndarray], repeats: int) 
         overlap_ratio=round(median(run.overlap for run in runs['threads'][1:]), 3))
 
 
+def medium() -> Checkpoint:
+    """A random checkpoint large enough that arithmetic, not Python, takes the time."""
+    shape = dict(
+        text=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8,
+                  num_attention_heads=16, num_key_value_heads=4,
+                  rope_parameters=dict(rope_type='default', rope_theta=1e6,
+                                       mrope_section=[8, 12, 12])),
+        vision=dict(depth=4, hidden_size=512, intermediate_size=1536, num_heads=8,
+                    window_size=112, fullatt_block_indexes=[3], tokens_per_second=2))
+    return random_checkpoint(shape, 0, silence_token='<|silence|>', max_steps=1000)[1]
+
+
 def main() -> None:
     """Measure one checkpoint on random frames, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
-    parser.add_argument('--model', default='builtin')
+    parser.add_argument('--model', default='builtin',
+                        help="a checkpoint, or 'medium': random weights")
+    parser.add_argument('--side', type=int, default=84, help='width of a frame in pixels')
     parser.add_argument('--steps', type=int, default=40)
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--json', type=Path)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    frames = list(rng.integers(0, 256, (2 * arguments.steps, 84, 84, 3), np.uint8))
-    result = compare(load(arguments.model), frames, arguments.repeats)
-    result['cores'] = torch.get_num_threads()
+    size = (2 * arguments.steps, arguments.side, arguments.side, 3)
+    frames = list(rng.integers(0, 256, size, np.uint8))
+    checkpoint = medium() if arguments.model == 'medium' else load(arguments.model)
+    result = compare(checkpoint, frames, arguments.repeats)
     print(json.dumps(result, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + '\n')

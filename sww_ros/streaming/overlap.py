@@ -54,9 +54,10 @@ class Executor(Protocol):
 class _Loop(threading.Thread):
     """A thread that works while there is work, and else sleeps until it is woken."""
 
-    def __init__(self, name: str, work: Work, failed: Callable[[BaseException], None]) -> None:
+    def __init__(self, name: str, work: Work, failed: Callable[[BaseException], None],
+                 prepare: Callable[[], None]) -> None:
         super().__init__(name=name, daemon=True)
-        self._work, self._failed = work, failed
+        self._work, self._failed, self._prepare = work, failed, prepare
         self._event = threading.Event()
         self._stopping = False
 
@@ -68,6 +69,7 @@ class _Loop(threading.Thread):
         self._event.set()
 
     def run(self) -> None:
+        self._prepare()
         while not self._stopping:
             # Cleared before looking for work: a wake in between is not lost.
             self._event.clear()
@@ -101,9 +103,10 @@ class _LoopExecutor:
 
 
 def make_executor(overlap: str, perceive: Work, generate: Work,
-                  failed: Callable[[BaseException], None]) -> Executor:
+                  failed: Callable[[BaseException], None],
+                  prepare: Callable[[], None] = lambda: None) -> Executor:
     """
-    Return the executor called `overlap`.
+    Return the executor called `overlap`; `prepare` runs first on each of its threads.
 
     'threads' perceives and generates at the same time; 'serial' finishes what can be spoken
     before it perceives the next step, as a model with interleaved positions must.
@@ -111,8 +114,9 @@ def make_executor(overlap: str, perceive: Work, generate: Work,
     :raises ValueError: for a name that no executor has
     """
     if overlap == 'threads':
-        return _LoopExecutor(_Loop('perception', perceive, failed),
-                             _Loop('generation', generate, failed))
+        return _LoopExecutor(_Loop('perception', perceive, failed, prepare),
+                             _Loop('generation', generate, failed, prepare))
     if overlap == 'serial':
-        return _LoopExecutor(_Loop('serial', lambda: generate() or perceive(), failed))
+        return _LoopExecutor(_Loop('serial', lambda: generate() or perceive(), failed,
+                                   prepare))
     raise ValueError(f'unknown overlap {overlap!r}; one of threads, serial')

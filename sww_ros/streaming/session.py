@@ -44,8 +44,6 @@ class Session:
         """
         self.config = config = config or SessionConfig()
         self._checkpoint, defaults = checkpoint, checkpoint.defaults
-        if checkpoint.decoder.device.type == 'cpu':
-            torch.set_num_threads(config.threads)
         scheme = make_scheme(config.position_encoding or defaults.position_encoding,
                              VideoClock(defaults.tokens_per_second, defaults.seconds_per_step))
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -57,7 +55,7 @@ class Session:
         self._speaker = Speaker(checkpoint, config, scheme, lambda: self._watcher.stream,
                                 self._emit, decoding)
         self._executor = make_executor(config.overlap, self._watcher.work, self._generate,
-                                       self._failed)
+                                       self._failed, self._take_threads)
         self.scheme = scheme
         self._executor.start()
 
@@ -199,6 +197,11 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _take_threads(self) -> None:
+        # A new thread starts with PyTorch's default, whatever was set on another one.
+        if self._checkpoint.decoder.device.type == 'cpu':
+            torch.set_num_threads(self.config.threads)
 
     def _restart(self, reason: str, prompt: str | None = None) -> None:
         self._watcher.restart(reason, prompt)
