@@ -8,6 +8,7 @@ from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (
     NARRATION,
+    FirstSight,
     FramesDropped,
     QuestionState,
     Restarted,
@@ -272,6 +273,74 @@ def test_an_error_in_decoding_is_told_and_survived(opened, models, monkeypatch, 
     session.wait_idle(30)
     feed(session, 2)
     assert any(isinstance(e, StepPerceived) for e in session.drain())
+
+
+def test_a_question_after_a_reset_is_about_the_new_stream(opened):
+    session = opened(max_answer_tokens=2)
+    for _ in range(20):
+        feed(session, 1)
+        session.reset()
+        question_id = session.ask('what?')
+        feed(session, 1)
+        last = texts(session.drain(), question_id)[-1]
+        assert last.finish_reason in ('stop', 'length')
+
+
+def test_a_reset_ends_answers_though_a_prompt_follows_at_once(opened):
+    session = opened(max_answer_tokens=10_000)
+    feed(session, 1)
+    question_id = session.ask('go on?')
+    session.reset()
+    session.set_prompt('Something else.')
+    assert session.wait_idle(30)
+    assert texts(session.drain(), question_id)[-1].finish_reason in ('reset', 'stop')
+
+
+def test_first_sight_is_flagged_whoever_else_speaks(opened):
+    session = opened(max_answer_tokens=60, max_answers=3)
+    feed(session, 1)
+    session.drain()
+    for _ in range(3):
+        session.ask('what?')
+    feed(session, 3, first=1)
+    events = session.drain()
+    sights = {e.index for e in events if isinstance(e, FirstSight)}
+    flagged = {e.step for e in events if isinstance(e, TextDelta) and e.first_sight}
+    assert sights == {1, 2, 3}
+    assert flagged
+    assert flagged <= sights
+
+
+def test_an_id_in_use_is_refused(opened):
+    session = opened()
+    session.ask('one?', 'mine')
+    with pytest.raises(ValueError, match="'mine' is in use"):
+        session.ask('two?', 'mine')
+    with pytest.raises(ValueError, match="'narration' is in use"):
+        session.ask('two?', NARRATION)
+    feed(session, 1)
+    session.ask('again?', 'mine')
+
+
+def test_pausing_leaves_no_half_step_behind(opened):
+    session = opened()
+    session.feed(FRAME)
+    session.pause(True)
+    assert session.poll(5) == FramesDropped('paused', 1)
+    session.pause(False)
+    feed(session, 1)
+    assert [e.stamp_ns for e in session.drain() if isinstance(e, StepPerceived)] == [1001]
+
+
+def test_a_model_that_only_fails_is_given_up(opened, models, monkeypatch):
+    session = opened()
+    monkeypatch.setattr(models[1].decoder, 'step', lambda chunks: 1 / 0)
+    session.reset()
+    assert session.wait_idle(30)
+    trouble = [e for e in session.drain() if isinstance(e, Trouble)]
+    assert [e.fatal for e in trouble] == [False] * 3 + [True]
+    with pytest.raises(ValueError, match='closed'):
+        session.ask('still there?')
 
 
 def test_bad_settings_are_named():

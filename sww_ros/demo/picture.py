@@ -7,7 +7,6 @@ Draws a run of the demo: a strip of frames with the words spoken under them.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from pathlib import Path
 import sys
@@ -19,7 +18,6 @@ from sww_ros.shapes.scene import generate
 FRAMES = 8
 COLUMNS = 4
 FRAME_PIXELS = 336
-COLORS = 96
 WORDS_A_LINE = 30
 INK, FAINT, ASKED = '#1f2328', '#848d97', '#0969da'
 
@@ -56,7 +54,6 @@ def draw(summary: dict, path: Path) -> None:
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot
-    from PIL import Image
 
     scene = generate(scene_data['seed'], scene_data['seconds'], scene_data['difficulty'],
                      scene_data['max_objects'])
@@ -73,12 +70,8 @@ def draw(summary: dict, path: Path) -> None:
         _write(axis, moment)
     figure.subplots_adjust(left=.01, right=.99, top=.96, bottom=.09 if rows > 1 else .17,
                            wspace=.04, hspace=.24)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110, facecolor='white')
+    figure.savefig(path, dpi=90, facecolor='white')
     pyplot.close(figure)
-    # Sensor noise hardly compresses: few colors make a third of the size.
-    Image.open(drawn).convert('RGB').quantize(COLORS, dither=Image.Dither.NONE).save(
-        path, 'PNG', optimize=True)
 
 
 def _write(axis, moment: dict) -> None:

@@ -37,9 +37,10 @@ class Exchange:
     @property
     def right(self) -> bool | None:
         """Whether the answer is true; None where the truth is not known."""
-        if not self.truths or self.line is None:
-            return None
-        return self.line.text in self.truths
+        if self.line is None:
+            # A question of the demo's own had an answer when it was asked.
+            return False if self.kind else None
+        return self.line.text in self.truths if self.truths else None
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,9 @@ def run_case(subject: Subject, seed: int) -> Outcome:
     tolerance = TOLERANCE[subject.dtype]
     top = verdict.logits.topk(2, dim=-1).values
     # Equal logits within the tolerance can differ in the token only where the best two tie.
-    tied = int((top[:, 0] - top[:, 1] <= 2 * tolerance).sum())
+    tied = top[:, 0] - top[:, 1] <= 2 * tolerance
     return Outcome(
-        tokens=verdict.compared, differing=max(0, verdict.differing - tied),
+        tokens=verdict.compared, differing=int((verdict.wrong & ~tied).sum()),
         error=float((live - verdict.logits).abs().max()), lanes=len(trace.lanes), steps=steps,
         late_sights=sum(a < b for record in trace.lanes
                         for a, b in zip(record.sees, record.sees[1:])))
@@ -133,7 +133,7 @@ def main() -> None:
         entry['cases'] += 1
         entry['tokens'] += outcome.tokens
         entry['differing'] += outcome.differing
-        entry['over'] += outcome.error > TOLERANCE[subject.dtype]
+        entry['over'] += not outcome.error <= TOLERANCE[subject.dtype]
         entry['largest_error'] = max(entry['largest_error'], outcome.error)
     print(json.dumps(result, indent=1))
     if arguments.json:

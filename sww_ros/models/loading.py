@@ -6,6 +6,7 @@ from dataclasses import fields
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError
 import torch
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import cached_file
@@ -42,6 +43,9 @@ def load(model: str = BUILTIN, *, device: str = 'cpu', dtype: str = '',
     :param allow_download: whether a hub id may be fetched from the network
     :raises CheckpointError: in words, for anything that cannot be streamed
     """
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise CheckpointError(f'device {device!r} is not there: this PyTorch '
+                              f'({torch.__version__}) sees no GPU')
     source = _resolve(model)
     options = dict(local_files_only=not allow_download, trust_remote_code=False)
     try:
@@ -58,7 +62,7 @@ def load(model: str = BUILTIN, *, device: str = 'cpu', dtype: str = '',
             source, config=config, dtype=_dtype(dtype, device, config), use_safetensors=True,
             attn_implementation='sdpa', **options).to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f'cannot load checkpoint {model!r}: {error}') from error
     return take_apart(net, tokenizer, name=model, preprocessor=_preprocessor(source, options))
 

@@ -11,6 +11,9 @@ from sww_ros.shapes.grammar import parse
 from sww_ros.shapes.narration import NARRATE, facts_by_step
 from sww_ros.shapes.scene import Scene
 
+MAX_LATENESS_STEPS = 6
+"""A sentence begun later than this after its fact is news no more, and not counted as true."""
+
 
 @dataclass(frozen=True)
 class Utterance:
@@ -64,10 +67,10 @@ def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps:
     """
     Compare what was said of `steps` steps with the facts.
 
-    A sentence is true if a fact says the same, was visible by its last token, and has not been
-    told before; its lateness counts from the step that first showed the fact to the step of its
-    first token. Only facts of the first `owed_steps` steps had to be narrated, so that the last
-    ones leave time to finish.
+    A sentence is true if a fact says the same, was visible by its last token, not too long ago,
+    and has not been told before; its lateness counts from the step that first showed the fact to
+    the step of its first token. Only facts of the first `owed_steps` steps had to be narrated, so
+    that the last ones leave time to finish.
     """
     shown = facts_by_step(scene, steps, phase_s, question)
     facts = [(fact, step) for step, group in enumerate(shown) for fact in group]
@@ -82,7 +85,8 @@ def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps:
         verdict.grammatical += 1
         verdict.said[claim.kind] += 1
         match = next((i for i, (fact, step) in enumerate(facts) if i not in told
-                      and fact.claim == claim and step <= utterance.last_step), None)
+                      and fact.claim == claim and step <= utterance.last_step
+                      and utterance.first_step - step <= MAX_LATENESS_STEPS), None)
         if match is None:
             verdict.false.append(utterance.text)
             continue

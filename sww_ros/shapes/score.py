@@ -24,7 +24,13 @@ from sww_ros.shapes.questions import KINDS, Question, make
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, generate
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, TextDelta
+from sww_ros.streaming.events import (
+    NARRATION,
+    FramesDropped,
+    Restarted,
+    TextDelta,
+    Trouble,
+)
 from sww_ros.streaming.session import Session
 
 OWED_STEPS = 16
@@ -81,7 +87,11 @@ def play(session: Session, seed: int, max_objects: int, score: Score,
             question = make(scene, at, rng, KINDS[number % len(KINDS)]) or make(scene, at, rng)
             questions[session.ask(question.text)] = question
             _settle(session, seed)
-    texts = [event for event in session.drain() if isinstance(event, TextDelta)]
+    events = session.drain()
+    trouble = [event for event in events if isinstance(event, (Trouble, FramesDropped, Restarted))]
+    if trouble:
+        raise RuntimeError(f'seed {seed}: the run is no fair one: {trouble[0]}')
+    texts = [event for event in events if isinstance(event, TextDelta)]
     spoken = utterances([(t.delta, t.sentence, t.step) for t in texts
                          if t.stream_id == NARRATION])
     verdict = judge(scene, spoken, steps, OWED_STEPS, phase, prompt)

@@ -18,11 +18,18 @@ from sww_ros.streaming.trace import Trace
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a replay went: tokens compared, those that differ, and the logits of compared rows."""
+    """How a replay went: for each compared row whether its token differs, and its logits."""
 
-    compared: int
-    differing: int
+    wrong: torch.Tensor
     logits: torch.Tensor
+
+    @property
+    def compared(self) -> int:
+        return len(self.wrong)
+
+    @property
+    def differing(self) -> int:
+        return int(self.wrong.sum())
 
 
 @torch.inference_mode()
@@ -45,5 +52,4 @@ def replay(trace: Trace, model: Qwen2_5_VLForConditionalGeneration) -> Verdict:
     predicted = trace.predictions()
     at = np.flatnonzero(predicted >= 0)
     logits = model.lm_head(hidden[torch.from_numpy(at).to(device)])
-    differing = int((logits.argmax(-1).cpu().numpy() != predicted[at]).sum())
-    return Verdict(len(at), differing, logits)
+    return Verdict(logits.argmax(-1).cpu() != torch.from_numpy(predicted[at]), logits)

@@ -39,6 +39,24 @@ class BusyLog:
         return sum(max(0, min(stop, stop_ns) - max(start, start_ns)) for start, stop in spans)
 
 
+class Turns:
+    """Counts beginnings and ends of one side's work, so that its state can be read between them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __enter__(self) -> None:
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count += 1
+
+    def between(self, check: Callable[[], bool]) -> bool:
+        """Return whether the side rests and `check` holds, with no work begun meanwhile."""
+        before = self._count
+        return before % 2 == 0 and check() and self._count == before
+
+
 class Executor(Protocol):
     """Runs perception and generation until it is stopped."""
 
@@ -47,6 +65,9 @@ class Executor(Protocol):
     def wake(self) -> None:
         """Say that there may be work; callable from any thread."""
 
+    def halt(self) -> None:
+        """Begin no more work; does not wait, so that a thread may halt its own executor."""
+
     def stop(self) -> None:
         """End the threads; a piece of work that is running is finished first."""
 
@@ -54,10 +75,9 @@ class Executor(Protocol):
 class _Loop(threading.Thread):
     """A thread that works while there is work, and else sleeps until it is woken."""
 
-    def __init__(self, name: str, work: Work, failed: Callable[[BaseException], None],
-                 prepare: Callable[[], None]) -> None:
+    def __init__(self, name: str, work: Work, prepare: Callable[[], None]) -> None:
         super().__init__(name=name, daemon=True)
-        self._work, self._failed, self._prepare = work, failed, prepare
+        self._work, self._prepare = work, prepare
         self._event = threading.Event()
         self._stopping = False
 
@@ -73,12 +93,7 @@ class _Loop(threading.Thread):
         while not self._stopping:
             # Cleared before looking for work: a wake in between is not lost.
             self._event.clear()
-            try:
-                busy = self._work()
-            except Exception as error:  # noqa: BLE001 - reported, and the loop goes on
-                self._failed(error)
-                busy = False
-            if not busy and not self._stopping:
+            if not self._work() and not self._stopping:
                 self._event.wait()
 
 
@@ -94,19 +109,23 @@ class _LoopExecutor:
         for loop in self._loops:
             loop.wake()
 
-    def stop(self) -> None:
+    def halt(self) -> None:
         for loop in self._loops:
             loop.stop()
+
+    def stop(self) -> None:
+        self.halt()
         for loop in self._loops:
             if loop.is_alive() and loop is not threading.current_thread():
                 loop.join()
 
 
 def make_executor(overlap: str, perceive: Work, generate: Work,
-                  failed: Callable[[BaseException], None],
                   prepare: Callable[[], None] = lambda: None) -> Executor:
     """
     Return the executor called `overlap`; `prepare` runs first on each of its threads.
+
+    The pieces of work must not raise.
 
     'threads' perceives and generates at the same time; 'serial' finishes what can be spoken
     before it perceives the next step, as a model with interleaved positions must.
@@ -114,9 +133,8 @@ def make_executor(overlap: str, perceive: Work, generate: Work,
     :raises ValueError: for a name that no executor has
     """
     if overlap == 'threads':
-        return _LoopExecutor(_Loop('perception', perceive, failed, prepare),
-                             _Loop('generation', generate, failed, prepare))
+        return _LoopExecutor(_Loop('perception', perceive, prepare),
+                             _Loop('generation', generate, prepare))
     if overlap == 'serial':
-        return _LoopExecutor(_Loop('serial', lambda: generate() or perceive(), failed,
-                                   prepare))
+        return _LoopExecutor(_Loop('serial', lambda: generate() or perceive(), prepare))
     raise ValueError(f'unknown overlap {overlap!r}; one of threads, serial')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import itertools
 import queue
 import threading
@@ -13,14 +13,17 @@ import torch
 
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
-from sww_ros.streaming.events import Event, FramesDropped, Trouble
-from sww_ros.streaming.overlap import BusyLog, make_executor
+from sww_ros.streaming.events import Event, FramesDropped, StepPerceived, Trouble
+from sww_ros.streaming.overlap import BusyLog, Turns, make_executor
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import VideoClock, make_scheme
 from sww_ros.streaming.speaking import Speaker
 from sww_ros.streaming.stream import Frame
 from sww_ros.streaming.trace import Trace
 from sww_ros.streaming.watching import Watcher
+
+MAX_FAILURES = 3
+"""Errors without a step perceived between them that are survived; one more is fatal."""
 
 
 class Session:
@@ -49,13 +52,16 @@ class Session:
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._progress = threading.Condition()
         self._numbers = itertools.count(1)
-        self._closed = False
+        self._closed = self._ended = False
         decoding = BusyLog()
-        self._watcher = Watcher(checkpoint, config, scheme, self._emit, self._wake, decoding)
-        self._speaker = Speaker(checkpoint, config, scheme, lambda: self._watcher.stream,
-                                self._emit, decoding)
-        self._executor = make_executor(config.overlap, self._watcher.work, self._generate,
-                                       self._failed, self._take_threads)
+        self._perceiving, self._generating = Turns(), Turns()
+        self._failures = 0
+        self._watcher = Watcher(checkpoint, config, scheme, self._emit, decoding)
+        self._speaker = Speaker(
+            checkpoint, config, scheme, lambda: self._watcher.stream,
+            lambda: self._watcher.restarting, self._emit, decoding)
+        self._executor = make_executor(config.overlap, self._perceive, self._generate,
+                                       self._take_threads)
         self.scheme = scheme
         self._executor.start()
 
@@ -119,6 +125,8 @@ class Session:
         :raises ValueError: for a question that is empty or too long
         """
         question = check_question(question)
+        if self._closed:
+            raise ValueError('the session is closed: open another one')
         question_id = question_id or f'q{next(self._numbers)}'
         self._speaker.ask(question_id, question)
         self._executor.wake()
@@ -140,23 +148,29 @@ class Session:
 
     def reset(self) -> None:
         """Forget what has been seen and said; answers in progress end."""
+        self._speaker.end_all('reset')
         self._restart('reset')
 
     def pause(self, paused: bool) -> None:
         """Stop or resume watching and narrating; questions are still answered."""
         self._speaker.paused = paused
+        if paused and (count := self._watcher.frames.clear()):
+            self._emit(FramesDropped('paused', count))
         self._executor.wake()
 
     def poll(self, timeout_s: float | None = None) -> Event | None:
         """Return the next event, or None after `timeout_s` seconds or once closed."""
         try:
-            return self._events.get(timeout=timeout_s)
+            event = self._events.get(timeout=timeout_s)
         except queue.Empty:
             return None
+        if event is None:
+            self._events.put(None)  # For whoever else listens, and for the next call.
+        return event
 
     def events(self) -> Iterator[Event]:
         """Yield events until the session is closed."""
-        while (event := self._events.get()) is not None:
+        while (event := self.poll()) is not None:
             yield event
 
     def drain(self) -> list[Event]:
@@ -169,8 +183,7 @@ class Session:
     def wait_idle(self, timeout_s: float = 60.0) -> bool:
         """Wait until all frames are perceived and all is said; False after `timeout_s`."""
         with self._progress:
-            return self._progress.wait_for(
-                lambda: self._closed or (self._watcher.idle and self._speaker.idle), timeout_s)
+            return self._progress.wait_for(self._at_rest, timeout_s)
 
     def trace(self) -> Trace:
         """
@@ -184,9 +197,9 @@ class Session:
 
     def close(self) -> None:
         """Stop both sides and end `events()`; what runs is finished first."""
-        if self._closed:
+        if self._ended:
             return
-        self._closed = True
+        self._closed = self._ended = True
         self._executor.stop()
         self._events.put(None)
         with self._progress:
@@ -208,28 +221,56 @@ class Session:
         self._executor.wake()
 
     def _emit(self, event: Event) -> None:
+        if isinstance(event, StepPerceived):
+            self._failures = 0
         self._events.put(event)
 
-    def _wake(self) -> None:
-        self._executor.wake()
-        with self._progress:
-            self._progress.notify_all()
+    def _at_rest(self) -> bool:
+        def watched() -> bool:
+            return self._perceiving.between(lambda: self._watcher.idle)
+
+        # Watched twice: an error in speaking asks for a new stream.
+        return self._closed or (
+            watched() and self._generating.between(lambda: self._speaker.idle) and watched())
+
+    def _perceive(self) -> bool:
+        worked = self._work(self._perceiving, self._watcher.work)
+        if worked:
+            self._executor.wake()
+        return worked
 
     def _generate(self) -> bool:
-        busy = self._speaker.work()
-        if not busy:
-            with self._progress:
-                self._progress.notify_all()
-        return busy
+        return self._work(self._generating, self._speaker.work)
 
-    def _failed(self, error: BaseException) -> None:
-        self._emit(Trouble(f'{type(error).__name__}: {error}', '', False))
+    def _work(self, turns: Turns, work: Callable[[], bool]) -> bool:
+        """Do one piece of work; an error is told, and all that was live is given up."""
+        with turns:
+            try:
+                worked = work()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the session goes on
+                self._failed(error)
+                worked = True
+        with self._progress:
+            self._progress.notify_all()
+        return worked and not self._closed
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        fatal = self._failures > MAX_FAILURES
+        self._emit(Trouble(f'{type(error).__name__}: {error}', '', fatal))
+        if fatal:
+            self._closed = True
+            self._executor.halt()
+            return
         self._speaker.failed()
-        self._watcher.restart('reset')
-        self._wake()
+        self._restart('reset')
 
     def _warm_up(self) -> None:
-        """Run every path once, so that the first frame is not the slowest."""
+        """
+        Run both sides once, so that the first frame is not the slowest.
+
+        :raises ValueError: when the model cannot run
+        """
         settings = self._checkpoint.perception.settings
         blank = np.zeros((settings.unit * 2, settings.unit * 2, 3), np.uint8)
         for _ in range(settings.temporal_patch_size):
@@ -237,4 +278,7 @@ class Session:
         self.wait_idle(300.0)
         self.reset()
         self.wait_idle(300.0)
-        self.drain()
+        for event in self.drain():
+            if isinstance(event, Trouble):
+                self.close()
+                raise ValueError(f'the model cannot run: {event.message}')

@@ -54,10 +54,11 @@ class Speaker:
     """
 
     def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: GroupScheme,
-                 current: Callable[[], Stream], emit: Callable[[Event], None],
-                 decoding: BusyLog) -> None:
+                 current: Callable[[], Stream], restarting: Callable[[], bool],
+                 emit: Callable[[Event], None], decoding: BusyLog) -> None:
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
-        self._current, self._emit, self._decoding = current, emit, decoding
+        self._current, self._restarting = current, restarting
+        self._emit, self._decoding = emit, decoding
         self._silence = checkpoint.vocabulary.silence
         self._next_turn = checkpoint.encode(NEXT_TURN)
         self._inbox: deque[Callable[[], None]] = deque()
@@ -65,7 +66,7 @@ class Speaker:
         self._answers: dict[str, _Answer] = {}
         self._queue: deque[tuple[str, str]] = deque()
         self._seq: dict[str, int] = {}
-        self._busy = False
+        self._open: set[str] = set()
         self._halted: Stream | None = None
         self.paused = False
         self.decode_steps = 0
@@ -74,51 +75,63 @@ class Speaker:
     # Called from any thread.
 
     def ask(self, question_id: str, question: str) -> None:
+        """
+        Take a question.
+
+        :raises ValueError: for an id that another open stream has
+        """
+        if question_id == NARRATION or question_id in self._open:
+            raise ValueError(f'the id {question_id!r} is in use: give each question its own')
+        self._open.add(question_id)
         self._inbox.append(lambda: self._enqueue(question_id, question))
 
     def cancel(self, question_id: str) -> None:
         self._inbox.append(lambda: self._end(question_id, 'cancelled'))
 
+    def end_all(self, reason: str) -> None:
+        """End all that has been asked before, in turn with later questions."""
+        self._inbox.append(lambda: self._end_all(reason))
+
+    def failed(self) -> None:
+        """After an error: end all that is live, so that nothing is tried for ever."""
+        self._inbox.append(self._give_up)
+
     @property
     def idle(self) -> bool:
-        """Whether nothing is left to say about what has been perceived."""
+        """Whether nothing is left to say; to be asked between two pieces of work."""
         stream = self._current()
         steps = stream.visible()[1]
         owed = self._config.narrate and not self.paused and stream is not self._halted and (
-            stream is not self._stream or stream.budget.steps < steps or stream.budget.left > 0)
-        return not (self._busy or self._inbox or self._answers or self._queue or owed)
+            stream.budget.steps < steps or stream.budget.left > 0)
+        return not (stream is not self._stream or self._inbox or self._answers or self._queue
+                    or owed)
 
     # The generating thread.
 
     def work(self) -> bool:
         """Run one decode step over all lanes that have something to say."""
-        self._busy = True
-        try:
-            while self._inbox:
-                self._inbox.popleft()()
-            self._follow()
-            self._admit()
-            return self._decode()
-        finally:
-            self._busy = False
+        while self._inbox:
+            self._inbox.popleft()()
+        self._follow()
+        self._admit()
+        return self._decode()
 
-    def failed(self) -> None:
-        """After an error in `work`: end all that is live, so that nothing is tried for ever."""
+    def _give_up(self) -> None:
         self._halted = self._stream
+        self._end_all('error')
+
+    def _end_all(self, reason: str) -> None:
         for question_id in [*self._answers, *(q for q, _ in self._queue)]:
-            self._end(question_id, 'error')
+            self._end(question_id, reason)
 
     def _follow(self) -> None:
-        """Turn to a new stream; answers go on about the old one, unless all was reset."""
+        """Turn to a new stream; answers go on about the old one."""
         stream = self._current()
         if stream is self._stream:
             return
         old, self._stream = self._stream, stream
         self._tell(NARRATION, '', old.narration.text.flush(), self._moment_of(old),
                    final=True, reason='reset')
-        if stream.begun_by == 'reset':
-            for question_id in [*self._answers, *(q for q, _ in self._queue)]:
-                self._end(question_id, 'reset')
         self.records = [stream.narration.record]
 
     def _enqueue(self, question_id: str, question: str) -> None:
@@ -130,27 +143,32 @@ class Speaker:
                 self._end(oldest, 'interrupted')
             elif (config.question_policy == 'reject'
                   or taken >= config.max_answers + config.max_queued):
+                self._open.discard(question_id)
                 self._emit(QuestionState(
                     question_id, 'rejected',
                     f'{len(self._answers)} questions are being answered and '
                     f'{len(self._queue)} wait: ask again later'))
                 return
         self._queue.append((question_id, question))
-        if len(self._answers) >= config.max_answers or not self._stream.visible()[1]:
+        taken = len(self._answers) + len(self._queue)
+        if taken > config.max_answers or not self._stream.visible()[1]:
             self._emit(QuestionState(question_id, 'queued', ''))
 
     def _admit(self) -> None:
         """Open lanes for questions that wait, once there is something to see."""
-        if not self._stream.visible()[1]:
+        # In this order: a switch that has ended by the first check shows in the second.
+        if (self._restarting() or self._current() is not self._stream
+                or not self._stream.visible()[1]):
             return
         while self._queue and len(self._answers) < self._config.max_answers:
-            question_id, question = self._queue.popleft()
+            question_id, question = self._queue[0]
             checkpoint = self._checkpoint
             lane = TextLane(question_id, checkpoint.decoder, self._scheme,
                             checkpoint.encode(*question_parts(question)), checkpoint.tokenizer,
                             self._config.repetition_penalty,
                             self._config.record_trace)
             self._answers[question_id] = _Answer(lane, self._stream)
+            self._queue.popleft()
             if self._config.record_trace:
                 self.records.append(lane.record)
             self._emit(QuestionState(question_id, 'answering', ''))
@@ -174,11 +192,12 @@ class Speaker:
                 [lane.chunk(view, steps) for lane, _, view, steps in turns])
             tokens = [lane.choose(row, self._silence) for (lane, *_), row in zip(turns, logits)]
         self.decode_steps += 1
-        first = {id(stream): self._sight(stream, started, [t for t in turns if t[1] is stream])
-                 for _, stream, _, _ in turns}
+        sighted = {key: stream.sighted for key, stream in streams.items()}
+        for _, stream, _, steps in turns:
+            self._sight(stream, steps, started)
         for (lane, stream, _, steps), token in zip(turns, tokens):
             speak = self._narrate if lane is stream.narration else self._answer
-            speak(lane, token, _Moment(stream, steps, started, first[id(stream)]))
+            speak(lane, token, _Moment(stream, steps, started, steps > sighted[id(stream)]))
         return True
 
     def _narration_turn(self, view: LaneView, steps: int) -> _Turn | None:
@@ -192,14 +211,12 @@ class Speaker:
         sees = stream.budget.sees
         return stream.narration, stream, stream.first(view, sees), sees
 
-    def _sight(self, stream: Stream, started_ns: int, turns: list[_Turn]) -> bool:
-        """Note the steps that this decode step was the first to see; False if there are none."""
-        now, steps = time.monotonic_ns(), max(steps for *_, steps in turns)
-        first = steps > stream.sighted
+    def _sight(self, stream: Stream, steps: int, started_ns: int) -> None:
+        """Tell of the steps that this decode step was the first to see."""
+        now = time.monotonic_ns()
         for index in range(stream.sighted, steps):
             self._emit(FirstSight(index, stream.infos[index].stamp_ns, started_ns, now))
         stream.sighted = max(stream.sighted, steps)
-        return first
 
     def _narrate(self, lane: TextLane, token: int, moment: _Moment) -> None:
         moment.stream.budget.spend()
@@ -254,6 +271,7 @@ class Speaker:
         seq = self._seq.get(stream_id, 0)
         if final and stream_id != NARRATION:
             self._seq.pop(stream_id, None)
+            self._open.discard(stream_id)
         else:
             self._seq[stream_id] = seq + 1
         info = moment.stream.infos[moment.steps - 1] if moment.steps else None

@@ -36,7 +36,6 @@ class Stream:
     rows: int
     narration: TextLane
     budget: NarrationBudget
-    begun_by: str = ''
     infos: list[StepInfo] = field(default_factory=list)
     grid: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (0, 0)
@@ -61,7 +60,11 @@ class Stream:
         positions = torch.from_numpy(
             self.scheme.visual(len(self.prefix), step, *self.grid))
         self.infos.append(info)
-        self.decoder.step([Chunk(self.lane, embeds, positions)])
+        try:
+            self.decoder.step([Chunk(self.lane, embeds, positions)])
+        except BaseException:
+            self.infos.pop()
+            raise
         return step
 
     def visible(self) -> tuple[LaneView, int]:
@@ -118,6 +121,11 @@ class FrameQueue:
             count = len(self._frames)
             self._frames = []
             return count
+
+    @property
+    def complete(self) -> bool:
+        """Whether the frames of a step are all there."""
+        return len(self._frames) >= self._per_step
 
     def __len__(self) -> int:
         return len(self._frames)

@@ -25,14 +25,13 @@ class Watcher:
     """
     Owns the current stream; only its thread writes visual lanes and begins new streams.
 
-    `emit` takes events; `perceived` is called after each published step.
+    `emit` takes events.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: GroupScheme,
-                 emit: Callable[[Event], None], perceived: Callable[[], None],
-                 decoding: BusyLog) -> None:
+                 emit: Callable[[Event], None], decoding: BusyLog) -> None:
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
-        self._emit, self._perceived, self._decoding = emit, perceived, decoding
+        self._emit, self._decoding = emit, decoding
         self._prompt = config.prompt or checkpoint.defaults.prompt
         self.wait_k = config.wait_k or checkpoint.defaults.wait_k
         self.max_steps = config.max_steps or checkpoint.defaults.max_steps
@@ -40,8 +39,6 @@ class Watcher:
                                  config.max_pending_frames)
         self._lock = threading.Lock()
         self._requested = ''
-        self._busy = False
-        self._frames_perceived = 0
         self.stream = self._begin()
 
     @property
@@ -53,44 +50,46 @@ class Watcher:
         with self._lock:
             self._prompt = self._prompt if prompt is None else prompt
             self._requested = reason
-        self._drop('reset', self.frames.clear())
+            dropped = self.frames.clear()
+        self._drop('reset', dropped)
+
+    @property
+    def restarting(self) -> bool:
+        """Whether a new stream has been asked for and has not begun."""
+        return bool(self._requested)
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to perceive and nothing is being perceived."""
-        return not (self._busy or self._requested
-                    or len(self.frames) >= self._checkpoint.perception.settings.temporal_patch_size)
+        """Whether there is nothing to perceive; to be asked between two pieces of work."""
+        return not self._requested and not self.frames.complete
 
     def work(self) -> bool:
         """Perceive one step, if its frames are there."""
-        self._busy, worked = True, False
-        try:
-            if self._requested:
-                self._switch()
-                worked = True
-            frames = self.frames.take()
-            if frames is not None:
-                worked = True
-                if len(self.stream.infos) >= self.max_steps:
-                    self._switch()
-                self._perceive(frames)
-            return worked
-        finally:
-            self._busy = False
-            if worked:
-                self._perceived()
+        with self._lock:
+            reason = self._requested
+            frames = None if reason else self.frames.take()
+        if reason:
+            self._switch(reason)
+            return True
+        if frames is None:
+            return False
+        if len(self.stream.infos) >= self.max_steps:
+            self._switch('capacity')
+        self._perceive(frames)
+        return True
 
     def _drop(self, reason: str, count: int) -> None:
         if count:
             self._emit(FramesDropped(reason, count))
 
-    def _switch(self) -> None:
+    def _switch(self, reason: str) -> None:
+        self.stream = self._begin()
         with self._lock:
-            reason, self._requested = self._requested or 'capacity', ''
-        self.stream = self._begin(reason)
+            if self._requested == reason:
+                self._requested = ''
         self._emit(Restarted(reason))
 
-    def _begin(self, reason: str = '') -> Stream:
+    def _begin(self) -> Stream:
         checkpoint = self._checkpoint
         prefix = checkpoint.encode(*prefix_parts(checkpoint.defaults.system, self._prompt))
         narration = TextLane(NARRATION, checkpoint.decoder, self._scheme,
@@ -98,7 +97,7 @@ class Watcher:
                              self._config.repetition_penalty,
                              self._config.record_trace)
         stream = Stream(checkpoint.decoder, self._scheme, prefix, len(prefix) + 256,
-                        narration, self._budget(), begun_by=reason)
+                        narration, self._budget())
         stream.prefill_prefix()
         return stream
 
@@ -110,16 +109,16 @@ class Watcher:
     def _perceive(self, frames: list[Frame]) -> None:
         stream, perception = self.stream, self._checkpoint.perception
         started = time.monotonic_ns()
-        if not stream.size[0]:
-            self._choose_size(stream, frames[0])
         try:
+            if not stream.size[0]:
+                self._choose_size(stream, frames[0])
             patches = perception.patches([frame.pixels for frame in frames], *stream.size)
             preprocessed = time.monotonic_ns()
             embeds = perception.embed(patches, *stream.size)
             seen = time.monotonic_ns()
-            self._frames_perceived += len(frames)
+            before = stream.infos[-1].frames_total if stream.infos else 0
             step = stream.prefill_step(
-                embeds, StepInfo(frames[-1].stamp_ns, self._frames_perceived))
+                embeds, StepInfo(frames[-1].stamp_ns, before + len(frames)))
         except Exception:
             self._drop('bad', len(frames))
             raise
