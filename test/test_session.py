@@ -350,6 +350,13 @@ def test_bad_settings_are_named():
         SessionConfig(max_answers=0)
 
 
+def test_half_a_frame_size_is_refused(opened):
+    with pytest.raises(ValueError, match='given together, not 84 and 0'):
+        opened(frame_width=84)
+    with pytest.raises(ValueError, match='cannot be replayed'):
+        SessionConfig(record_trace=True, repetition_penalty=1.2)
+
+
 def test_events_survive_the_way_through_json():
     event = FramesDropped('overrun', 2)
     assert event_from_dict(event_to_dict(event)) == event

@@ -54,9 +54,6 @@ class SessionConfig:
         for name in ('wait_k', 'max_queued', 'max_steps', 'frame_width', 'frame_height'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
-        if bool(self.frame_width) != bool(self.frame_height):
-            raise ValueError('frame_width and frame_height must be given together, not '
-                             f'{self.frame_width} and {self.frame_height}')
         if self.record_trace and self.repetition_penalty != 1.0:
             raise ValueError('a run with a repetition_penalty cannot be replayed: leave out '
                              'record_trace, or the penalty')

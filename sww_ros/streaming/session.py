@@ -43,9 +43,13 @@ class Session:
         """
         Start watching with a loaded checkpoint.
 
-        :raises ValueError: for a position scheme that is unknown or not the checkpoint's own
+        :raises ValueError: for an unknown position scheme, or one side of a frame size without
+            the other
         """
         self.config = config = config or SessionConfig()
+        if bool(config.frame_width) != bool(config.frame_height):
+            raise ValueError('frame_width and frame_height must be given together, not '
+                             f'{config.frame_width} and {config.frame_height}')
         self._checkpoint, defaults = checkpoint, checkpoint.defaults
         scheme = make_scheme(config.position_encoding or defaults.position_encoding,
                              VideoClock(defaults.tokens_per_second, defaults.seconds_per_step))
