@@ -1,29 +1,22 @@
 """Fixtures that all tests share: a ROS domain of its own for each test."""
 
 from collections.abc import Iterator
-import fcntl
 import os
 from pathlib import Path
-import tempfile
 
 import pytest
 
+from sww_ros.demo.domain import DOMAINS, lock_domain
+
 ROOT = Path(__file__).resolve().parents[1]
-DOMAINS = range(1, 102)  # Above 101 the ports of DDS run into Linux's ephemeral ones.
 
 
 def claim_domain() -> tuple[int, int]:
     """Return a domain id that no other test run on this machine holds, and the lock to close."""
-    for domain in DOMAINS:
-        path = Path(tempfile.gettempdir(), f'ros_domain_{domain}_{os.getuid()}.lock')
-        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-        else:
-            return domain, lock
-    raise RuntimeError(f'all {len(DOMAINS)} ROS domains are in use by tests')
+    found = lock_domain(DOMAINS)
+    if found is None:
+        raise RuntimeError(f'all {len(DOMAINS)} ROS domains are in use by tests')
+    return found
 
 
 @pytest.fixture

@@ -38,10 +38,6 @@ class Lane:
         """The buffers and the published length, taken together."""
         return self._view
 
-    @property
-    def nbytes(self) -> int:
-        return 2 * self._view.keys.nbytes
-
     def reserve(self, count: int) -> LaneView:
         """
         Make room for `count` rows past the published length; for the writer only.

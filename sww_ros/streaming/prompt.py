@@ -4,7 +4,6 @@ from __future__ import annotations
 
 TURN_END = '<|im_end|>'
 ASSISTANT_HEAD = '<|im_start|>assistant\n'
-VIDEO_TAIL = '<|vision_end|><|im_end|>\n'
 NEXT_TURN = f'{TURN_END}\n{ASSISTANT_HEAD}'
 """What closes a narration turn that has ended and opens the next one."""
 
