@@ -296,6 +296,23 @@ def test_a_reset_ends_answers_though_a_prompt_follows_at_once(opened):
     assert texts(session.drain(), question_id)[-1].finish_reason in ('reset', 'stop')
 
 
+def test_a_prompt_set_while_the_last_one_takes_effect_is_not_lost(opened, monkeypatch):
+    session = opened()
+    begin = type(session._watcher)._begin
+
+    def overtaken(self):
+        stream = begin(self)
+        if session.info['prompt'] == 'One.':
+            session.set_prompt('Two.')
+        return stream
+
+    monkeypatch.setattr(type(session._watcher), '_begin', overtaken)
+    session.set_prompt('One.')
+    assert session.wait_idle(30)
+    told = [e.reason for e in session.drain() if isinstance(e, Restarted)]
+    assert told == ['prompt', 'prompt']
+
+
 def test_first_sight_is_flagged_whoever_else_speaks(opened):
     session = opened(max_answer_tokens=60, max_answers=3)
     feed(session, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 import threading
 import time
 
@@ -19,6 +20,13 @@ from sww_ros.streaming.stream import Frame, FrameQueue, StepInfo, Stream
 
 _CAP_STEPS = 4
 """How many steps' worth of live narration may be owed before the oldest is forfeited."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """One call for a new stream, told apart from any other of the same reason."""
+
+    reason: str
 
 
 class Watcher:
@@ -38,7 +46,7 @@ class Watcher:
         self.frames = FrameQueue(checkpoint.perception.settings.temporal_patch_size,
                                  config.max_pending_frames)
         self._lock = threading.Lock()
-        self._requested = ''
+        self._requested: _Request | None = None
         self.stream = self._begin()
 
     @property
@@ -49,32 +57,32 @@ class Watcher:
         """Ask for a new stream, from any thread; frames that wait are dropped."""
         with self._lock:
             self._prompt = self._prompt if prompt is None else prompt
-            self._requested = reason
+            self._requested = _Request(reason)
             dropped = self.frames.clear()
         self._drop('reset', dropped)
 
     @property
     def restarting(self) -> bool:
         """Whether a new stream has been asked for and has not begun."""
-        return bool(self._requested)
+        return self._requested is not None
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to perceive; to be asked between two pieces of work."""
-        return not self._requested and not self.frames.complete
+        return not self.restarting and not self.frames.complete
 
     def work(self) -> bool:
         """Perceive one step, if its frames are there."""
         with self._lock:
-            reason = self._requested
-            frames = None if reason else self.frames.take()
-        if reason:
-            self._switch(reason)
+            request = self._requested
+            frames = None if request else self.frames.take()
+        if request:
+            self._switch(request)
             return True
         if frames is None:
             return False
         if len(self.stream.infos) >= self.max_steps:
-            self._switch('capacity')
+            self._switch(_Request('capacity'))
         self._perceive(frames)
         return True
 
@@ -82,12 +90,13 @@ class Watcher:
         if count:
             self._emit(FramesDropped(reason, count))
 
-    def _switch(self, reason: str) -> None:
+    def _switch(self, request: _Request) -> None:
         self.stream = self._begin()
         with self._lock:
-            if self._requested == reason:
-                self._requested = ''
-        self._emit(Restarted(reason))
+            # A request that came meanwhile, with another prompt perhaps, has yet to be met.
+            if self._requested is request:
+                self._requested = None
+        self._emit(Restarted(request.reason))
 
     def _begin(self) -> Stream:
         checkpoint = self._checkpoint
