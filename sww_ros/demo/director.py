@@ -116,7 +116,10 @@ class Director:
             self._hear(house, listener)
             now_s = (listener.now_ns() - self.record.start_ns) / NANOSECONDS
             number = len(self.record.exchanges)
-            if number < count and now_s >= times_s[number]:
+            # The scene is announced on a topic of its own, which may be found later than the words.
+            known = (self._options.video or asked is not None
+                     or self.record.witness is not None)
+            if number < count and now_s >= times_s[number] and known:
                 self._ask(listener, number)
             if self._options.video and now_s >= self._options.seconds:
                 source.process.terminate()
