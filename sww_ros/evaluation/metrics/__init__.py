@@ -1,0 +1,1 @@
+"""Caption metrics, computed as pycocoevalcap computes them; `captions.score` is the way in."""
