@@ -46,6 +46,8 @@ def write_clip(path: Path, scene: Scene) -> None:
         stream.codec_context.time_base = Fraction(1, RATE)
         for index in range(round(scene.seconds * RATE)):
             frame = av.VideoFrame.from_ndarray(renderer.frame(index / RATE), format='rgb24')
+            # Left to the encoder, the conversion gives other bytes on every run.
+            frame = frame.reformat(format='yuv420p')
             frame.pts, frame.time_base = index, Fraction(1, RATE)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())

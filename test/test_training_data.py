@@ -1,0 +1,479 @@
+"""Training data: annotations become samples, samples become frames; what is broken is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import partial
+import json
+from pathlib import Path
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sww_ros.shapes.tokens import build_tokenizer
+from sww_ros.training.data.bag_captions import read_bag_captions
+from sww_ros.training.data.dataset import Dataset
+from sww_ros.training.data.errors import Rejected, VideoError
+from sww_ros.training.data.frames import read_frames
+from sww_ros.training.data.funqa import read_funqa
+from sww_ros.training.data.limits import Limits
+from sww_ros.training.data.pe_video import read_pe_video
+from sww_ros.training.data.picking import Timed, Times, pick
+from sww_ros.training.data.sample import write_all
+from sww_ros.training.data.samples import Report, Sample
+
+av = pytest.importorskip('av')
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIPS = ROOT / 'test/data/clips'
+GRAYS = 20
+"""Between one picture of a test video and the next."""
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return build_tokenizer()
+
+
+def words(text: str, **_) -> dict:
+    """Count words as tokens."""
+    return dict(input_ids=text.split())
+
+
+def write_video(path: Path, at_ms: Sequence[int], codec: str = 'mpeg4', **options: str) -> Path:
+    """Write a video whose picture k is a gray of 20 * k, modulo 240, at these times."""
+    with av.open(str(path), 'w', options=dict(movflags='faststart')) as container:
+        stream = container.add_stream(codec, rate=1000, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for index, at in enumerate(at_ms):
+            gray = np.full((48, 64, 3), GRAYS * index % 240, np.uint8)
+            frame = av.VideoFrame.from_ndarray(gray, format='rgb24')
+            frame.pts, frame.time_base = at, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def shown(frames: np.ndarray) -> list[int]:
+    """Return the indices of the pictures that frames show."""
+    return np.rint(frames.mean(axis=(1, 2, 3)) / GRAYS).astype(int).tolist()
+
+
+def write_lines(path: Path, *records: object) -> Path:
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
+    path.write_text('\n'.join(lines) + '\n')
+    return path
+
+
+def empty_files(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+# The committed clips.
+
+
+def test_committed_captions_pass_the_papers_filter_but_one(tokenizer):
+    report = Report()
+    samples = read_pe_video(CLIPS / 'pe_video.jsonl', tokenizer, report=report)
+    assert len(samples) == report.kept == 9
+    assert report.left_out == {'said too little': 1}
+    assert str(report).startswith('kept 9 of 10 samples; 1 said too little\n')
+    assert 'pe_video.jsonl:10: 1.833 tokens a second, outside 3 to 5' in str(report)
+
+
+def test_committed_clips_have_the_frames_that_they_should():
+    samples = read_pe_video(CLIPS / 'pe_video.jsonl', None, limits=None)
+    samples += read_funqa(CLIPS / 'funqa.json')
+    assert len(samples) == 20
+    for sample in samples:
+        frames = read_frames(sample)
+        assert frames.shape == (2 * sample.length_s, 84, 84, 3), sample
+        assert frames.dtype == np.uint8
+    assert sum(path.stat().st_size for path in CLIPS.iterdir()) < 300_000
+
+
+def test_committed_clips_come_from_their_script(tmp_path: Path):
+    write_all(tmp_path)
+    for name in ('pe_video.jsonl', 'funqa.json'):
+        assert (tmp_path / name).read_text() == (CLIPS / name).read_text()
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in CLIPS.iterdir()}
+    for ours, theirs in zip(read_funqa(tmp_path / 'funqa.json'), read_funqa(CLIPS / 'funqa.json')):
+        # Another build of the encoder may round differently.
+        difference = read_frames(ours).astype(int) - read_frames(theirs)
+        assert np.abs(difference).mean() < 3
+
+
+def test_reading_needs_no_ros():
+    code = ('import sys; import sww_ros.training.data.frames, sww_ros.training.data.bag_captions, '
+            'sww_ros.training.data.dataset, sww_ros.nodes.images; '
+            'assert "rclpy" not in sys.modules')
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, timeout=100)
+
+
+# The filter.
+
+
+@pytest.mark.parametrize('seconds, tokens, reason', [
+    (5.0, 15, None), (5.0, 25, None), (30.0, 90, None), (30.0, 150, None), (10.0, 40, None),
+    (4.9, 20, 'too short'), (30.1, 120, 'too long'),
+    (10.0, 29, 'said too little'), (10.0, 51, 'said too much'),
+])
+def test_filter_keeps_its_borders(seconds: float, tokens: int, reason: str | None):
+    sample = Sample(Path('a.mp4'), '', 'word ' * tokens, source='a:1', duration_s=seconds)
+    if reason is None:
+        Limits().check(sample, words)
+        return
+    with pytest.raises(Rejected, match='a:1: .* outside') as caught:
+        Limits().check(sample, words)
+    assert caught.value.reason == reason
+
+
+def test_filter_takes_other_ranges_and_the_annotated_part():
+    sample = Sample(Path('a.mp4'), '', 'one two', start_s=1, end_s=3, duration_s=100)
+    Limits((1, 2), (1, 1)).check(sample, words)
+    with pytest.raises(Rejected, match='2 s, outside 0 to 1'):
+        Limits((0, 1)).check(sample, words)
+
+
+def test_missing_duration_is_read_from_the_video(tmp_path: Path):
+    write_video(tmp_path / 'six.mp4', range(0, 6000, 500))
+    (tmp_path / 'bad.mp4').write_bytes(b'no video')
+    path = write_lines(tmp_path / 'a.jsonl',
+                       dict(video='six.mp4', caption='word ' * 24),
+                       dict(video='bad.mp4', caption='word ' * 24))
+    report = Report()
+    (sample,) = read_pe_video(path, words, report=report)
+    assert sample.length_s == pytest.approx(6, abs=0.6)
+    assert report.left_out == {'of a broken video': 1}
+    assert 'a.jsonl:2: cannot read the video' in report.examples[0]
+
+
+# The forms.
+
+
+def test_pe_video_takes_its_keys_and_resolves_paths(tmp_path: Path):
+    empty_files(tmp_path, 'a.mp4', 'deep/b.mp4', 'elsewhere/c.mp4')
+    path = write_lines(tmp_path / 'a.jsonl',
+                       dict(video='a.mp4', caption=' one '),
+                       dict(video_path='deep/b.mp4', caption='two', start=1, end=2.5),
+                       '',
+                       dict(path=str(tmp_path / 'elsewhere/c.mp4'), caption='three', duration=9))
+    samples = read_pe_video(path, None, limits=None, prompt='What now?')
+    assert [s.video.name for s in samples] == ['a.mp4', 'b.mp4', 'c.mp4']
+    assert samples[0] == Sample(tmp_path / 'a.mp4', 'What now?', 'one', source=f'{path}:1')
+    assert (samples[1].start_s, samples[1].end_s, samples[1].length_s) == (1, 2.5, 1.5)
+    assert samples[2].source == f'{path}:4' and samples[2].duration_s == 9
+    other = write_lines(tmp_path / 'b.jsonl', dict(video='c.mp4', caption='x'))
+    (sample,) = read_pe_video(other, None, limits=None, video_root=tmp_path / 'elsewhere')
+    assert sample.video == tmp_path / 'elsewhere/c.mp4'
+    assert sample.prompt == 'Describe what is happening in the video as it happens.'
+
+
+def test_funqa_takes_both_spellings_and_finds_videos_in_its_folders(tmp_path: Path):
+    empty_files(tmp_path, 'train_humor/H_A_1.mp4', 'c.mp4')
+    path = tmp_path / 'funqa.json'
+    path.write_text(json.dumps([
+        dict(instruction='Why?', visual_input='H_A_1.mp4', output=' So.', task='H3', ID='1'),
+        dict(question='Where?', video='c.mp4', answer='Here.', start=2, end=4),
+        dict(instruction='When?', visual_input='H_A_1.mp4', output='[1, 3]', task='H1', ID='2'),
+    ], indent=1))
+    report = Report()
+    why, where = read_funqa(path, report=report)
+    assert why == Sample(tmp_path / 'train_humor/H_A_1.mp4', 'Why?', 'So.', source=f'{path}:2')
+    assert (where.prompt, where.answer) == ('Where?', 'Here.')
+    assert (where.start_s, where.end_s, where.source) == (2, 4, f'{path}:9')
+    assert report.left_out == {'asking for times': 1}
+    assert [s.answer for s in read_funqa(path, localization=True)] == ['So.', 'Here.', '[1, 3]']
+
+
+@pytest.mark.parametrize('line, reason, words_of_it', [
+    ('{"video": "a.mp4", ', 'malformed', 'is not an object; write'),
+    ('7', 'malformed', '7 is not an object'),
+    (dict(caption='x'), 'malformed', 'there is no "video" or "video_path" or "path"; add "video"'),
+    (dict(video='a.mp4'), 'malformed', 'there is no "caption"; add "caption"'),
+    (dict(video='a.mp4', caption='  '), 'malformed', '"caption" is "  "; it must be a text'),
+    (dict(video='a.mp4', caption=3), 'malformed', '"caption" is 3; it must be a text'),
+    (dict(video='a.mp4', caption='x', duration='6 s'), 'malformed',
+     '"duration" is "6 s"; it must be seconds, 0 or more'),
+    (dict(video='a.mp4', caption='x', start=-1), 'malformed', '"start" is -1'),
+    (dict(video='a.mp4', caption='x', start=True), 'malformed', '"start" is true'),
+    ('{"video": "a.mp4", "caption": "x", "end": NaN}', 'malformed', '"end" is NaN'),
+    (dict(video='a.mp4', caption='x', start=5, end=5), 'malformed', '"end" is 5 s, the start 5 s'),
+    (dict(video='no.mp4', caption='x'), 'without video', 'no.mp4; paths are relative to'),
+])
+def test_bad_record_is_named_and_left_out(tmp_path: Path, line, reason: str, words_of_it: str):
+    empty_files(tmp_path, 'a.mp4')
+    good = dict(video='a.mp4', caption='fine')
+    path, report = write_lines(tmp_path / 'a.jsonl', good, line, good), Report()
+    assert len(read_pe_video(path, None, limits=None, report=report)) == 2
+    assert report.left_out == {reason: 1}
+    assert report.examples[0].startswith(f'{path}:2: ')
+    assert words_of_it in report.examples[0]
+
+
+def test_files_without_a_usable_sample_are_errors(tmp_path: Path):
+    with pytest.raises(ValueError, match='cannot read the annotations .*none.json: No such file'):
+        read_funqa(tmp_path / 'none.json')
+    with pytest.raises(ValueError, match='no usable sample in .*a.jsonl: kept 0 of 0'):
+        read_pe_video(write_lines(tmp_path / 'a.jsonl'), None)
+    with pytest.raises(ValueError, match='no usable sample .*1 malformed\n .*a.jsonl:1: there is'):
+        read_pe_video(write_lines(tmp_path / 'a.jsonl', dict(video='a.mp4')), None)
+    (tmp_path / 'a.jsonl').write_bytes(b'\xff\xfe\x00')
+    with pytest.raises(ValueError, match='not UTF-8'):
+        read_pe_video(tmp_path / 'a.jsonl', None)
+
+
+@pytest.mark.parametrize('text, words_of_it', [
+    ('[\n{"video": 1},\n{"video" 2}]', r'a.json:3: not JSON'),
+    ('[\n{"video": 1}\n{"video": 2}]', r'a.json:3: a comma or \] is missing'),
+    ('[\n{"video": 1}', r'a.json:2: a comma or \] is missing'),
+])
+def test_broken_array_is_an_error_with_its_line(tmp_path: Path, text: str, words_of_it: str):
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(ValueError, match=words_of_it):
+        read_funqa(tmp_path / 'a.json')
+
+
+def test_report_tells_the_first_of_each_reason(tmp_path: Path):
+    empty_files(tmp_path, 'a.mp4')
+    path, report = tmp_path / 'a.jsonl', Report()
+    write_lines(path, *[dict(video='a.mp4')] * 9, dict(video='a.mp4', caption='x'))
+    read_pe_video(path, None, limits=None, report=report)
+    read_pe_video(path, None, limits=None, report=report)
+    assert str(report).splitlines()[0] == 'kept 2 of 20 samples; 18 malformed'
+    assert len(report.examples) == 3
+
+
+# Frames.
+
+
+def test_pictures_are_picked_by_their_times():
+    def timed(*at: float) -> list[Timed]:
+        return [Timed(t, 0.5, partial(np.full, (2, 2, 3), i)) for i, t in enumerate(at)]
+
+    def picked(at: list[Timed], times: Times) -> list[int]:
+        return [int(p[0, 0, 0]) for p in pick(iter(at), times)[0]]
+
+    assert picked(timed(0, 0.5, 1), Times(2)) == [0, 1, 2]
+    assert picked(timed(0, 0.4, 0.9), Times(2)) == [0, 1, 2]
+    assert picked(timed(0, 0.6, 3), Times(2)) == [0, 0, 1, 1, 1, 1, 2]
+    assert picked(timed(1, 2), Times(2)) == [0, 0, 0, 0, 1], 'before the first, the first'
+    assert picked(timed(0, 0.5005, 1), Times(2)) == [0, 1, 2], 'stamps are rounded'
+    assert picked(timed(0, 1, 0.5, 1.5), Times(2)) == [0, 0, 1, 3], 'times do not run backwards'
+    assert picked(timed(0, 0.5, 1, 1.5), Times(2, 0.5, 1.5)) == [1, 2]
+    assert picked(timed(0, 0.5, 1, 1.5), Times(2, most=3)) == [0, 1, 2]
+    assert picked([], Times(2)) == []
+
+
+def test_only_what_is_picked_is_loaded_and_read():
+    loaded = []
+
+    def pictures():
+        for index in range(100):
+            assert index <= 21, 'reads on after the end'
+            yield Timed(index / 10, 0.1, lambda i=index: loaded.append(i) or np.zeros((2, 2, 3)))
+
+    frames, end_s = pick(pictures(), Times(2, 1.0, 2.1))
+    assert (loaded, len(frames), end_s) == ([10, 15, 20], 3, None)
+
+
+@pytest.mark.parametrize('arguments, words_of_it', [
+    (dict(rate=0), 'frames per second'), (dict(rate=2, most=0), 'at least one'),
+    (dict(rate=2, start_s=3, end_s=3), 'not after the start'),
+])
+def test_impossible_times_are_refused(arguments: dict, words_of_it: str):
+    with pytest.raises(ValueError, match=words_of_it):
+        Times(**arguments)
+
+
+def test_variable_frame_rate_is_honoured(tmp_path: Path):
+    at_ms = [0, 40, 80, 700, 740, 1990, 2000, 3100, 3140]
+    sample = Sample(write_video(tmp_path / 'a.mp4', at_ms), '', '')
+    assert shown(read_frames(sample)) == [0, 2, 4, 4, 6, 6, 6, 6]
+    assert shown(read_frames(sample, 10.0))[:9] == [0, 2, 2, 2, 2, 2, 2, 3, 4]
+
+
+def test_start_end_and_padding(tmp_path: Path):
+    video = write_video(tmp_path / 'a.mp4', range(0, 6000, 500))
+    assert shown(read_frames(Sample(video, '', '', 1.0, 3.0))) == [2, 3, 4, 5]
+    assert shown(read_frames(Sample(video, '', '', 1.0, 2.5))) == [2, 3, 4, 4]
+    assert shown(read_frames(Sample(video, '', '', 1.0, 2.5), frames_per_step=1)) == [2, 3, 4]
+    assert shown(read_frames(Sample(video, '', '', 4.5))) == [9, 10, 11, 11]
+    assert shown(read_frames(Sample(video, '', ''), max_frames=3)) == [0, 1, 2, 2]
+    with pytest.raises(VideoError, match=r'ends at 5.50 s, before the sample begins at 7.00 s'):
+        read_frames(Sample(video, '', '', 7.0))
+
+
+@pytest.mark.parametrize('name, codec', [
+    ('a.mp4', 'libx264'), ('a.mkv', 'libx264'), ('a.ts', 'libx264'), ('a.avi', 'mpeg4'),
+    ('a.m4v', 'mpeg4')])
+def test_part_of_a_long_video_is_the_same_with_and_without_seeking(tmp_path: Path, name: str,
+                                                                   codec: str):
+    with av.open(str(tmp_path / name), 'w') as container:
+        stream = container.add_stream(codec, rate=5, options=dict(g='25'))
+        stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
+        for index in range(100):
+            gray = np.full((48, 64, 3), 2 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format='rgb24')))
+        container.mux(stream.encode())
+    whole = read_frames(Sample(tmp_path / name, '', ''))
+    part = read_frames(Sample(tmp_path / name, '', '', 14.0, 18.0))
+    assert len(whole) == 40
+    np.testing.assert_array_equal(part, whole[28:36])
+
+
+def test_video_of_a_telephone_held_upright_is_upright(tmp_path: Path):
+    video = write_video(tmp_path / 'a.mp4', range(0, 2000, 500))
+    raw = bytearray(video.read_bytes())
+    # The matrix of the track's header: x' = -y, y' = x, a quarter turn clockwise.
+    at = raw.index(b'tkhd') + 44
+    raw[at:at + 36] = struct.pack('>9i', 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    video.write_bytes(raw)
+    assert read_frames(Sample(video, '', '')).shape == (4, 64, 48, 3)
+    assert read_frames(Sample(video, '', ''), max_pixels=800).shape == (4, 32, 24, 3)
+
+
+def test_large_pictures_are_scaled_as_they_are_read(tmp_path: Path):
+    video = write_video(tmp_path / 'a.mp4', range(0, 2000, 500))
+    assert read_frames(Sample(video, '', ''), max_pixels=800).shape == (4, 24, 32, 3)
+    assert read_frames(Sample(video, '', ''), max_pixels=64 * 48).shape == (4, 48, 64, 3)
+
+
+@pytest.mark.parametrize('content, words_of_it', [
+    (None, 'cannot read the video .*a.mp4: No such file'),
+    (b'', 'cannot read the video .*a.mp4'),
+    (b'this is not a video', 'cannot read the video .*a.mp4: Invalid data'),
+])
+def test_what_is_no_video_is_a_video_error(tmp_path: Path, content: bytes | None, words_of_it: str):
+    if content is not None:
+        (tmp_path / 'a.mp4').write_bytes(content)
+    with pytest.raises(VideoError, match=words_of_it):
+        read_frames(Sample(tmp_path / 'a.mp4', '', ''))
+
+
+def test_video_cut_off_is_a_video_error(tmp_path: Path):
+    whole = (CLIPS / 'pe_3.mp4').read_bytes()
+    (tmp_path / 'half.mp4').write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(VideoError, match=r'half\.mp4'):
+        read_frames(Sample(tmp_path / 'half.mp4', '', ''))
+    assert len(read_frames(Sample(tmp_path / 'half.mp4', '', '', 0.0, 1.0))) == 2
+
+
+# Order.
+
+
+def order_of(dataset: Dataset, epoch: int, begin: int = 0) -> list[str]:
+    return [sample.answer for sample, _ in dataset.epoch(epoch, begin)]
+
+
+def fake_dataset(seed: int, broken: Sequence[str] = (), warnings: list | None = None) -> Dataset:
+    def read(sample: Sample) -> np.ndarray:
+        if sample.answer in broken:
+            raise VideoError(f'cannot read {sample.video}')
+        return np.zeros((2, 4, 4, 3), np.uint8)
+
+    samples = [Sample(Path(f'{i}.mp4'), '', str(i), source=f'a:{i}') for i in range(8)]
+    return Dataset(samples, seed, read=read, warn=[].append if warnings is None else
+                   warnings.append)
+
+
+def test_order_is_that_of_seed_and_epoch():
+    first = order_of(fake_dataset(1), 0)
+    assert sorted(first) == [str(i) for i in range(8)]
+    assert order_of(fake_dataset(1), 0) == first
+    assert order_of(fake_dataset(1), 1) != first != order_of(fake_dataset(2), 0)
+
+
+def test_broken_videos_give_way_the_same_in_a_resumed_run():
+    whole, warnings = order_of(fake_dataset(1), 0), []
+    broken = [whole[2], whole[3], whole[7]]
+    dataset = fake_dataset(1, broken, warnings)
+    seen = order_of(dataset, 0)
+    assert seen == [*whole[:2], whole[4], whole[4], *whole[4:7], whole[0]]
+    assert len(warnings) == 3 and len(order_of(dataset, 1)) == 8 and len(warnings) == 3
+    assert warnings[0] == (f'a:{broken[0]}: cannot read {broken[0]}.mp4; '
+                           'the next sample takes its place')
+    for begin in range(8):
+        assert order_of(fake_dataset(1, broken), 0, begin) == seen[begin:]
+
+
+def test_nothing_to_train_on_is_an_error():
+    with pytest.raises(ValueError, match='no samples'):
+        Dataset([])
+    with pytest.raises(VideoError, match='not one of 8 videos'):
+        fake_dataset(1, [str(i) for i in range(8)]).at(0, 0)
+
+
+def test_truncated_clip_is_skipped(tmp_path: Path, caplog):
+    (tmp_path / 'cut.mp4').write_bytes((CLIPS / 'pe_0.mp4').read_bytes()[:900])
+    (tmp_path / 'good.mp4').write_bytes((CLIPS / 'pe_0.mp4').read_bytes())
+    path = write_lines(tmp_path / 'a.jsonl', dict(video='cut.mp4', caption='cut', duration=5),
+                       dict(video='good.mp4', caption='good', duration=5))
+    dataset = Dataset(read_pe_video(path, None, limits=None))
+    assert order_of(dataset, 0) == order_of(dataset, 1) == ['good', 'good']
+    assert [r.levelname for r in caplog.records] == ['WARNING']
+    assert 'a.jsonl:1' in caplog.text and 'cut.mp4' in caplog.text
+
+
+# Bags.
+
+
+def write_bag(path: Path, plugin: str, stamps_ms: Sequence[int], compressed: bool = False,
+              topic: str = '/camera') -> None:
+    """Write a bag whose picture k is a gray of 20 * k, recorded 30 ms after its stamp."""
+    cv2 = pytest.importorskip('cv2')
+    rosbag2, typesys = (pytest.importorskip(f'rosbags.{n}') for n in ('rosbag2', 'typesys'))
+    store = typesys.get_typestore(typesys.Stores.ROS2_JAZZY)
+    header, stamp = store.types['std_msgs/msg/Header'], store.types['builtin_interfaces/msg/Time']
+    kind = 'sensor_msgs/msg/CompressedImage' if compressed else 'sensor_msgs/msg/Image'
+    with rosbag2.Writer(path, version=9, storage_plugin=rosbag2.StoragePlugin[plugin]) as writer:
+        other = writer.add_connection('/clock', 'builtin_interfaces/msg/Time', typestore=store)
+        camera = writer.add_connection(topic, kind, typestore=store)
+        for index, at in enumerate(stamps_ms):
+            at_ns = 1_700_000_000 * 10**9 + at * 10**6
+            head = header(stamp(at_ns // 10**9, at_ns % 10**9), 'camera')
+            gray = np.full((6, 8, 3), GRAYS * index, np.uint8)
+            if compressed:
+                message = store.types[kind](head, 'png', cv2.imencode('.png', gray)[1].ravel())
+            else:
+                message = store.types[kind](head, 6, 8, 'bgr8', 0, 24, gray.ravel())
+            writer.write(other, at_ns, store.serialize_cdr(stamp(0, 0), '/'.join(
+                ('builtin_interfaces', 'msg', 'Time'))))
+            writer.write(camera, at_ns + 30 * 10**6, store.serialize_cdr(message, kind))
+
+
+@pytest.mark.parametrize('plugin, compressed', [
+    ('SQLITE3', False), ('SQLITE3', True), ('MCAP', False)])
+def test_bag_with_captions(tmp_path: Path, plugin: str, compressed: bool):
+    write_bag(tmp_path / 'bag', plugin, [0, 400, 600, 1300, 4000, 4500, 5000], compressed)
+    path = write_lines(tmp_path / 'a.jsonl',
+                       dict(bag='bag', topic='/camera', caption='all'),
+                       dict(bag='bag', topic='/camera', caption='end', start=3.5, end=5,
+                            prompt='What now?'),
+                       dict(bag='bag', caption='no topic'),
+                       dict(bag='none', topic='/camera', caption='no bag'))
+    report = Report()
+    whole, part = read_bag_captions(path, report=report)
+    assert report.left_out == {'malformed': 1, 'without video': 1}
+    assert shown(read_frames(whole)) == [0, 1, 2, 3, 3, 3, 3, 3, 4, 5, 6, 6]
+    assert shown(read_frames(part)) == [3, 4, 5, 5]
+    assert (part.prompt, part.topic) == ('What now?', '/camera')
+    assert read_frames(part, max_pixels=12).shape == (4, 3, 4, 3)
+
+
+def test_bag_problems_are_video_errors(tmp_path: Path):
+    write_bag(tmp_path / 'bag', 'SQLITE3', [0, 500])
+    with pytest.raises(VideoError, match='no image topic /left; it has /camera'):
+        read_frames(Sample(tmp_path / 'bag', '', '', topic='/left'))
+    with pytest.raises(VideoError, match='no pictures on /camera from 9.00 s on'):
+        read_frames(Sample(tmp_path / 'bag', '', '', 9.0, topic='/camera'))
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(VideoError, match='cannot read the bag .*empty, topic /camera'):
+        read_frames(Sample(tmp_path / 'empty', '', '', topic='/camera'))
