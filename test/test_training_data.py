@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLIPS = ROOT / 'test/data/clips'
 GRAYS = 20
 """Between one picture of a test video and the next."""
+needs_x264 = pytest.mark.skipif('libx264' not in av.codecs_available, reason='PyAV without x264')
 
 
 @pytest.fixture(scope='module')
@@ -99,6 +100,7 @@ def test_committed_clips_have_the_frames_that_they_should():
     assert sum(path.stat().st_size for path in CLIPS.iterdir()) < 300_000
 
 
+@needs_x264
 def test_committed_clips_come_from_their_script(tmp_path: Path):
     write_all(tmp_path)
     for name in ('pe_video.jsonl', 'funqa.json'):
@@ -311,6 +313,7 @@ def test_start_end_and_padding(tmp_path: Path):
         read_frames(Sample(video, '', '', 7.0))
 
 
+@needs_x264
 @pytest.mark.parametrize('name, codec', [
     ('a.mp4', 'libx264'), ('a.mkv', 'libx264'), ('a.ts', 'libx264'), ('a.avi', 'mpeg4'),
     ('a.m4v', 'mpeg4')])
