@@ -41,7 +41,7 @@ def test_the_layer_shapes_of_the_3b_model_load_and_stream(tmp_path):
     assert sum(isinstance(e, StepPerceived) for e in events) == 2
     assert any(isinstance(e, TextDelta) for e in events)
     oracle = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
-    live = torch.stack([row for record in trace.lanes for row in record.logits])
+    live = trace.logits
     verdict = replay(trace, oracle)
     assert verdict.differing == 0
     # Logits are in the hundreds with these weights.

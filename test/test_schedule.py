@@ -12,6 +12,8 @@ from sww_ros.streaming.schedule import SCHEDULES, make_schedule
 from sww_ros.streaming.session import Session
 from sww_ros.streaming.visibility import SEES_TAIL, wait_k_sees
 
+STREAMING = [name for name in SCHEDULES if name != 'offline']
+
 
 @given(k=st.integers(1, 6), steps=st.integers(1, 20), index=st.integers(0, 80))
 def test_wait_k_is_the_training_rule(k, steps, index):
@@ -19,14 +21,14 @@ def test_wait_k_is_the_training_rule(k, steps, index):
     assert make_schedule('wait_k', k).sees(index, steps) == (steps if rule == SEES_TAIL else rule)
 
 
-@given(name=st.sampled_from(SCHEDULES), k=st.integers(1, 6), seed=st.integers(0, 99))
+@given(name=st.sampled_from(STREAMING), k=st.integers(1, 6), seed=st.integers(0, 99))
 def test_no_token_sees_what_was_not_there_when_it_was_granted(name, k, seed):
     schedule = make_schedule(name, k, seed)
     for steps in range(1, 12):
         before, after = schedule.granted(steps - 1), schedule.granted(steps)
         assert 1 <= after - before <= 2 * k - 1 if name == 'random_wait_k' else after - before == k
         for index in range(before, after):
-            assert schedule.sees(index, steps) == steps
+            assert schedule.sees(index, steps) == schedule.step_of(index) == steps
             if name != 'live':
                 assert schedule.sees(index, steps + 5) == steps, 'perception may run ahead'
 
@@ -42,7 +44,28 @@ def test_the_cap_forfeits_the_oldest():
     assert budget.left == 3
 
 
-@pytest.mark.parametrize('name', SCHEDULES)
+def test_once_the_video_has_ended_the_rest_is_due():
+    budget = NarrationBudget(make_schedule('wait_k', 3), rest_tokens=5)
+    budget.perceived(2)
+    for _ in range(6):
+        budget.spend()
+    assert budget.left == 0
+    budget.perceived(2, ended=True)
+    assert (budget.left, budget.owner, budget.sees, budget.in_rest) == (5, 2, 2, True)
+    budget.rest()
+    budget.perceived(2, ended=True)
+    assert budget.left == 0, 'what has been given up is not granted again'
+
+
+def test_offline_says_nothing_before_the_end():
+    budget = NarrationBudget(make_schedule('offline', 3), rest_tokens=40)
+    budget.perceived(9)
+    assert budget.left == 0
+    budget.perceived(10, ended=True)
+    assert (budget.left, budget.owner, budget.sees) == (40, 10, 10)
+
+
+@pytest.mark.parametrize('name', STREAMING)
 def test_a_live_run_obeys_its_schedule(name):
     _, checkpoint = random_checkpoint(SMALL, 3, silence_token='<|silence|>', max_steps=50)
     config = SessionConfig(schedule=name, wait_k=2, record_trace=True, max_pending_frames=40)
@@ -50,12 +73,12 @@ def test_a_live_run_obeys_its_schedule(name):
         for _ in range(12):
             session.feed(np.zeros((56, 56, 3), np.uint8))
         assert session.wait_idle(30)
-        record = session.trace().lanes[0]
+        trace = session.trace()
     schedule = make_schedule(name, 2)
-    spoken = [s for s, token in zip(record.sees, record.predicted) if token >= 0]
+    spoken = trace.sees[trace.predicted >= 0].tolist()
     if name == 'live':
         assert spoken == sorted(spoken)
-    elif 258 not in record.predicted:
+    elif 258 not in trace.predicted:
         assert spoken == [schedule.sees(i, 6) for i in range(len(spoken))]
         assert len(spoken) == schedule.granted(6)
 

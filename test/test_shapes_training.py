@@ -22,6 +22,8 @@ from sww_ros.shapes.tokens import SILENCE, build_tokenizer
 from sww_ros.shapes.train import Settings, Trainee, draw_recipe, train
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived
+from sww_ros.streaming.positions import SCHEMES
+from sww_ros.streaming.prompt import ASSISTANT_HEAD, VIDEO_TAIL
 from sww_ros.streaming.session import Session
 
 
@@ -38,29 +40,61 @@ def tiny(tokenizer, tmp_path_factory):
     return folder
 
 
-def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny):
+@pytest.mark.parametrize('scheme, schedule', [
+    *((name, 'wait_k') for name in SCHEMES), ('offline', 'offline'), ('gdpe', 'offline')])
+def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny, scheme, schedule):
     """The rows of a batch have the ids, positions and visibility of a live run of that clip."""
-    recipe = Recipe(clips=1, steps=4, max_objects=2, questions=1)
-    batch = Batcher(tokenizer).make(recipe, np.random.default_rng(0))
-    with Session.open(str(tiny), SessionConfig(record_trace=True)) as session:
-        for _ in range(4):
+    steps, offline = 4, schedule == 'offline'
+    recipe = Recipe(clips=1, steps=steps, max_objects=2, questions=1, position_encoding=scheme,
+                    offline=offline)
+    seed = next(seed for seed in range(99) if Batcher(tokenizer)._clip(
+        recipe, np.random.default_rng(seed))['lanes'][0][2] == steps)
+    batch = Batcher(tokenizer).make(recipe, np.random.default_rng(seed))
+    config = SessionConfig(position_encoding=scheme, schedule=schedule, record_trace=True,
+                           max_steps=steps)
+    with Session.open(str(tiny), config) as session:
+        for step in range(steps):
             session.feed(np.zeros((FRAME_SIZE, FRAME_SIZE, 3), np.uint8))
-            session.feed(np.zeros((FRAME_SIZE, FRAME_SIZE, 3), np.uint8))
+            session.feed(np.zeros((FRAME_SIZE, FRAME_SIZE, 3), np.uint8),
+                         last=offline and step == steps - 1)
             assert session.wait_idle(30)
+        session.ask('Where is the circle?')
+        assert session.wait_idle(30)
         trace = session.trace()
-    first, last = batch.visual
-    assert batch.ids[0, :first].tolist() == trace.prefix
     # The last spoken token of a live run is never fed; a batch feeds it for nothing.
-    narrated = len(trace.lanes[0].fed)
-    assert batch.questions - last == narrated + 1
-    upto = last + narrated
+    narrated = trace.lane < (1 if scheme != 'interleaved' else 0)
+    upto = min(int(narrated.sum()), batch.questions - 1)
+    assert offline or batch.questions == upto + 1
+    first = int(batch.visual[0])
+    assert batch.ids[0, :first].tolist() == trace.ids[:first].tolist()
+    head = tokenizer(ASSISTANT_HEAD)['input_ids']
+    at = int(np.flatnonzero(trace.ids == head[0])[2])
+    assert batch.ids[0, at:at + len(head)].tolist() == trace.ids[at:at + len(head)].tolist()
     assert np.array_equal(batch.positions[:, 0, :upto], trace.positions[:, :upto])
     assert np.array_equal(batch.mask[0, 0, :upto, :upto], trace.rows().mask()[:upto, :upto])
+    # A question's lane, from the start of its turn on.
+    asked = int(np.flatnonzero(~narrated)[0])
+    tail = 3 if offline else 0
+    assert np.array_equal(batch.positions[:, 0, batch.questions + tail],
+                          trace.positions[:, asked])
+    seen = trace.rows().mask()[asked, :first + steps * 9]
+    assert np.array_equal(batch.mask[0, 0, batch.questions + tail, :first + steps * 9], seen)
+
+
+def test_offline_batches_carry_the_tail_in_every_text(tokenizer):
+    tail = tokenizer(VIDEO_TAIL)['input_ids']
+    recipe = Recipe(2, 5, 2, questions=2, position_encoding='offline', offline=True)
+    batch = Batcher(tokenizer).make(recipe, np.random.default_rng(4))
+    last = int(batch.visual[-1]) + 1
+    assert batch.ids[:, last:last + 3].tolist() == [tail] * 2
+    assert batch.ids[:, batch.questions:batch.questions + 3].tolist() == [tail] * 2
+    text = batch.positions[0, :, last:batch.questions]
+    assert (text.diff(dim=-1) == 1).all(), 'the text goes on after the tail'
 
 
 def test_labels_are_the_next_tokens_of_the_narration(tokenizer):
     batch = Batcher(tokenizer).make(Recipe(2, 4, 2), np.random.default_rng(1))
-    first_text = batch.visual[1]
+    first_text = int(batch.visual[-1]) + 1
     told = batch.labels[:, first_text:batch.questions]
     assert (told != IGNORE).sum() == 2 * 4 * 3
     at = (told != IGNORE).nonzero()
@@ -71,7 +105,7 @@ def test_labels_are_the_next_tokens_of_the_narration(tokenizer):
 
 def test_questions_see_whole_steps_and_not_the_narration(tokenizer):
     batch = Batcher(tokenizer).make(Recipe(3, 5, 2, questions=2), np.random.default_rng(2))
-    first, last = batch.visual
+    first, last = int(batch.visual[0]), int(batch.visual[-1]) + 1
     asked = batch.mask[:, 0, batch.questions:]
     assert not asked[:, :, last:batch.questions].any()
     assert (asked[:, :, first:last].sum(-1) % 9 == 0).all()
@@ -81,7 +115,7 @@ def test_late_starts_keep_narration_and_video_together(tokenizer):
     def offset(late: int) -> int:
         batch = Batcher(tokenizer).make(Recipe(1, 3, 1, late_start=late),
                                         np.random.default_rng(3))
-        first, last = batch.visual
+        first, last = int(batch.visual[0]), int(batch.visual[-1]) + 1
         return int(batch.positions[0, 0, last + 3] - batch.positions[0, 0, first])
     assert offset(0) == offset(20)
 

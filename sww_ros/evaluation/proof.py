@@ -26,6 +26,7 @@ from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Trouble
 from sww_ros.streaming.oracle import replay
+from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
 
@@ -42,6 +43,8 @@ class Outcome:
     lanes: int
     steps: int
     late_sights: int
+    scheme: str
+    schedule: str
 
 
 class Subject:
@@ -76,7 +79,7 @@ def disturbed(checkpoint: Checkpoint, seed: int):
 
 def run_case(subject: Subject, seed: int) -> Outcome:
     """
-    Play one random stream, replay it, compare.
+    Play one random stream, replay it, compare; schemes and schedules take turns by the seed.
 
     :raises AssertionError: when the live session reports trouble or does not come to rest
     """
@@ -86,14 +89,17 @@ def run_case(subject: Subject, seed: int) -> Outcome:
     config = SessionConfig(
         prompt='?' * chance.randint(1, 40), wait_k=chance.randint(1, 5), record_trace=True,
         frame_width=unit * chance.randint(1, 4), frame_height=unit * chance.randint(1, 4),
-        schedule=chance.choice(SCHEDULES),
+        position_encoding=SCHEMES[seed % len(SCHEMES)], position_gap=chance.randint(0, 20_000),
+        schedule=SCHEDULES[seed // len(SCHEMES) % len(SCHEDULES)], schedule_seed=seed,
+        max_rest_tokens=chance.randint(1, 12),
         overlap='serial' if chance.random() < 0.15 else 'threads', max_answers=3,
         max_answer_tokens=chance.randint(1, 12), max_pending_frames=64)
-    steps = chance.randint(1, 6)
+    steps, ends = chance.randint(1, 6), chance.random() < 0.5 or config.schedule == 'offline'
     with disturbed(subject.checkpoint, seed), Session(subject.checkpoint, config) as session:
         for step in range(steps):
-            for _ in range(2):
-                session.feed(rng.integers(0, 256, (40, 48, 3), np.uint8), stamp_ns=step)
+            for half in range(2):
+                session.feed(rng.integers(0, 256, (40, 48, 3), np.uint8), stamp_ns=step,
+                             last=ends and half and step == steps - 1)
             if chance.random() < 0.4:
                 session.ask('x' * chance.randint(1, 20))
             if chance.random() < 0.3:
@@ -103,16 +109,16 @@ def run_case(subject: Subject, seed: int) -> Outcome:
         assert not trouble, f'case {seed}: {trouble[0].message}'
         trace = session.trace()
     verdict = replay(trace, subject.oracle)
-    live = torch.stack([row for record in trace.lanes for row in record.logits])
     tolerance = TOLERANCE[subject.dtype]
     top = verdict.logits.topk(2, dim=-1).values
     # Equal logits within the tolerance can differ in the token only where the best two tie.
     tied = top[:, 0] - top[:, 1] <= 2 * tolerance
     return Outcome(
         tokens=verdict.compared, differing=int((verdict.wrong & ~tied).sum()),
-        error=float((live - verdict.logits).abs().max()), lanes=len(trace.lanes), steps=steps,
-        late_sights=sum(a < b for record in trace.lanes
-                        for a, b in zip(record.sees, record.sees[1:])))
+        error=float((trace.logits - verdict.logits).abs().max()), lanes=len(trace.speakers),
+        steps=steps,
+        late_sights=int(((np.diff(trace.lane) == 0) & (np.diff(trace.sees) > 0)).sum()),
+        scheme=session.scheme.name, schedule=config.schedule)
 
 
 def main() -> None:
@@ -124,10 +130,14 @@ def main() -> None:
     arguments = parser.parse_args()
     subjects = [Subject(seed, dtype) for seed in range(2) for dtype in TOLERANCE]
     result: dict[str, dict] = {}
+    by_kind: dict[str, list[int]] = {}
     for index in tqdm(range(arguments.cases), unit='case', disable=None):
         subject = subjects[index % len(subjects)]
         outcome = run_case(subject, arguments.first_seed + index)
         name = str(subject.dtype).removeprefix('torch.')
+        by = by_kind.setdefault(f'{outcome.scheme} × {outcome.schedule}', [0, 0, 0])
+        for place, value in enumerate((1, outcome.tokens, outcome.differing)):
+            by[place] += value
         entry = result.setdefault(name, dict(cases=0, tokens=0, differing=0, largest_error=0.0,
                                              tolerance=TOLERANCE[subject.dtype], over=0))
         entry['cases'] += 1
@@ -135,10 +145,14 @@ def main() -> None:
         entry['differing'] += outcome.differing
         entry['over'] += not outcome.error <= TOLERANCE[subject.dtype]
         entry['largest_error'] = max(entry['largest_error'], outcome.error)
+    for name, (cases, tokens, differing) in sorted(by_kind.items()):
+        result.setdefault('by_kind', {})[name] = dict(cases=cases, tokens=tokens,
+                                                      differing=differing)
     print(json.dumps(result, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + '\n')
-    if any(entry['differing'] or entry['over'] for entry in result.values()):
+    if any(entry['differing'] or entry.get('over') for entry in (
+            *result.values(), *result['by_kind'].values()) if 'differing' in entry):
         raise SystemExit(1)
 
 

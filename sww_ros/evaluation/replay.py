@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     verdict = replay(trace, model)
     print(f'{verdict.compared} tokens compared, {verdict.differing} differ '
-          f'({trace.steps} steps, {len(trace.lanes)} speakers)')
+          f'({trace.steps} steps, {len(trace.speakers)} speakers)')
     return 1 if verdict.differing else 0
 
 

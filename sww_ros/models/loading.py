@@ -79,6 +79,7 @@ def take_apart(net: Qwen2_5_VLForConditionalGeneration, tokenizer, *, name: str 
     if unknown:
         raise CheckpointError(f'checkpoint {name!r} has unknown {CONFIG_KEY} settings '
                               f'{sorted(unknown)}; known: {sorted(known)}')
+    trained = 'position_encoding' in entry
     entry.setdefault('tokens_per_second', float(config.vision_config.tokens_per_second))
     vision = config.vision_config
     try:
@@ -91,7 +92,7 @@ def take_apart(net: Qwen2_5_VLForConditionalGeneration, tokenizer, *, name: str 
                                                         trained=bool(entry.get('wait_k')))),
         tokenizer=tokenizer,
         vocabulary=Vocabulary(_stop_tokens(net, tokenizer), silence),
-        defaults=StreamDefaults(**entry))
+        defaults=StreamDefaults(**entry), trained=trained)
 
 
 def _resolve(model: str) -> str:

@@ -164,6 +164,8 @@ class Narrator(ManagedNode):
             f'the model {info["model"]} runs on {info["device"]} ({info["dtype"]}, '
             f'{info["position_encoding"]}, wait-{info["wait_k"]}, {info["frame_rate"]:g} frames '
             'per second)')
+        if info.get('mismatch'):
+            self.get_logger().warning(info['mismatch'])
 
     def _engine_lost(self, report: str) -> None:
         self._trouble = report.partition('\n')[0]

@@ -21,6 +21,7 @@ from sww_ros.streaming.config import (
     SessionConfig,
     check_prompt,
 )
+from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.schedule import SCHEDULES
 
 START, CONFIGURE, LIVE = 'start', 'configure', 'live'
@@ -62,10 +63,16 @@ def _session(name: str, description: str, **options) -> NarratorSetting:
 SESSION_SETTINGS = (
     _session('prompt', 'What the narrator is told to do; empty: as the checkpoint says.',
              changes=LIVE),
-    _session('position_encoding', "How positions are given to video and text, such as 'gdpe'; "
-             'empty: as the checkpoint was trained.'),
-    _session('schedule', 'How much may be said, and when: as fast as both sides can, or exactly '
-             'wait_k tokens behind the video, as in training.', choices=tuple(SCHEDULES)),
+    _session('position_encoding', 'How positions are given to video and text: in groups of their '
+             'own (gdpe, with a gap gipe), overlapped (ospe), interleaved (perceives and speaks '
+             'in turn), or text after the video (offline); empty: as the checkpoint was trained.',
+             choices=('', *SCHEMES)),
+    _session('position_gap', "Where the text's positions start in gipe; 0: as the checkpoint was "
+             'trained.', high=1_000_000),
+    _session('schedule', 'How much may be said, and when: as fast as both sides can, exactly '
+             'wait_k tokens behind the video, a random number of tokens a step (wait_k on '
+             'average), or only once a video has ended.', choices=tuple(SCHEDULES)),
+    _session('schedule_seed', 'Seed of the random schedule.', high=1_000_000),
     _session('overlap', 'How perception and generation share the hardware.', choices=OVERLAPS),
     _session('wait_k', 'Tokens of narration per step of video; 0: as the checkpoint was trained.',
              high=64),
@@ -75,6 +82,8 @@ SESSION_SETTINGS = (
              'it waits, it takes the place of the oldest, or it is refused.',
              choices=QUESTION_POLICIES),
     _session('max_answer_tokens', 'Longest answer [tokens].', low=1, high=4096),
+    _session('max_rest_tokens', 'Most tokens of narration once a video has ended [tokens].',
+             low=1, high=4096),
     _session('max_steps', 'Steps of video that are remembered; the stream begins anew when it is '
              'reached; 0: as the checkpoint allows.', high=100_000),
     _session('max_pending_frames', 'Frames that may wait for perception; the oldest are dropped.',

@@ -22,7 +22,8 @@ WAIT_K = 3
 MEAN, STD = 0.5, 0.25
 
 
-def build_config(tokenizer: Qwen2Tokenizer, hidden: int = 128, layers: int = 6) -> Qwen2_5_VLConfig:
+def build_config(tokenizer: Qwen2Tokenizer, hidden: int = 128, layers: int = 6,
+                 position_encoding: str = 'gdpe', offline: bool = False) -> Qwen2_5_VLConfig:
     """
     Return the configuration; its `speak_while_watching` entry says how it was trained.
 
@@ -45,8 +46,9 @@ def build_config(tokenizer: Qwen2Tokenizer, hidden: int = 128, layers: int = 6) 
         vision_start_token_id=token('<|vision_start|>'),
         vision_end_token_id=token('<|vision_end|>'), tie_word_embeddings=True)
     config.speak_while_watching = dict(
-        position_encoding='gdpe', wait_k=WAIT_K, seconds_per_step=1.0, silence_token=SILENCE,
-        system=SYSTEM, prompt=NARRATE, max_steps=48)
+        position_encoding=position_encoding, schedule='offline' if offline else 'wait_k',
+        wait_k=WAIT_K, seconds_per_step=1.0, silence_token=SILENCE, system=SYSTEM,
+        prompt=NARRATE, max_steps=48)
     return config
 
 

@@ -9,15 +9,15 @@ import torch
 from transformers import Qwen2Tokenizer
 
 from sww_ros.shapes.architecture import FRAME_SIZE, MEAN, STD, WAIT_K
+from sww_ros.shapes.columns import lay_columns
 from sww_ros.shapes.grammar import COLORS, DIRECTIONS, KINDS, SHAPES
 from sww_ros.shapes.narration import NARRATE, facts_by_step, newest_frame_s
 from sww_ros.shapes.questions import make as make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Difficulty, Scene, generate
 from sww_ros.shapes.tokens import SILENCE, SYSTEM
-from sww_ros.streaming.positions import GroupScheme, VideoClock, make_scheme
-from sww_ros.streaming.prompt import ASSISTANT_HEAD, prefix_parts, question_parts
-from sww_ros.streaming.visibility import PREFIX_STEP, VISUAL_LANE, Rows
+from sww_ros.streaming.positions import VideoClock, make_scheme
+from sww_ros.streaming.prompt import ASSISTANT_HEAD, VIDEO_TAIL, prefix_parts, question_parts
 
 GRID = FRAME_SIZE // 28
 STEP_TOKENS = GRID * GRID
@@ -30,8 +30,8 @@ AUXILIARY = dict(color=len(COLORS) + 1, shape=len(SHAPES) + 1, motion=len(DIRECT
 class Batch:
     """
     `patches` (B*S*36, 1176) float32; `ids`, `labels` (B, L); `positions` (3, B, L);
-    `mask` (B, 1, L, L) bool; `cells` (B, S, 9, 4) truths for AUXILIARY; `visual` the column
-    range of visual rows, `questions` the first column of the question lanes.
+    `mask` (B, 1, L, L) bool; `cells` (B, S, 9, 4) truths for AUXILIARY; `visual` (S*9,) the
+    columns of visual rows, `questions` the first column of the question lanes.
     """  # noqa: D205, D400
 
     patches: torch.Tensor
@@ -40,7 +40,7 @@ class Batch:
     positions: torch.Tensor
     mask: torch.Tensor
     cells: torch.Tensor
-    visual: tuple[int, int]
+    visual: torch.Tensor
     questions: int
 
 
@@ -55,11 +55,11 @@ class Recipe:
     prompt: str = NARRATE
     late_start: int = 0
     corrupt: float = 0.0
+    position_encoding: str = 'gdpe'
+    offline: bool = False
 
 
-def scheme() -> GroupScheme:
-    """The position scheme which the built-in checkpoint is trained in."""
-    return make_scheme('gdpe', VideoClock(tokens_per_second=3.0, seconds_per_step=1.0))
+CLOCK = VideoClock(tokens_per_second=3.0, seconds_per_step=1.0)
 
 
 def frames_to_patches(frames: np.ndarray) -> np.ndarray:
@@ -81,6 +81,12 @@ def narration_ids(scene: Scene, steps: int, phase_s: float, prompt: str, silence
         spoken, queue = queue[:WAIT_K], queue[WAIT_K:]
         ids += spoken + [silence] * (WAIT_K - len(spoken))
     return ids
+
+
+def description_ids(scene: Scene, steps: int, phase_s: float, prompt: str, encode) -> list[int]:
+    """The true description of a clip that has been seen whole: all its sentences, no silence."""
+    return [token for facts in facts_by_step(scene, steps, phase_s, prompt)
+            for fact in facts for token in encode(' ' + fact.claim.sentence)]
 
 
 def cell_truths(scene: Scene, steps: int, phase_s: float) -> np.ndarray:
@@ -128,42 +134,45 @@ class Batcher:
         self._end = tokenizer.convert_tokens_to_ids('<|im_end|>')
         self._video = tokenizer.convert_tokens_to_ids('<|video_pad|>')
         self._head = self._encode(ASSISTANT_HEAD)
+        self._tail = self._encode(VIDEO_TAIL)
         self._words = np.array([self._encode(' ' + word)[0] for word in (*COLORS, *SHAPES)])
 
     def make(self, recipe: Recipe, rng: np.random.Generator) -> Batch:
         prefix = self._encode(''.join(prefix_parts(SYSTEM, recipe.prompt)))
         clips = [self._clip(recipe, rng) for _ in range(recipe.clips)]
-        width = max(len(ids) for clip in clips for ids, _, _ in clip['lanes'])
-        first_text = len(prefix) + recipe.steps * STEP_TOKENS
-        narration = len(self._head) + recipe.steps * WAIT_K
-        questions = first_text + narration
-        length = questions + recipe.questions * width
-        ids = np.zeros((recipe.clips, length), np.int64)
-        labels = np.full((recipe.clips, length), IGNORE, np.int64)
-        sees = np.zeros((recipe.clips, length), np.int64)
+        seen = np.array([[seen for _, _, seen in clip['lanes']] for clip in clips], int)
+        before = self._tail if recipe.offline else []
+        columns = lay_columns(
+            make_scheme(recipe.position_encoding, CLOCK), len(prefix), (recipe.steps, GRID, GRID),
+            len(self._head), WAIT_K, max(len(clip['narration']) for clip in clips),
+            seen.reshape(recipe.clips, recipe.questions),
+            max((len(ids) for clip in clips for ids, _, _ in clip['lanes']), default=0),
+            tail_tokens=len(before), offline=recipe.offline, late_start=recipe.late_start)
+        ids = np.zeros((recipe.clips, columns.length), np.int64)
+        labels = np.full_like(ids, IGNORE)
         ids[:, :len(prefix)] = prefix
-        ids[:, len(prefix):first_text] = self._video
-        predicts = np.arange(narration) - (len(self._head) - 1)
-        sees[:, first_text:questions] = np.minimum(
-            np.maximum(predicts, 0) // WAIT_K, recipe.steps - 1) + 1
+        ids[:, columns.visual] = self._video
+        ids[:, columns.head] = before + self._head
         for row, clip in enumerate(clips):
-            ids[row, first_text:questions] = self._head + clip['narration']
-            labels[row, first_text + len(self._head) - 1:questions - 1] = clip['narration']
-            for lane, (tokens, asked, seen) in enumerate(clip['lanes']):
-                start = questions + lane * width
-                ids[row, start:start + len(tokens)] = tokens
-                labels[row, start + asked - 1:start + len(tokens) - 1] = tokens[asked:]
-                sees[row, start:start + width] = seen
+            spoken = clip['narration']
+            ids[row, columns.narration[:len(spoken)]] = spoken
+            labels[row, columns.predicting[:len(spoken)]] = spoken
+            for lane, (tokens, asked, _) in zip(columns.lanes, clip['lanes']):
+                asked += len(before)
+                tokens = [*before, *tokens]
+                ids[row, lane[:len(tokens)]] = tokens
+                labels[row, lane[asked - 1:len(tokens) - 1]] = tokens[asked:]
         if recipe.corrupt:
-            self._corrupt(ids[:, first_text:questions], recipe.corrupt, rng)
-        positions, mask = self._layout(recipe, len(prefix), narration, width, sees)
+            told = ids[:, columns.narration]
+            self._corrupt(told, recipe.corrupt, rng)
+            ids[:, columns.narration] = told
         return Batch(
             patches=torch.from_numpy(np.concatenate([clip['patches'] for clip in clips])),
             ids=torch.from_numpy(ids), labels=torch.from_numpy(labels),
-            positions=torch.from_numpy(positions)[:, None].expand(3, recipe.clips, -1),
-            mask=torch.from_numpy(mask)[:, None],
+            positions=torch.from_numpy(columns.positions),
+            mask=torch.from_numpy(columns.rows.mask())[:, None],
             cells=torch.from_numpy(np.stack([clip['cells'] for clip in clips])),
-            visual=(len(prefix), first_text), questions=questions)
+            visual=torch.from_numpy(columns.visual), questions=columns.first_lane)
 
     def _corrupt(self, narration: np.ndarray, share: float, rng: np.random.Generator) -> None:
         """Swap a share of the spoken colors and shapes, as a narrator's own slips would be."""
@@ -188,27 +197,15 @@ class Batcher:
                 text = text.lower()
             asked = self._encode(''.join(question_parts(text)))
             lanes.append((asked + self._encode(question.answer) + [self._end], len(asked), seen))
+        if recipe.offline:
+            told = description_ids(scene, recipe.steps, phase, recipe.prompt, self._encode)
+            told.append(self._end)
+        else:
+            told = narration_ids(scene, recipe.steps, phase, recipe.prompt, self._silence,
+                                 self._encode)
         return dict(
-            patches=frames_to_patches(frames), lanes=lanes,
-            narration=narration_ids(scene, recipe.steps, phase, recipe.prompt, self._silence,
-                                    self._encode),
+            patches=frames_to_patches(frames), lanes=lanes, narration=told,
             cells=cell_truths(scene, recipe.steps, phase))
-
-    def _layout(self, recipe: Recipe, prefix: int, narration: int, width: int,
-                sees: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        late, head = recipe.late_start, len(self._head)
-        rule = scheme()
-        positions = [rule.prefix(prefix)]
-        positions += [rule.visual(prefix, late + step, GRID, GRID) for step in range(recipe.steps)]
-        positions += [rule.text(0, head), rule.text(head + late * WAIT_K, narration - head)]
-        positions += [rule.text(0, width)] * recipe.questions
-        visual = prefix + recipe.steps * STEP_TOKENS
-        lane = np.concatenate([np.full(visual, VISUAL_LANE), np.zeros(narration, int),
-                               np.repeat(np.arange(recipe.questions) + 1, width)])
-        step = np.concatenate([np.full(prefix, PREFIX_STEP),
-                               np.repeat(np.arange(recipe.steps), STEP_TOKENS),
-                               np.zeros(len(lane) - visual, int)])
-        return np.concatenate(positions, axis=1), Rows(lane, step, sees).mask()
 
 
 def _memoized(tokenizer: Qwen2Tokenizer):

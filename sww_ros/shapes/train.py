@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import json
 import math
 from pathlib import Path
@@ -29,6 +29,7 @@ from sww_ros.shapes.architecture import build_config, build_model, save_checkpoi
 from sww_ros.shapes.batches import AUXILIARY, IGNORE, Batch, Batcher, Recipe
 from sww_ros.shapes.narration import NARRATE, standing_questions
 from sww_ros.shapes.tokens import build_tokenizer
+from sww_ros.streaming.positions import SCHEMES
 
 STEPS = 3200
 MUON_LR = 3e-3
@@ -86,9 +87,8 @@ class Trainee(nn.Module):
         seen = self.see(batch.patches)
         rows = batch.ids.shape[0]
         embeds = self.model.get_input_embeddings()(batch.ids)
-        first, last = batch.visual
-        embeds = torch.cat([embeds[:, :first], seen.view(rows, last - first, -1),
-                            embeds[:, last:]], dim=1)
+        embeds = embeds.index_copy(
+            1, batch.visual, seen.view(rows, len(batch.visual), -1).to(embeds.dtype))
         out = self.model.model.language_model(
             inputs_embeds=embeds, position_ids=batch.positions, attention_mask=batch.mask,
             use_cache=False, output_hidden_states=True)
@@ -99,7 +99,7 @@ class Trainee(nn.Module):
         asked = told.nonzero()[:, 1] >= batch.questions
         weight = torch.where(asked, 1.5, 1.0)
         loss = (cost * weight).sum() / weight.sum()
-        middle = out.hidden_states[self.middle][:, first:last]
+        middle = out.hidden_states[self.middle][:, batch.visual]
         auxiliary = self._auxiliary(seen, middle, batch.cells)
         right = (logits.argmax(-1) == target).float()
         shares = {'narration': right[~asked].mean().item(),
@@ -168,6 +168,15 @@ def draw_recipe(progress: float, clips: int, rng: np.random.Generator) -> Recipe
                   corrupt=0.02 if progress > 0.25 else 0.0)
 
 
+def draw_short(progress: float, clips: int, rng: np.random.Generator) -> Recipe:
+    """The experiments' curriculum: clips of 8 steps, one shape first, then mostly two."""
+    objects = 1 if progress < 0.3 or rng.random() < 0.25 else 2
+    return Recipe(clips=clips, steps=8, max_objects=objects)
+
+
+CURRICULA = dict(builtin=draw_recipe, short=draw_short)
+
+
 def build_optimizers(trainee: Trainee) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for embeddings, vectors and auxiliary heads."""
     named = dict(trainee.named_parameters())
@@ -202,6 +211,9 @@ class Settings:
     bf16: bool
     log_every: int
     save_every: int = 250
+    position_encoding: str = 'gdpe'
+    offline: bool = False
+    curriculum: str = 'builtin'
 
 
 class Trainer:
@@ -210,7 +222,8 @@ class Trainer:
     def __init__(self, settings: Settings, rank: int) -> None:
         self.settings, self.rank = settings, rank
         self.tokenizer = build_tokenizer()
-        config = build_config(self.tokenizer, settings.hidden, settings.layers)
+        config = build_config(self.tokenizer, settings.hidden, settings.layers,
+                              settings.position_encoding, settings.offline)
         model = build_model(config, settings.seed)
         model.set_attn_implementation('sww_training')
         self.trainee = Trainee(model, settings.hidden)
@@ -236,8 +249,11 @@ class Trainer:
 
     def _prepare(self, step: int) -> Batch:
         settings = self.settings
-        recipe = draw_recipe(step / settings.steps, settings.clips // settings.workers,
-                             np.random.default_rng([settings.seed, step]))
+        recipe = CURRICULA[settings.curriculum](
+            step / settings.steps, settings.clips // settings.workers,
+            np.random.default_rng([settings.seed, step]))
+        recipe = replace(recipe, position_encoding=settings.position_encoding,
+                         offline=settings.offline)
         return self.batcher.make(
             recipe, np.random.default_rng([settings.seed, step, self.rank + 1]))
 
@@ -332,6 +348,12 @@ def main() -> None:
     parser.add_argument('--no-bf16', dest='bf16', action='store_false')
     parser.add_argument('--log-every', type=int, default=50)
     parser.add_argument('--save-every', type=int, default=250, help='batches between states')
+    parser.add_argument('--position-encoding', choices=SCHEMES, default='gdpe',
+                        help='position scheme (default: %(default)s)')
+    parser.add_argument('--offline', action='store_true',
+                        help='describe and answer once the clip has been seen whole')
+    parser.add_argument('--curriculum', choices=CURRICULA, default='builtin',
+                        help='which clips (default: %(default)s)')
     settings = Settings(**vars(parser.parse_args()))
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / '.rendezvous').unlink(missing_ok=True)

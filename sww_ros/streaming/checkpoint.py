@@ -8,6 +8,7 @@ import threading
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.perception import Perception
+from sww_ros.streaming.positions import GIPE_GAP
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class StreamDefaults:
     """How a checkpoint was trained to stream: `speak_while_watching` in its config."""
 
     position_encoding: str = 'gdpe'
+    position_gap: int = GIPE_GAP
+    schedule: str = 'wait_k'
     wait_k: int = 3
     seconds_per_step: float = 1.0
     tokens_per_second: float = 2.0
@@ -25,7 +28,11 @@ class StreamDefaults:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Qwen2.5-VL checkpoint, taken apart for streaming; `tokenizer` is transformers' own."""
+    """
+    A Qwen2.5-VL checkpoint, taken apart for streaming; `tokenizer` is transformers' own.
+
+    `trained` says that its defaults are how it was trained to stream, not only ours.
+    """
 
     name: str
     parameters: int
@@ -34,6 +41,7 @@ class Checkpoint:
     tokenizer: object
     vocabulary: Vocabulary
     defaults: StreamDefaults
+    trained: bool = False
 
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 

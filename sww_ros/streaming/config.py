@@ -20,18 +20,22 @@ class SessionConfig:
     `wait_k` tokens of narration a perceived step; at most `max_answers` questions are answered
     at once, and up to `max_queued` wait (policy queue); `max_steps` bounds the memory: the
     stream begins anew when it is reached. `max_pending_frames` bounds the frames that wait for
-    perception, the oldest are dropped.
+    perception, the oldest are dropped. `position_gap` is where GIPE's text starts; once a video
+    has ended, narration may go on for `max_rest_tokens`.
     """
 
     prompt: str = ''
     position_encoding: str = ''
+    position_gap: int = 0
     schedule: str = 'live'
+    schedule_seed: int = 0
     overlap: str = 'threads'
     wait_k: int = 0
     max_answers: int = 4
     max_queued: int = 8
     question_policy: str = 'queue'
     max_answer_tokens: int = 128
+    max_rest_tokens: int = 128
     max_steps: int = 0
     max_pending_frames: int = 8
     frame_width: int = 0
@@ -48,10 +52,12 @@ class SessionConfig:
         _choice('schedule', self.schedule, SCHEDULES)
         _choice('overlap', self.overlap, OVERLAPS)
         _choice('question_policy', self.question_policy, QUESTION_POLICIES)
-        for name in ('max_answers', 'max_answer_tokens', 'max_pending_frames', 'threads'):
+        for name in ('max_answers', 'max_answer_tokens', 'max_rest_tokens',
+                     'max_pending_frames', 'threads'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be at least 1, not {getattr(self, name)}')
-        for name in ('wait_k', 'max_queued', 'max_steps', 'frame_width', 'frame_height'):
+        for name in ('position_gap', 'schedule_seed', 'wait_k', 'max_queued', 'max_steps',
+                     'frame_width', 'frame_height'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
         if self.record_trace and self.repetition_penalty != 1.0:

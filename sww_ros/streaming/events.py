@@ -100,7 +100,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Restarted:
-    """The stream began anew (reason: reset | prompt | capacity); steps count from 0 again."""
+    """The stream began anew (reset | prompt | capacity | ended); steps count from 0 again."""
 
     type: ClassVar[str] = 'restarted'
     reason: str

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from sww_ros.streaming.decoder import Chunk, Decoder
-from sww_ros.streaming.kv import LaneView
-from sww_ros.streaming.positions import GroupScheme
+from sww_ros.streaming.kv import Lane, LaneView
+from sww_ros.streaming.positions import Track
 from sww_ros.streaming.schedule import Schedule
 from sww_ros.streaming.text import TextAssembler
 
@@ -25,51 +26,89 @@ class Vocabulary:
 @dataclass
 class LaneRecord:
     """
-    One lane's run as it was: what was fed, how many steps each row saw, what was predicted.
+    One lane's run as it was: what was fed, where, what each row saw, what was predicted.
 
-    `predicted[i]` is the token chosen from row i's logits, or -1 where none was taken; `logits`
-    holds those rows' logits where the session records a trace.
+    `rows[i]` is row i's index in its cache and `positions[i]` its place; `fed[i]` is -1 for a
+    row of video whose logits were used; `sees[i]` counts steps, or rows of the running lane
+    where video and narration share one. `predicted[i]` is the token chosen from row i's logits,
+    or -1 where none was taken; `logits` holds those rows' logits where the session records.
     """
 
     stream_id: str
     fed: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    positions: list[list[int]] = field(default_factory=list)
     sees: list[int] = field(default_factory=list)
     predicted: list[int] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
 
+    def add(self, ids: Sequence[int], first_row: int, positions: np.ndarray, sees: int) -> None:
+        """Note that `ids` go into the cache from `first_row` on, at `positions` (3, n)."""
+        self.fed += ids
+        self.rows += range(first_row, first_row + len(ids))
+        self.positions += positions.T.tolist()
+        self.sees += [sees] * len(ids)
+        self.predicted += [-1] * len(ids)
+
 
 class TextLane:
     """
-    One speaker: its own cache, its own text group, and the tokens it has yet to feed.
+    One speaker: the cache it writes to, the track it is placed on, the tokens yet to be fed.
 
-    It is used by the generating thread alone.
+    It is used by the generating thread alone. With interleaved positions the narration's cache
+    is the visual lane itself; both sides are one thread then.
     """
 
-    def __init__(self, stream_id: str, decoder: Decoder, scheme: GroupScheme,
+    def __init__(self, stream_id: str, decoder: Decoder, cache: Lane, track: Track,
                  head: Sequence[int], tokenizer, repetition_penalty: float = 1.0,
                  record_logits: bool = False) -> None:
         self.stream_id = stream_id
         self.text = TextAssembler(tokenizer)
         self.record = LaneRecord(stream_id)
         self.spoken = 0
-        self._decoder, self._scheme = decoder, scheme
-        self._cache = decoder.new_lane(len(head) + 64)
-        self._pending = list(head)
+        self.ready: torch.Tensor | None = None
+        self._decoder, self._cache, self._track = decoder, cache, track
+        self._pending, self._owner, self._next_owner = list(head), 1, 1
         self._penalty, self._record_logits = repetition_penalty, record_logits
         self._used: set[int] = set()
 
     def replace(self, tokens: Sequence[int]) -> None:
         """Feed these tokens next, in place of the one the model chose."""
-        self._pending = list(tokens)
+        self._pending, self._owner = list(tokens), 0
 
-    def chunk(self, context: LaneView, steps: int) -> Chunk:
-        """Return the pending tokens as a chunk that sees `steps` steps in `context`."""
-        ids = self._pending
-        self.record.fed += ids
-        self.record.sees += [steps] * len(ids)
-        self.record.predicted += [-1] * len(ids)
-        positions = torch.from_numpy(self._scheme.text(len(self._cache), len(ids)))
-        return Chunk(self._cache, self._decoder.embed(ids), positions, context, predict=True)
+    def chunk(self, context: LaneView | None, sees: int, owner: int) -> Chunk:
+        """
+        Return the pending tokens as a chunk that sees `context`.
+
+        :param sees: how much that is, for the record
+        :param owner: the step, from 1, to whose text the token to be chosen belongs
+        """
+        ids, placed = self._place(owner)
+        self.record.add(ids, len(self._cache), placed, sees)
+        return Chunk(self._cache, self._decoder.embed(ids), torch.from_numpy(placed), context,
+                     predict=True)
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.record.fed)
+
+    def hand_over(self) -> tuple[list[int], np.ndarray]:
+        """Give up the pending tokens and their positions (3, n), to go before the next step."""
+        ids, placed = self._place(1)
+        self.record.add(ids, len(self._cache), placed, 0)
+        return ids, placed
+
+    def _place(self, owner: int) -> tuple[list[int], np.ndarray]:
+        """The pending tokens belong to the step for which they were chosen, not to the next."""
+        ids, self._pending = self._pending, []
+        placed = self._track.place(len(ids), self._owner or owner)
+        self._next_owner = owner
+        return ids, placed
+
+    def looked(self, logits: torch.Tensor, row: int, position: np.ndarray) -> None:
+        """Take over the logits of a row of video, from which the next token is chosen."""
+        self.record.add([-1], row, position, 0)
+        self.ready = logits
 
     def choose(self, logits: torch.Tensor, silence: int) -> int:
         """Choose the next token greedily from (vocabulary,) logits; it is fed with the next."""
@@ -84,7 +123,8 @@ class TextLane:
         if token != silence:
             self._used.add(token)
         self.record.predicted[-1] = token
-        self._pending = [token]
+        self.ready = None
+        self._pending, self._owner = [token], self._next_owner
         self.spoken += 1
         return token
 
@@ -94,27 +134,44 @@ class NarrationBudget:
     How many narration tokens may be spoken now, by the schedule.
 
     In the live schedule unspent budget is capped, so that a slow speaker does not run after the
-    video for ever: what goes beyond is forfeited.
+    video for ever: what goes beyond is forfeited. Once the video has ended, all that is still
+    to be said may be, up to `rest_tokens`.
     """
 
-    def __init__(self, schedule: Schedule, cap: int | None = None) -> None:
+    def __init__(self, schedule: Schedule, cap: int | None = None, rest_tokens: int = 0) -> None:
         self.steps, self.index = 0, 0
-        self._schedule, self._cap, self._granted = schedule, cap, 0
+        self.schedule, self._cap, self._granted = schedule, cap, 0
+        self._rest_tokens, self.ended = rest_tokens, False
 
-    def perceived(self, steps: int) -> None:
+    def perceived(self, steps: int, ended: bool = False) -> None:
         """Grant what is due now that `steps` steps are perceived."""
-        self.steps, self._granted = steps, self._schedule.granted(steps)
+        if self.ended:
+            return
+        self.steps, self._granted = steps, self.schedule.granted(steps)
         if self._cap is not None:
             self.index = max(self.index, self._granted - self._cap)
+        if ended:
+            self.ended = True
+            self._granted = max(self._granted, self.index) + self._rest_tokens
 
     @property
     def left(self) -> int:
         return self._granted - self.index
 
     @property
+    def owner(self) -> int:
+        """The step, from 1, to whose text the next token belongs."""
+        return max(1, min(self.schedule.step_of(self.index), self.steps))
+
+    @property
+    def in_rest(self) -> bool:
+        """Whether the schedule has nothing more to say about the next token."""
+        return self.ended and self.index >= self.schedule.granted(self.steps)
+
+    @property
     def sees(self) -> int:
         """How many steps the next token sees."""
-        return self._schedule.sees(self.index, self.steps)
+        return self.schedule.sees(self.index, self.steps)
 
     def spend(self) -> None:
         self.index += 1

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from sww_ros.streaming.trace import Trace
+from sww_ros.streaming.trace import VIDEO, Trace
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,16 @@ def replay(trace: Trace, model: Qwen2_5_VLForConditionalGeneration) -> Verdict:
     grid = torch.tensor([[trace.steps, 2 * rows, 2 * columns]], device=device)
     seen = model.model.visual(trace.patches.to(device, model.dtype), grid_thw=grid).pooler_output
     table = model.get_input_embeddings()
-    text = [token for record in trace.lanes for token in record.fed]
-    embeds = torch.cat([table(torch.tensor(trace.prefix, device=device)), seen.to(model.dtype),
-                        table(torch.tensor(text, device=device))])[None]
+    ids = torch.from_numpy(trace.ids).to(device)
+    embeds = table(ids.clamp(min=0))
+    embeds[ids == VIDEO] = seen.to(model.dtype)
+    embeds = embeds[None]
     mask = torch.from_numpy(trace.rows().mask())[None, None].to(device)
     positions = torch.from_numpy(trace.positions)[:, None].to(device)
     hidden = model.model.language_model(
         inputs_embeds=embeds, position_ids=positions, attention_mask=mask,
         use_cache=False).last_hidden_state[0]
-    predicted = trace.predictions()
+    predicted = trace.predicted
     at = np.flatnonzero(predicted >= 0)
     logits = model.lm_head(hidden[torch.from_numpy(at).to(device)])
     return Verdict(logits.argmax(-1).cpu() != torch.from_numpy(predicted[at]), logits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 TURN_END = '<|im_end|>'
+VIDEO_TAIL = f'<|vision_end|>{TURN_END}\n'
 ASSISTANT_HEAD = '<|im_start|>assistant\n'
 NEXT_TURN = f'{TURN_END}\n{ASSISTANT_HEAD}'
 """What closes a narration turn that has ended and opens the next one."""

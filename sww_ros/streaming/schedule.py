@@ -2,23 +2,28 @@
 Schedules: when narration may speak, and how many steps each of its tokens sees.
 
 Paper section 3.2 (wait-K) and its robustness test (random wait-K). Token indices count all tokens
-the narration has spoken or forfeited, silence included.
+the narration has spoken or forfeited, silence included. What a schedule grants a step is known
+before the step is spoken about: OSPE reserves its positions by it.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Protocol
 
 import numpy as np
 
-SCHEDULES = ('live', 'wait_k', 'random_wait_k')
+SCHEDULES = ('live', 'wait_k', 'random_wait_k', 'offline')
 
 
 class Schedule(Protocol):
-    """Ties the narration's tokens to the steps of the video."""
+    """Ties the narration's tokens to the steps of the video; used by both sides at once."""
 
     def granted(self, steps: int) -> int:
         """How many tokens may have been spoken once `steps` steps are perceived."""
+
+    def step_of(self, index: int) -> int:
+        """The step, from 1, whose perception grants token `index`."""
 
     def sees(self, index: int, perceived: int) -> int:
         """How many of `perceived` steps the row that predicts token `index` sees."""
@@ -33,6 +38,9 @@ class Live:
     def granted(self, steps: int) -> int:
         return self.wait_k * steps
 
+    def step_of(self, index: int) -> int:
+        return index // self.wait_k + 1
+
     def sees(self, index: int, perceived: int) -> int:
         return perceived
 
@@ -41,7 +49,7 @@ class WaitK(Live):
     """Token j sees steps 0..floor(j / K), however far perception is ahead."""
 
     def sees(self, index: int, perceived: int) -> int:
-        return min(index // self.wait_k + 1, perceived)
+        return min(self.step_of(index), perceived)
 
 
 class RandomWaitK:
@@ -50,16 +58,36 @@ class RandomWaitK:
     def __init__(self, wait_k: int, seed: int = 0) -> None:
         self._wait_k, self._rng = wait_k, np.random.default_rng(seed)
         self._totals = [0]
+        self._lock = threading.Lock()
 
     def granted(self, steps: int) -> int:
-        while len(self._totals) <= steps:
-            self._totals.append(self._totals[-1] + int(self._rng.integers(1, 2 * self._wait_k)))
+        with self._lock:
+            while len(self._totals) <= steps:
+                drawn = int(self._rng.integers(1, 2 * self._wait_k))
+                self._totals.append(self._totals[-1] + drawn)
         return self._totals[steps]
 
+    def step_of(self, index: int) -> int:
+        step = 1
+        while self.granted(step) <= index:
+            step += 1
+        return step
+
     def sees(self, index: int, perceived: int) -> int:
-        self.granted(perceived)
-        step = int(np.searchsorted(self._totals, index, side='right'))
-        return min(step, perceived)
+        return min(self.step_of(index), perceived)
+
+
+class Offline:
+    """Nothing is said before the video has ended; every token sees it whole."""
+
+    def granted(self, steps: int) -> int:
+        return 0
+
+    def step_of(self, index: int) -> int:
+        return np.iinfo(np.int64).max
+
+    def sees(self, index: int, perceived: int) -> int:
+        return perceived
 
 
 def make_schedule(name: str, wait_k: int, seed: int = 0) -> Schedule:
@@ -70,6 +98,8 @@ def make_schedule(name: str, wait_k: int, seed: int = 0) -> Schedule:
     """
     if name not in SCHEDULES:
         raise ValueError(f'unknown schedule {name!r}; one of {", ".join(SCHEDULES)}')
+    if name == 'offline':
+        return Offline()
     if name == 'random_wait_k':
         return RandomWaitK(wait_k, seed)
     return Live(wait_k) if name == 'live' else WaitK(wait_k)

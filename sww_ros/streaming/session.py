@@ -52,7 +52,10 @@ class Session:
                              f'{config.frame_width} and {config.frame_height}')
         self._checkpoint, defaults = checkpoint, checkpoint.defaults
         scheme = make_scheme(config.position_encoding or defaults.position_encoding,
-                             VideoClock(defaults.tokens_per_second, defaults.seconds_per_step))
+                             VideoClock(defaults.tokens_per_second, defaults.seconds_per_step),
+                             config.position_gap or defaults.position_gap)
+        # Where the video's positions depend on the text, there is nothing to overlap.
+        self._overlap = 'serial' if scheme.serial else config.overlap
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._progress = threading.Condition()
         self._numbers = itertools.count(1)
@@ -64,7 +67,7 @@ class Session:
         self._speaker = Speaker(
             checkpoint, config, scheme, lambda: self._watcher.stream,
             lambda: self._watcher.restarting, self._emit, decoding)
-        self._executor = make_executor(config.overlap, self._perceive, self._generate,
+        self._executor = make_executor(self._overlap, self._perceive, self._generate,
                                        self._take_threads)
         self.scheme = scheme
         self._executor.start()
@@ -94,22 +97,44 @@ class Session:
             dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._watcher.wait_k, max_steps=self._watcher.max_steps,
-            schedule=self.config.schedule, overlap=self.config.overlap, prompt=self._watcher.prompt,
-            default_prompt=checkpoint.defaults.prompt,
+            schedule=self.config.schedule, overlap=self._overlap, prompt=self._watcher.prompt,
+            default_prompt=checkpoint.defaults.prompt, mismatch=self._mismatch(),
             frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
             frame_rate=settings.temporal_patch_size / seconds)
+
+    def _mismatch(self) -> str:
+        """In words, how this session differs from what the checkpoint was trained for."""
+        trained, found = self._checkpoint.defaults, []
+        if not self._checkpoint.trained:
+            return ''
+        if self.scheme.name != trained.position_encoding:
+            found.append(f'position_encoding {self.scheme.name!r} but was trained with '
+                         f'{trained.position_encoding!r}')
+        if self.scheme.name == 'gipe' and self.scheme.gap != trained.position_gap:
+            found.append(f'position_gap {self.scheme.gap} but was trained with '
+                         f'{trained.position_gap}')
+        if (self.config.schedule == 'offline') != (trained.schedule == 'offline'):
+            found.append(f'schedule {self.config.schedule!r} but was trained with '
+                         f'{trained.schedule!r}')
+        if not found:
+            return ''
+        return (f'{self._checkpoint.name!r} runs with {" and with ".join(found)}: expect worse '
+                'text, or leave the setting out')
 
     @property
     def decode_steps(self) -> int:
         """How many decode steps have been run."""
         return self._speaker.decode_steps
 
-    def feed(self, frame: np.ndarray, stamp_ns: int = 0, received_ns: int = 0) -> None:
+    def feed(self, frame: np.ndarray, stamp_ns: int = 0, received_ns: int = 0,
+             last: bool = False) -> None:
         """
         Take the next frame, (H, W, 3) uint8 RGB, at the rate `info['frame_rate']`.
 
         :param stamp_ns: the frame's own stamp, repeated in events
         :param received_ns: `time.monotonic_ns()` when it arrived; now if 0
+        :param last: whether the video ends with it; what is left to say is said then, and the
+            next frame begins another video
         :raises ValueError: for a frame that cannot be perceived
         """
         check_frame(frame)
@@ -117,7 +142,8 @@ class Session:
             self._emit(FramesDropped('paused', 1))
             return
         now = time.monotonic_ns()
-        dropped = self._watcher.frames.put(Frame(frame, stamp_ns, received_ns or now, now))
+        dropped = self._watcher.frames.put(Frame(frame, stamp_ns, received_ns or now, now,
+                                               last))
         if dropped:
             self._emit(FramesDropped('overrun', dropped))
         self._executor.wake()

@@ -9,6 +9,7 @@ import time
 
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.decoder import Chunk
 from sww_ros.streaming.events import (
     NARRATION,
     Event,
@@ -19,21 +20,38 @@ from sww_ros.streaming.events import (
 from sww_ros.streaming.generation import LaneRecord, TextLane
 from sww_ros.streaming.kv import LaneView
 from sww_ros.streaming.overlap import BusyLog
-from sww_ros.streaming.positions import GroupScheme
+from sww_ros.streaming.positions import Scheme
 from sww_ros.streaming.prompt import NEXT_TURN, question_parts
 from sww_ros.streaming.stream import Stream
 
 
 @dataclass
 class _Answer:
-    """A question on its way: its lane, and the video it is asked about."""
+    """
+    A question on its way: its lane, and the video it is asked about.
+
+    With interleaved positions an answer is a fork of the running lane: it sees, and is told to
+    have seen, what was there when it was admitted (`fork`).
+    """
 
     lane: TextLane
     stream: Stream
+    fork: tuple[LaneView, int] | None = None
 
 
-_Turn = tuple[TextLane, Stream, LaneView, int]
-"""A lane's part in a decode step: what it sees of which stream, and how many steps that is."""
+@dataclass(frozen=True)
+class _Turn:
+    """A lane's part in a decode step: what it sees of which stream, as rows and as steps."""
+
+    lane: TextLane
+    stream: Stream
+    context: LaneView | None
+    steps: int
+    owner: int
+
+    def chunk(self) -> Chunk:
+        rows = self.stream.scheme.serial and self.context
+        return self.lane.chunk(self.context, rows.length if rows else self.steps, self.owner)
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,7 @@ class Speaker:
     Only its thread touches text lanes; other threads reach it through `ask` and `cancel`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: GroupScheme,
+    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: Scheme,
                  current: Callable[[], Stream], restarting: Callable[[], bool],
                  emit: Callable[[Event], None], decoding: BusyLog) -> None:
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
@@ -163,11 +181,15 @@ class Speaker:
         while self._queue and len(self._answers) < self._config.max_answers:
             question_id, question = self._queue[0]
             checkpoint = self._checkpoint
-            lane = TextLane(question_id, checkpoint.decoder, self._scheme,
-                            checkpoint.encode(*question_parts(question)), checkpoint.tokenizer,
+            head = checkpoint.encode(*question_parts(question))
+            seen = self._stream.visible()
+            lane = TextLane(question_id, checkpoint.decoder,
+                            checkpoint.decoder.new_lane(len(head) + 64),
+                            self._stream.timeline.answer(seen[1]), head, checkpoint.tokenizer,
                             self._config.repetition_penalty,
                             self._config.record_trace)
-            self._answers[question_id] = _Answer(lane, self._stream)
+            self._answers[question_id] = _Answer(lane, self._stream,
+                                                 seen if self._scheme.serial else None)
             self._queue.popleft()
             if self._config.record_trace:
                 self.records.append(lane.record)
@@ -177,27 +199,35 @@ class Speaker:
         answers = list(self._answers.values())
         streams = {id(a.stream): a.stream for a in answers} | {id(self._stream): self._stream}
         seen = {key: stream.visible() for key, stream in streams.items()}
-        turns = [(a.lane, a.stream, *seen[id(a.stream)]) for a in answers]
+        turns = [_Turn(a.lane, a.stream, *(a.fork or seen[id(a.stream)]), owner=1)
+                 for a in answers]
         # Neighbours share their context's attention, so lanes are kept together by stream.
-        turns.sort(key=lambda turn: id(turn[1]))
+        turns.sort(key=lambda turn: id(turn.stream))
         narration = self._narration_turn(*seen[id(self._stream)])
         if narration is not None:
-            at = next((i for i, turn in enumerate(turns) if turn[1] is self._stream), 0)
+            at = next((i for i, turn in enumerate(turns) if turn.stream is self._stream), 0)
             turns.insert(at, narration)
         if not turns:
             return False
         started = time.monotonic_ns()
         with self._decoding:
-            logits = self._checkpoint.decoder.step(
-                [lane.chunk(view, steps) for lane, _, view, steps in turns])
-            tokens = [lane.choose(row, self._silence) for (lane, *_), row in zip(turns, logits)]
+            # Where the prefill of a step has given the narration's logits, no row is due.
+            due = [turn for turn in turns if turn.lane.ready is None]
+            logits = iter(self._checkpoint.decoder.step([turn.chunk() for turn in due])
+                          if due else ())
+            tokens = []
+            for turn in turns:
+                row = next(logits) if turn.lane.ready is None else turn.lane.ready
+                tokens.append(turn.lane.choose(row, self._silence))
         self.decode_steps += 1
         sighted = {key: stream.sighted for key, stream in streams.items()}
-        for _, stream, _, steps in turns:
-            self._sight(stream, steps, started)
-        for (lane, stream, _, steps), token in zip(turns, tokens):
-            speak = self._narrate if lane is stream.narration else self._answer
-            speak(lane, token, _Moment(stream, steps, started, steps > sighted[id(stream)]))
+        for turn in turns:
+            self._sight(turn.stream, turn.steps, started)
+        for turn, token in zip(turns, tokens):
+            stream = turn.stream
+            speak = self._narrate if turn.lane is stream.narration else self._answer
+            speak(turn.lane, token,
+                  _Moment(stream, turn.steps, started, turn.steps > sighted[id(stream)]))
         return True
 
     def _narration_turn(self, view: LaneView, steps: int) -> _Turn | None:
@@ -205,11 +235,14 @@ class Speaker:
         stream = self._stream
         if not self._config.narrate or self.paused or stream is self._halted:
             return None
-        stream.budget.perceived(steps)
-        if stream.budget.left <= 0:
+        budget = stream.budget
+        budget.perceived(steps, stream.over(steps))
+        if budget.left <= 0:
             return None
-        sees = stream.budget.sees
-        return stream.narration, stream, stream.first(view, sees), sees
+        if stream.scheme.serial:
+            return _Turn(stream.narration, stream, None, steps, budget.owner)
+        sees = budget.sees
+        return _Turn(stream.narration, stream, stream.first(view, sees), sees, budget.owner)
 
     def _sight(self, stream: Stream, steps: int, started_ns: int) -> None:
         """Tell of the steps that this decode step was the first to see."""
@@ -219,13 +252,18 @@ class Speaker:
         stream.sighted = max(stream.sighted, steps)
 
     def _narrate(self, lane: TextLane, token: int, moment: _Moment) -> None:
-        moment.stream.budget.spend()
+        budget = moment.stream.budget
+        resting = budget.in_rest
+        budget.spend()
         if token == self._silence:
+            if resting:
+                budget.rest()
             return
         if token in self._checkpoint.vocabulary.stop:
             # A checkpoint without a silence token ends its turn: the next step opens a new one.
-            lane.replace(self._next_turn)
-            moment.stream.budget.rest()
+            if not budget.ended:
+                lane.replace(self._next_turn)
+            budget.rest()
             sentence = lane.text.flush()
             if sentence:
                 self._tell(NARRATION, '', sentence, moment)

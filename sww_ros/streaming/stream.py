@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 import threading
 
@@ -10,8 +11,8 @@ import torch
 
 from sww_ros.streaming.decoder import Chunk, Decoder
 from sww_ros.streaming.generation import NarrationBudget, TextLane
-from sww_ros.streaming.kv import LaneView
-from sww_ros.streaming.positions import GroupScheme
+from sww_ros.streaming.kv import Lane, LaneView
+from sww_ros.streaming.positions import Scheme, Timeline, text_positions
 
 
 @dataclass(frozen=True)
@@ -27,23 +28,27 @@ class Stream:
     """
     The visual group of one video, written by the perceiving thread and read by all.
 
-    `infos` grows before the lane's length is published, so that every visible step has its info.
+    `infos` and `ends`, the rows of the lane up to each step's last, grow before the lane's length
+    is published, so that every visible step has its info. `tail` follows the last step of a
+    video that ends, and is published with it.
     """
 
     decoder: Decoder
-    scheme: GroupScheme
+    scheme: Scheme
+    timeline: Timeline
     prefix: list[int]
-    rows: int
+    tail: list[int]
+    lane: Lane
     narration: TextLane
     budget: NarrationBudget
     infos: list[StepInfo] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    ended: bool = False
+    placed: list[np.ndarray] = field(default_factory=list)
     grid: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (0, 0)
     sighted: int = 0
     patches: list[torch.Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.lane = self.decoder.new_lane(self.rows)
 
     @property
     def step_tokens(self) -> int:
@@ -51,32 +56,55 @@ class Stream:
 
     def prefill_prefix(self) -> None:
         """Put the prefix into the visual lane; once, before the first step."""
-        positions = torch.from_numpy(self.scheme.prefix(len(self.prefix)))
+        positions = torch.from_numpy(text_positions(0, len(self.prefix)))
         self.decoder.step([Chunk(self.lane, self.decoder.embed(self.prefix), positions)])
 
-    def prefill_step(self, embeds: torch.Tensor, info: StepInfo) -> int:
-        """Append one step's merged tokens (tokens, hidden), publish it, return its index."""
-        step = len(self.infos)
-        positions = torch.from_numpy(
-            self.scheme.visual(len(self.prefix), step, *self.grid))
+    def prefill_step(self, embeds: torch.Tensor, info: StepInfo, last: bool = False) -> int:
+        """
+        Append one step's merged tokens (tokens, hidden), publish it, return its index.
+
+        With `last` the video ends here, and its tail goes with the step. With interleaved
+        positions the last token spoken goes before the step, in the same forward pass, and the
+        step's own logits give the next token.
+        """
+        step, parts, placed = len(self.infos), [embeds], []
+        spoken = self.scheme.serial and self.narration.begun
+        if spoken:
+            ids, before = self.narration.hand_over()
+            parts.insert(0, self.decoder.embed(ids))
+            placed.append(before)
+        placed.append(self.timeline.step(*self.grid))
+        if last:
+            parts.append(self.decoder.embed(self.tail))
+            placed.append(self.timeline.tail())
+        chunk = Chunk(self.lane, torch.cat(parts), torch.from_numpy(np.concatenate(placed, 1)),
+                      predict=spoken)
         self.infos.append(info)
+        self.ends.append(len(self.lane) + chunk.rows)
+        self.ended = last
         try:
-            self.decoder.step([Chunk(self.lane, embeds, positions)])
+            logits = self.decoder.step([chunk])[0]
         except BaseException:
             self.infos.pop()
+            self.ends.pop()
             raise
+        self.placed.append(np.concatenate(placed[spoken:], axis=1))
+        if spoken:
+            self.narration.looked(logits, self.ends[-1] - 1, placed[-1][:, -1:])
         return step
 
     def visible(self) -> tuple[LaneView, int]:
         """The published rows, and the number of whole steps among them, taken together."""
         view = self.lane.view()
-        if view.length <= len(self.prefix) or not self.step_tokens:
-            return view, 0
-        return view, (view.length - len(self.prefix)) // self.step_tokens
+        return view, bisect_right(self.ends, view.length)
 
     def first(self, view: LaneView, steps: int) -> LaneView:
         """The part of a view that holds the prefix and the first `steps` steps."""
-        return view._replace(length=len(self.prefix) + steps * self.step_tokens)
+        return view._replace(length=self.ends[steps - 1] if steps else len(self.prefix))
+
+    def over(self, steps: int) -> bool:
+        """Whether the first `steps` steps are the whole video."""
+        return self.ended and steps == len(self.ends)
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,7 @@ class Frame:
     stamp_ns: int
     received_ns: int
     fed_ns: int
+    last: bool = False
 
 
 class FrameQueue:
@@ -105,6 +134,9 @@ class FrameQueue:
                 dropped = self._per_step
                 del self._frames[:dropped]
             self._frames.append(frame)
+            if frame.last:
+                # A step wants all its frames: the last one stands for those that are missing.
+                self._frames += [frame] * (-len(self._frames) % self._per_step)
             return dropped
 
     def take(self) -> list[Frame] | None:

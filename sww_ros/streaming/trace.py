@@ -12,44 +12,57 @@ from safetensors.torch import save_file
 import torch
 
 from sww_ros.streaming.generation import LaneRecord
+from sww_ros.streaming.positions import text_positions
 from sww_ros.streaming.stream import Stream
 from sww_ros.streaming.visibility import PREFIX_STEP, VISUAL_LANE, Rows
+
+VIDEO = -1
+"""The token id of rows that hold a visual token."""
 
 
 @dataclass
 class Trace:
     """
-    One stream and its speakers.
+    One stream and its speakers, as one sequence of n rows: the visual lane, then lane after lane.
 
     `patches` (steps * 4 * tokens, pixels) are what the vision tower was given; `grid` is in
-    merged tokens; `lanes` are the text lanes in the order they were opened.
+    merged tokens; `ids`, `lane`, `step`, `sees`, `predicted` are int64 (n,), `positions` (3, n);
+    `speakers` names the text lanes in the order they were opened. Where video and narration run
+    through one lane, the narration's rows stand in it as they came, and `step` counts rows.
     """
 
-    prefix: list[int]
     grid: tuple[int, int]
     patches: torch.Tensor
     steps: int
+    speakers: list[str]
+    ids: np.ndarray
     positions: np.ndarray
-    lanes: list[LaneRecord]
+    lane: np.ndarray
+    step: np.ndarray
+    sees: np.ndarray
+    predicted: np.ndarray
+    logits: torch.Tensor | None = None
 
     @staticmethod
     def of(stream: Stream, records: list[LaneRecord]) -> Trace:
-        steps = len(stream.patches)
+        """Put together what a stream and its speakers have recorded, the narration first."""
         used = [record for record in records if record.fed]
-        parts = [stream.scheme.prefix(len(stream.prefix))]
-        parts += [stream.scheme.visual(len(stream.prefix), step, *stream.grid)
-                  for step in range(steps)]
-        parts += [stream.scheme.text(0, len(record.fed)) for record in used]
-        return Trace(list(stream.prefix), stream.grid, torch.cat(stream.patches), steps,
-                     np.concatenate(parts, axis=1), used)
+        running = used[:1] if stream.scheme.serial and stream.narration.begun else []
+        lanes = [_visual_lane(stream, running)]
+        lanes += [_text_lane(index, record)
+                  for index, record in enumerate(used[len(running):])]
+        columns = {name: np.concatenate([lane[name] for lane in lanes], axis=-1)
+                   for name in lanes[0]}
+        logits = [row for record in used for row in record.logits]
+        return Trace(stream.grid, torch.cat(stream.patches), len(stream.patches),
+                     [record.stream_id for record in used],
+                     logits=torch.stack(logits) if logits else None, **columns)
 
     def save(self, file: Path) -> None:
         """Write the trace as safetensors; what is not a tensor goes into the metadata as JSON."""
-        lanes = [dict(stream_id=r.stream_id, fed=r.fed, sees=r.sees, predicted=r.predicted)
-                 for r in self.lanes]
-        about = dict(prefix=self.prefix, grid=self.grid, steps=self.steps, lanes=lanes)
-        save_file({'patches': self.patches, 'positions': torch.from_numpy(self.positions)},
-                  file, metadata={'trace': json.dumps(about)})
+        about = dict(grid=self.grid, steps=self.steps, speakers=self.speakers)
+        rows = {name: torch.from_numpy(getattr(self, name)) for name in _COLUMNS}
+        save_file({'patches': self.patches, **rows}, file, metadata={'trace': json.dumps(about)})
 
     @staticmethod
     def load(file: Path) -> Trace:
@@ -61,26 +74,48 @@ class Trace:
         try:
             with safe_open(file, 'pt') as content:
                 about = json.loads((content.metadata() or {})['trace'])
-                patches, positions = (content.get_tensor(k) for k in ('patches', 'positions'))
+                patches = content.get_tensor('patches')
+                rows = {name: content.get_tensor(name).numpy() for name in _COLUMNS}
         except (OSError, KeyError, SafetensorError) as error:
             raise ValueError(f'{file} is not a trace: {error}') from error
-        return Trace(about['prefix'], tuple(about['grid']), patches, about['steps'],
-                     positions.numpy(), [LaneRecord(**lane) for lane in about['lanes']])
+        return Trace(tuple(about['grid']), patches, about['steps'], about['speakers'], **rows)
 
     def rows(self) -> Rows:
-        """The rows of the whole run in one sequence: prefix, steps, then lane after lane."""
-        tokens = self.grid[0] * self.grid[1]
-        visual = len(self.prefix) + self.steps * tokens
-        lengths = [len(record.fed) for record in self.lanes]
-        lane = np.repeat([VISUAL_LANE, *range(len(lengths))], [visual, *lengths])
-        step = np.concatenate([np.full(len(self.prefix), PREFIX_STEP),
-                               np.repeat(np.arange(self.steps), tokens),
-                               np.zeros(sum(lengths), int)])
-        sees = np.concatenate([np.zeros(visual, int), *(record.sees for record in self.lanes)])
-        return Rows(lane, step, sees.astype(int))
+        """What the rule of visibility needs to know of each row."""
+        return Rows(self.lane, self.step, self.sees)
 
-    def predictions(self) -> np.ndarray:
-        """For each row of `rows()`, the token the live run chose from it, or -1."""
-        visual = len(self.prefix) + self.steps * self.grid[0] * self.grid[1]
-        return np.concatenate([np.full(visual, -1),
-                               *(record.predicted for record in self.lanes)]).astype(int)
+
+_COLUMNS = ('ids', 'positions', 'lane', 'step', 'sees', 'predicted')
+
+
+def _visual_lane(stream: Stream, running: list[LaneRecord]) -> dict[str, np.ndarray]:
+    """The rows of the visual lane, and of the narration where it runs through the same lane."""
+    prefix, ends = len(stream.prefix), stream.ends
+    length = max([ends[-1], *(record.rows[-1] + 1 for record in running)])
+    ids = np.full(length, VIDEO)
+    positions = np.zeros((3, length), np.int64)
+    step, predicted = np.zeros(length, np.int64), np.full(length, -1)
+    ids[:prefix], step[:prefix] = stream.prefix, PREFIX_STEP
+    positions[:, :prefix] = text_positions(0, prefix)
+    for index, (end, placed) in enumerate(zip(ends, stream.placed)):
+        rows = slice(end - placed.shape[1], end)
+        positions[:, rows], step[rows] = placed, index
+    if stream.ended:
+        ids[ends[-1] - len(stream.tail):ends[-1]] = stream.tail
+    for record in running:
+        fed = np.array(record.fed) >= 0
+        rows = np.array(record.rows)
+        ids[rows[fed]] = np.array(record.fed)[fed]
+        positions[:, rows] = np.array(record.positions).T
+        predicted[rows] = record.predicted
+    if stream.scheme.serial:
+        step[prefix:] = np.arange(prefix, length)
+    return dict(ids=ids, positions=positions, lane=np.full(length, VISUAL_LANE), step=step,
+                sees=np.zeros(length, np.int64), predicted=predicted)
+
+
+def _text_lane(index: int, record: LaneRecord) -> dict[str, np.ndarray]:
+    count = len(record.fed)
+    return dict(ids=np.array(record.fed), positions=np.array(record.positions).T,
+                lane=np.full(count, index), step=np.zeros(count, np.int64),
+                sees=np.array(record.sees), predicted=np.array(record.predicted))

@@ -13,8 +13,8 @@ from sww_ros.streaming.events import NARRATION, Event, FramesDropped, Restarted,
 from sww_ros.streaming.generation import NarrationBudget, TextLane
 from sww_ros.streaming.overlap import BusyLog
 from sww_ros.streaming.perception import fit_size
-from sww_ros.streaming.positions import GroupScheme
-from sww_ros.streaming.prompt import ASSISTANT_HEAD, prefix_parts
+from sww_ros.streaming.positions import Scheme
+from sww_ros.streaming.prompt import ASSISTANT_HEAD, VIDEO_TAIL, prefix_parts
 from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.stream import Frame, FrameQueue, StepInfo, Stream
 
@@ -36,7 +36,7 @@ class Watcher:
     `emit` takes events.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: GroupScheme,
+    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: Scheme,
                  emit: Callable[[Event], None], decoding: BusyLog) -> None:
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
         self._emit, self._decoding = emit, decoding
@@ -81,8 +81,8 @@ class Watcher:
             return True
         if frames is None:
             return False
-        if len(self.stream.infos) >= self.max_steps:
-            self._switch(_Request('capacity'))
+        if self.stream.ended or len(self.stream.infos) >= self.max_steps:
+            self._switch(_Request('ended' if self.stream.ended else 'capacity'))
         self._perceive(frames)
         return True
 
@@ -101,19 +101,27 @@ class Watcher:
     def _begin(self) -> Stream:
         checkpoint = self._checkpoint
         prefix = checkpoint.encode(*prefix_parts(checkpoint.defaults.system, self._prompt))
-        narration = TextLane(NARRATION, checkpoint.decoder, self._scheme,
-                             checkpoint.encode(ASSISTANT_HEAD), checkpoint.tokenizer,
-                             self._config.repetition_penalty,
-                             self._config.record_trace)
-        stream = Stream(checkpoint.decoder, self._scheme, prefix, len(prefix) + 256,
-                        narration, self._budget())
+        head, budget = checkpoint.encode(ASSISTANT_HEAD), self._budget()
+        timeline = self._scheme.timeline(
+            len(prefix), granted=budget.schedule.granted, head_tokens=len(head),
+            reserved_steps=self.max_steps)
+        lane = checkpoint.decoder.new_lane(len(prefix) + 256)
+        narration = TextLane(
+            NARRATION, checkpoint.decoder,
+            lane if self._scheme.serial else checkpoint.decoder.new_lane(len(head) + 64),
+            timeline.narration(), head, checkpoint.tokenizer, self._config.repetition_penalty,
+            self._config.record_trace)
+        stream = Stream(checkpoint.decoder, self._scheme, timeline, prefix,
+                        checkpoint.encode(VIDEO_TAIL), lane, narration, budget)
         stream.prefill_prefix()
         return stream
 
     def _budget(self) -> NarrationBudget:
-        live = self._config.schedule == 'live'
-        return NarrationBudget(make_schedule(self._config.schedule, self.wait_k),
-                               cap=_CAP_STEPS * self.wait_k if live else None)
+        config = self._config
+        schedule = make_schedule(config.schedule, self.wait_k, config.schedule_seed)
+        return NarrationBudget(
+            schedule, cap=_CAP_STEPS * self.wait_k if config.schedule == 'live' else None,
+            rest_tokens=config.max_rest_tokens)
 
     def _perceive(self, frames: list[Frame]) -> None:
         stream, perception = self.stream, self._checkpoint.perception
@@ -127,7 +135,7 @@ class Watcher:
             seen = time.monotonic_ns()
             before = stream.infos[-1].frames_total if stream.infos else 0
             step = stream.prefill_step(
-                embeds, StepInfo(frames[-1].stamp_ns, before + len(frames)))
+                embeds, StepInfo(frames[-1].stamp_ns, before + len(frames)), frames[-1].last)
         except Exception:
             self._drop('bad', len(frames))
             raise
