@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,15 +72,20 @@ def frames_to_patches(frames: np.ndarray) -> np.ndarray:
 
 
 def narration_ids(scene: Scene, steps: int, phase_s: float, prompt: str, silence: int,
-                  encode) -> list[int]:
-    """The true narration at wait-K: K tokens a step, each sentence begun as soon as it can be."""
+                  encode, counts: Sequence[int] | None = None) -> list[int]:
+    """
+    The true narration: each sentence begun as soon as it can be, silence where there is none.
+
+    :param counts: tokens of each step; K if not given
+    """
     queue: list[int] = []
     ids = []
-    for facts in facts_by_step(scene, steps, phase_s, prompt):
+    for step, facts in enumerate(facts_by_step(scene, steps, phase_s, prompt)):
+        count = counts[step] if counts else WAIT_K
         for fact in facts:
             queue += encode(' ' + fact.claim.sentence)
-        spoken, queue = queue[:WAIT_K], queue[WAIT_K:]
-        ids += spoken + [silence] * (WAIT_K - len(spoken))
+        spoken, queue = queue[:count], queue[count:]
+        ids += spoken + [silence] * (count - len(spoken))
     return ids
 
 

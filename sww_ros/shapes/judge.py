@@ -63,7 +63,8 @@ class Verdict:
 
 
 def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps: int,
-          phase_s: float = 0.0, question: str = NARRATE) -> Verdict:
+          phase_s: float = 0.0, question: str = NARRATE,
+          max_lateness: int = MAX_LATENESS_STEPS) -> Verdict:
     """
     Compare what was said of `steps` steps with the facts.
 
@@ -86,7 +87,7 @@ def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps:
         verdict.said[claim.kind] += 1
         match = next((i for i, (fact, step) in enumerate(facts) if i not in told
                       and fact.claim == claim and step <= utterance.last_step
-                      and utterance.first_step - step <= MAX_LATENESS_STEPS), None)
+                      and utterance.first_step - step <= max_lateness), None)
         if match is None:
             verdict.false.append(utterance.text)
             continue
