@@ -7,12 +7,15 @@ Watches a video file without ROS and prints what is said of it.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 import sys
 
-from sww_ros.nodes.readers import PictureFolder, VideoFile
+from sww_ros.nodes.readers import Frame, PictureFolder, VideoFile
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, QuestionState, TextDelta, Trouble
+from sww_ros.streaming.positions import SCHEMES
+from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
 
 SETTLE_S = 600.0
@@ -33,9 +36,9 @@ class Watch:
         :raises ValueError: for a video that breaks off, or words that cannot be asked
         """
         per_step = self._session.info['frames_per_step']
-        for index, frame in enumerate(video.frames()):
-            self._session.feed(frame.load(), stamp_ns=frame.offset_ns)
-            if index % per_step == per_step - 1:
+        for index, (frame, last) in enumerate(_with_last(video.frames())):
+            self._session.feed(frame.load(), stamp_ns=frame.offset_ns, last=last)
+            if last or index % per_step == per_step - 1:
                 self._settle()
                 self._ask(frame.offset_ns / 1e9)
 
@@ -64,6 +67,17 @@ class Watch:
                 print(f'not answered: {event.reason}', file=sys.stderr)
 
 
+def _with_last(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
+    """Each frame, and whether it is the last one."""
+    before = None
+    for frame in frames:
+        if before is not None:
+            yield before, False
+        before = frame
+    if before is not None:
+        yield before, True
+
+
 def parse_question(text: str) -> tuple[float, str]:
     """Return (seconds, question) of 'SECONDS: QUESTION'."""
     at, _, question = text.partition(':')
@@ -85,16 +99,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--prompt', default='', help='the standing question')
     parser.add_argument('--ask', type=parse_question, action='append', default=[],
                         metavar='"SECONDS: QUESTION"', help='ask at a time; may be repeated')
+    parser.add_argument('--position-encoding', choices=SCHEMES, default='',
+                        help='how positions are given (default: as the checkpoint was trained)')
+    parser.add_argument('--schedule', choices=SCHEDULES, default='live',
+                        help='when narration may speak (default: %(default)s)')
+    parser.add_argument('--wait-k', type=int, default=0,
+                        help='tokens a step (default: as the checkpoint was trained)')
+    parser.add_argument('--max-steps', type=int, default=0,
+                        help='steps that are remembered (default: as the checkpoint says)')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', default='')
     parser.add_argument('--trace', type=Path,
                         help='write the run, to be checked by sww_ros.evaluation.replay')
     options = parser.parse_args(arguments)
-    config = SessionConfig(
-        prompt=options.prompt, device=options.device, dtype=options.dtype,
-        allow_download=options.allow_download, record_trace=options.trace is not None)
     try:
+        config = SessionConfig(
+            prompt=options.prompt, device=options.device, dtype=options.dtype,
+            position_encoding=options.position_encoding, schedule=options.schedule,
+            wait_k=options.wait_k, max_steps=options.max_steps,
+            allow_download=options.allow_download, record_trace=options.trace is not None)
         with Session.open(options.model, config) as session:
+            if session.info['mismatch']:
+                print(f'warning: {session.info["mismatch"]}', file=sys.stderr)
             rate = session.info['frame_rate']
             kind = PictureFolder if options.video.is_dir() else VideoFile
             Watch(session, options.ask).run(kind(options.video, rate))

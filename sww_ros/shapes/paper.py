@@ -1,0 +1,213 @@
+"""
+The paper's tables, measured again on the shapes world.
+
+`python -m sww_ros.shapes.paper --table 1 --out FOLDER --json docs/paper/table1.json` trains every
+row with every seed, scores them through the live engine, and writes means and intervals. It can
+be stopped: what is trained or scored already is not done again. `--table 2` uses the same
+checkpoints and tests the streaming ones at random wait-K.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+import json
+import math
+import os
+from pathlib import Path
+from statistics import mean, stdev
+import subprocess
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from sww_ros.shapes.clips import MAX_OBJECTS, QUESTIONS, STEPS, score_clips
+
+TRAINING_STEPS, CLIPS, HIDDEN, LAYERS = 400, 48, 128, 4
+FIRST_SCENE, SCENES = 1000, 100
+METRICS = ('facts_true', 'facts_narrated', 'answers_right', 'grammatical', 'CIDEr', 'BLEU-1',
+           'BLEU-4', 'METEOR', 'ROUGE-L')
+SHARES = ('facts_true', 'facts_narrated', 'answers_right', 'grammatical')
+_PAPER = ('CIDEr', 'BLEU-1', 'BLEU-4', 'METEOR', 'ROUGE-L', 'BLEURT', 'fluency')
+_T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Student's t for a 95 % interval, by degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train: a position scheme, streaming or offline, with the paper's figures."""
+
+    title: str
+    position_encoding: str
+    offline: bool
+    description: tuple[float, ...]
+    answers: tuple[float, float]
+    random: tuple[float, float] | None = None
+
+    @property
+    def schedule(self) -> str:
+        return 'offline' if self.offline else 'wait_k'
+
+    def paper(self) -> dict:
+        """The paper's figures: description on PE-Video, question answering on FunQA."""
+        return dict(description=dict(zip(_PAPER, self.description)),
+                    answers=dict(zip(('BLEURT', 'fluency'), self.answers)))
+
+
+ROWS = {
+    'offline_origin': Row('offline, stock positions', 'offline', True,
+                          (35.44, 42.36, 14.45, 29.18, 30.47, 53.21, 4.84), (41.34, 4.70)),
+    'offline_gdpe': Row('offline, group-decoupled', 'gdpe', True,
+                        (30.86, 40.26, 13.64, 28.49, 34.12, 53.19, 4.93), (42.04, 4.52)),
+    'interleaved': Row('interleaved', 'interleaved', False,
+                       (20.08, 44.40, 14.41, 27.17, 34.95, 44.11, 2.84), (31.22, 3.72),
+                       (44.11, 40.56)),
+    'ospe': Row('overlapped (OSPE)', 'ospe', False,
+                (26.32, 42.14, 12.78, 27.92, 32.29, 50.62, 4.48), (37.38, 3.98),
+                (50.62, 50.71)),
+    'gdpe': Row('group-decoupled (GDPE)', 'gdpe', False,
+                (12.52, 26.32, 7.42, 30.03, 27.37, 51.53, 4.56), (41.16, 4.13),
+                (51.53, 51.76)),
+    'gipe': Row('gap-isolated (GIPE)', 'gipe', False,
+                (28.11, 40.42, 11.52, 29.13, 30.69, 51.20, 4.85), (37.25, 4.61),
+                (51.20, 51.56)),
+}
+"""The rows of the paper's tables 1 and 2, Qwen2.5-VL-3B; `random` is BLEURT at wait-3, random."""
+
+
+def schedules(table: int, row: Row) -> tuple[str, ...]:
+    """The schedules at which a table tests a row."""
+    if table == 1:
+        return (row.schedule,)
+    return () if row.offline else ('wait_k', 'random_wait_k')
+
+
+def interval(values: Sequence[float]) -> dict:
+    """Mean and half the width of the 95 % interval (Student's t) of one figure over seeds."""
+    half = None
+    if len(values) > 1:
+        half = _T975[len(values) - 1] * stdev(values) / math.sqrt(len(values))
+    return dict(mean=round(mean(values), 4), half=None if half is None else round(half, 4),
+                values=list(values))
+
+
+def run_one(folder: Path, row: Row, seed: int, wanted: tuple[str, ...], scenes: int) -> None:
+    """Train one row with one seed and score it, as far as that is not done yet."""
+    if not (folder / 'model.safetensors').exists():
+        command = [sys.executable, '-m', 'sww_ros.shapes.train', '--out', str(folder), '--steps',
+                   str(TRAINING_STEPS), '--clips', str(CLIPS), '--seed', str(seed), '--workers',
+                   '1', '--hidden', str(HIDDEN), '--layers', str(LAYERS), '--log-every', '25',
+                   '--save-every', '100', '--position-encoding', row.position_encoding,
+                   '--curriculum', 'short', *(['--offline'] if row.offline else [])]
+        _run(command, folder.with_suffix('.log'))
+    for schedule in wanted:
+        if not _scores(folder, schedule, scenes):
+            _run([sys.executable, '-m', 'sww_ros.shapes.paper', '--score', str(folder),
+                  '--schedule', schedule, '--scenes', str(scenes)], folder.with_suffix('.log'))
+
+
+def _run(command: list[str], log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, 'a') as out:
+        done = subprocess.run(command, stdout=out, stderr=out,
+                              env=dict(os.environ, OMP_NUM_THREADS='1'))
+    if done.returncode:
+        raise RuntimeError(f'{" ".join(command[1:4])} failed: see {log}')
+
+
+def _scores(folder: Path, schedule: str, scenes: int) -> dict | None:
+    file = folder / f'{schedule}.json'
+    found = json.loads(file.read_text()) if file.exists() else None
+    return found if found and found['scenes'] == scenes else None
+
+
+def collect(out: Path, table: int, seeds: int, scenes: int) -> dict:
+    """Put together what has been scored: for every row and schedule, figures over seeds."""
+    rows = {}
+    for name, row in ROWS.items():
+        for schedule in schedules(table, row):
+            runs = {seed: _scores(out / f'{name}-{seed}', schedule, scenes)
+                    for seed in range(1, seeds + 1)}
+            runs = {seed: run for seed, run in runs.items() if run}
+            if not runs:
+                continue
+            entry = rows.setdefault(name, dict(title=row.title, paper=row.paper(), measured={}))
+            if row.random:
+                entry['paper']['random'] = dict(zip(('wait_k', 'random_wait_k'), row.random))
+            entry['measured'][schedule] = dict(
+                seeds=list(runs), **{metric: interval([run[metric] for run in runs.values()])
+                                     for metric in METRICS})
+    return dict(
+        table=table, settings=dict(
+            training_steps=TRAINING_STEPS, clips_a_step=CLIPS, hidden=HIDDEN, layers=LAYERS,
+            video_steps=STEPS, scenes=scenes, first_scene=FIRST_SCENE, questions=QUESTIONS,
+            max_objects=MAX_OBJECTS, wait_k=3), rows=rows)
+
+
+def show(result: dict) -> Table:
+    """The result as a table for the screen."""
+    table = Table(title=f'table {result["table"]}, measured on the shapes world')
+    table.add_column('row')
+    table.add_column('tested at')
+    for metric in METRICS:
+        table.add_column(metric.replace('_', ' '), justify='right')
+    for entry in result['rows'].values():
+        for schedule, figures in entry['measured'].items():
+            table.add_row(entry['title'], schedule,
+                          *(words(figures[metric], metric) for metric in METRICS))
+    return table
+
+
+def words(figure: dict, metric: str) -> str:
+    """'97.5 ± 0.4' of a figure; shares become percentages."""
+    scale = 100 if metric in SHARES else 1
+    half = '' if figure['half'] is None else f' ± {scale * figure["half"]:.1f}'
+    return f'{scale * figure["mean"]:.1f}{half}'
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, score and write one table."""
+    parser = argparse.ArgumentParser(prog='python -m sww_ros.shapes.paper',
+                                     description=__doc__.split('\n')[1])
+    parser.add_argument('--table', type=int, choices=(1, 2), default=1)
+    parser.add_argument('--out', type=Path, default=Path('paper-runs'),
+                        help='folder of checkpoints and scores (default: %(default)s)')
+    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--workers', type=int, default=2, help='runs at a time, one core each')
+    parser.add_argument('--scenes', type=int, default=SCENES)
+    parser.add_argument('--json', type=Path, help='file for the figures')
+    parser.add_argument('--score', type=Path, help=argparse.SUPPRESS)
+    parser.add_argument('--schedule', default='wait_k', help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.score:
+        scored = score_clips(options.score, options.schedule,
+                             range(FIRST_SCENE, FIRST_SCENE + options.scenes))
+        file = options.score / f'{options.schedule}.json'
+        file.write_text(json.dumps(dict(scored, scenes=options.scenes), indent=1) + '\n')
+        return
+    jobs = [(name, seed) for seed in range(1, options.seeds + 1) for name in ROWS]
+    console = Console()
+
+    def work(job: tuple[str, int]) -> None:
+        name, seed = job
+        row = ROWS[name]
+        if schedules(options.table, row):
+            run_one(options.out / f'{name}-{seed}', row, seed, schedules(options.table, row),
+                    options.scenes)
+            console.print(f'{name}, seed {seed}: done')
+
+    with ThreadPoolExecutor(options.workers) as pool:
+        for _ in pool.map(work, jobs):
+            pass
+    result = collect(options.out, options.table, options.seeds, options.scenes)
+    console.print(show(result))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
