@@ -41,8 +41,9 @@ class VideoClock:
     seconds_per_step: float = 1.0
 
     def tau(self, step: int | np.ndarray) -> np.ndarray:
-        return np.floor(np.asarray(step) * self.seconds_per_step
-                        * self.tokens_per_second).astype(np.int64)
+        exact = np.asarray(step) * self.seconds_per_step * self.tokens_per_second
+        # What rounding has left just below a whole number is that number: 7 * 2/3 * 3 is 14.
+        return np.floor(exact + 1e-6).astype(np.int64)
 
 
 def step_positions(first: int, tau: int, height: int, width: int) -> np.ndarray:
@@ -134,7 +135,7 @@ class _VisualGroup:
         frame = self._steps if frame is None else frame
         tau = int(self._clock.tau(frame))
         self._steps = frame + 1
-        self._end = self._first + max(tau, height - 1, width - 1) + 1
+        self._end = max(self._end, self._first + max(tau, height - 1, width - 1) + 1)
         return step_positions(self._first, tau, height, width)
 
     def tail(self) -> np.ndarray:
@@ -159,7 +160,7 @@ class _Stock(_VisualGroup):
         self._reserved, self._ended, self._side = reserved, False, 1
 
     def step(self, height: int, width: int, frame: int | None = None) -> np.ndarray:
-        self._side = max(height, width)
+        self._side = max(self._side, height, width)
         return super().step(height, width, frame)
 
     def tail(self) -> np.ndarray:
