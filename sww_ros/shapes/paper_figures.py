@@ -1,0 +1,122 @@
+"""
+The tables and pictures of docs/paper.md, from the JSON files in docs/paper alone.
+
+`python -m sww_ros.shapes.paper_figures` prints the tables and draws the pictures; a test compares
+the tables with the page.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sww_ros.shapes.paper import words
+
+DOCS = Path(__file__).resolve().parents[2] / 'docs'
+OURS = dict(facts_true='facts true %', facts_narrated='facts told %',
+            answers_right='answers right %', grammatical='grammatical %', **{
+                name: name for name in ('CIDEr', 'BLEU-1', 'BLEU-4', 'METEOR', 'ROUGE-L')})
+THEIRS = ('CIDEr', 'BLEU-1', 'BLEU-4', 'METEOR', 'ROUGE-L', 'BLEURT', 'fluency')
+COLORS = dict(offline_origin='0.45', offline_gdpe='0.65', interleaved='#d55e00', ospe='#0072b2',
+              gdpe='#009e73', gipe='#cc79a7')
+
+
+def read(table: int, docs: Path = DOCS) -> dict:
+    """Return what was measured for a table."""
+    return json.loads((docs / f'paper/table{table}.json').read_text())
+
+
+def _line(*cells: str) -> str:
+    return f'| {" | ".join(cells)} |'
+
+
+def ours(table: int, docs: Path = DOCS) -> list[str]:
+    """Our figures as Markdown: mean ± half the 95 % interval over seeds."""
+    lines = [_line('', 'tested at', 'seeds', *OURS.values()), '|---' * (3 + len(OURS)) + '|']
+    for entry in read(table, docs)['rows'].values():
+        for schedule, figures in entry['measured'].items():
+            lines.append(_line(entry['title'], schedule, str(len(figures['seeds'])),
+                               *(words(figures[metric], metric) for metric in OURS)))
+    return lines
+
+
+def theirs(table: int, docs: Path = DOCS) -> list[str]:
+    """The paper's figures as Markdown."""
+    rows = read(table, docs)['rows'].values()
+    if table == 2:
+        return [_line('paper, BLEURT', 'wait-3', 'random wait-K'), '|---|---|---|',
+                *(_line(entry['title'], *map(str, entry['paper']['random'].values()))
+                  for entry in rows)]
+    return [_line('paper', *THEIRS, 'QA BLEURT', 'QA fluency'), '|---' * (3 + len(THEIRS)) + '|',
+            *(_line(entry['title'],
+                    *(f'{entry["paper"]["description"][name]}' for name in THEIRS),
+                    *(f'{value}' for value in entry['paper']['answers'].values()))
+              for entry in rows)]
+
+
+def draw_table1(file: Path, docs: Path = DOCS) -> None:
+    """Draw the rows of table 1: ours with intervals and every seed, the paper's beside."""
+    from matplotlib import pyplot as plt
+    rows = read(1, docs)['rows']
+    names = list(rows)[::-1]
+    figure, panels = plt.subplots(1, 5, figsize=(13, 3.6), sharey=True)
+    for panel, metric, title in zip(panels, ('facts_true', 'facts_narrated', 'answers_right'), (
+            'ours: facts true [%]', 'ours: facts told [%]', 'ours: answers right [%]')):
+        for at, name in enumerate(names):
+            found = next(iter(rows[name]['measured'].values()))[metric]
+            panel.plot([100 * value for value in found['values']], [at] * len(found['values']),
+                       '.', color=COLORS[name], alpha=0.5)
+            panel.errorbar(100 * found['mean'], at, xerr=100 * (found['half'] or 0), fmt='o',
+                           color=COLORS[name], capsize=3)
+        panel.set_title(title, fontsize=10)
+    for panel, task, title in zip(panels[3:], ('description', 'answers'), (
+            'paper: description, BLEURT', 'paper: QA, BLEURT')):
+        for at, name in enumerate(names):
+            panel.plot(rows[name]['paper'][task]['BLEURT'], at, 's', color=COLORS[name])
+        panel.set_title(title, fontsize=10)
+    panels[0].set_yticks(range(len(names)), [rows[name]['title'] for name in names])
+    for panel in panels:
+        panel.grid(axis='x', alpha=0.3)
+        panel.set_ylim(-0.6, len(names) - 0.4)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def draw_table2(file: Path, docs: Path = DOCS) -> None:
+    """Draw table 2: trained at wait-3, tested at wait-3 and at random wait-K."""
+    from matplotlib import pyplot as plt
+    rows = read(2, docs)['rows']
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.6))
+    for panel, metric, title in zip(panels, ('facts_true', 'facts_narrated'), (
+            'ours: facts true [%]', 'ours: facts told [%]')):
+        for shift, (name, entry) in enumerate(rows.items()):
+            found = [entry['measured'][s][metric] for s in ('wait_k', 'random_wait_k')]
+            panel.errorbar([0.03 * shift, 1 + 0.03 * shift], [100 * f['mean'] for f in found],
+                           [100 * (f['half'] or 0) for f in found], fmt='o-', capsize=3,
+                           color=COLORS[name], label=entry['title'])
+        panel.set_title(title, fontsize=10)
+    for name, entry in rows.items():
+        panels[2].plot([0, 1], list(entry['paper']['random'].values()), 's-', color=COLORS[name])
+    panels[2].set_title('paper: BLEURT', fontsize=10)
+    for panel in panels:
+        panel.set_xticks([0, 1], ['wait-3', 'random wait-K'])
+        panel.set_xlim(-0.25, 1.35)
+        panel.grid(axis='y', alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Print all tables and draw both pictures."""
+    import matplotlib
+    matplotlib.use('Agg')
+    for table, draw in ((1, draw_table1), (2, draw_table2)):
+        print('\n'.join([*ours(table), '', *theirs(table), '']))
+        draw(DOCS / f'paper-table{table}.png')
+
+
+if __name__ == '__main__':
+    main()
