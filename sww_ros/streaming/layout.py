@@ -57,19 +57,21 @@ def lay_out(scheme: Scheme, prefix_tokens: int, grids: Sequence[tuple[int, int]]
     totals = [0, *itertools.accumulate(counts)]
     timeline = scheme.timeline(prefix_tokens, granted=lambda step: totals[step],
                                head_tokens=head_tokens, reserved_steps=len(counts))
-    track = timeline.narration()
-    visual, text, came = [text_positions(0, prefix_tokens)], [], []
-    end = text_positions(0, 0)
-    for index, (grid, count) in enumerate(zip(grids, counts)):
+    track, lengths = timeline.narration(), [head_tokens + counts[0], *counts[1:]]
+    visual, text = [text_positions(0, prefix_tokens)], []
+    for index, grid in enumerate(grids):
         visual.append(timeline.step(*grid))
-        last = index == len(counts) - 1
-        if last and tail:
-            end = timeline.tail()
-        text.append(track.place(count + (head_tokens if not index else 0), index + 1))
-        came.append((visual[-1].shape[1] + (TAIL_TOKENS if last and tail else 0),
-                     text[-1].shape[1]))
-    positions = np.concatenate([*visual, end, *text], axis=1)
-    return Layout(positions, _running_order(prefix_tokens, came))
+        if tail and index == len(grids) - 1:
+            visual.append(timeline.tail())
+        if scheme.serial:
+            text.append(track.place(lengths[index], index + 1))
+    if not scheme.serial:
+        # Stock text goes after the tail, wherever that is.
+        text = [track.place(length, index) for index, length in enumerate(lengths, 1)]
+    came = [(height * width, length) for (height, width), length in zip(grids, lengths)]
+    if tail:
+        came[-1] = came[-1][0] + TAIL_TOKENS, came[-1][1]
+    return Layout(np.concatenate([*visual, *text], axis=1), _running_order(prefix_tokens, came))
 
 
 def _running_order(prefix: int, came: list[tuple[int, int]]) -> np.ndarray:
@@ -90,10 +92,14 @@ def describe(case: dict) -> dict:
     """
     needed = ('prefix_tokens', 'frames', 'grid_h', 'grid_w', 'wait_k', 'assistant_prefix_start',
               'answer_start', 'length')
+    if not isinstance(case, dict):
+        raise ValueError(f'a layout is an object, not {type(case).__name__}')
     for name in needed:
         least = 0 if name == 'prefix_tokens' else 1
-        if not isinstance(case.get(name), int) or case[name] < least:
-            raise ValueError(f'{name} must be a positive whole number, not {case.get(name)!r}')
+        # By type, as true is an int in Python.
+        if type(case.get(name)) is not int or case[name] < least:
+            raise ValueError(f'{name} must be a whole number of at least {least}, '
+                             f'not {case.get(name)!r}')
     prefix, steps, wait_k = case['prefix_tokens'], case['frames'], case['wait_k']
     grid = case['grid_h'], case['grid_w']
     head = case['answer_start'] - case['assistant_prefix_start']
@@ -125,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         for number, case in enumerate(cases):
             try:
                 described.append(describe(case))
-            except (ValueError, AttributeError) as error:
+            except ValueError as error:
                 raise ValueError(f'case {number}: {error}') from error
     except (OSError, ValueError) as error:
         print(f'error: {options.cases}: {error}', file=sys.stderr)
