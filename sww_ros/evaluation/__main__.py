@@ -1,0 +1,162 @@
+"""
+Evaluates a checkpoint on captioned clips, through the live engine.
+
+`python -m sww_ros.evaluation --model PATH --data FILE... --mode offline wait_k --json OUT.json`
+
+Texts are kept beside the JSON, clip by clip: the same command goes on with a run that was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+import sys
+
+from sww_ros.evaluation.cliplog import ClipLog
+from sww_ros.evaluation.clips import read_clips
+from sww_ros.evaluation.fluency import JudgeError, add_judge_options, judge_from
+from sww_ros.evaluation.metrics.bleurt import Bleurt
+from sww_ros.evaluation.run import MODES, Options, evaluate, run_settings
+from sww_ros.evaluation.table import print_tables
+from sww_ros.models.loading import BUILTIN, builtin_path, load
+from sww_ros.streaming.config import check_prompt
+from sww_ros.streaming.positions import SCHEMES
+from sww_ros.training.data.samples import Report
+
+_DEFAULTS = Options()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluate; return 0, 1 if a mode has no clip to score, 2 if a setting cannot be used."""
+    given = _parser().parse_args(arguments)
+    try:
+        results = _evaluate(given)
+        if given.json:
+            _write(given.json, results)
+    except (ValueError, OSError, JudgeError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        kept = 'the same command goes on from here' if given.json else 'nothing was kept'
+        print(f'stopped: {kept}', file=sys.stderr)
+        return 130
+    print_tables(results, sys.stdout)
+    return 0 if all(mode['scored'] for mode in results['modes'].values()) else 1
+
+
+def _evaluate(given: argparse.Namespace) -> dict:
+    judge = judge_from(given)
+    options = Options(modes=tuple(given.mode), **{
+        name: getattr(given, name) for name in (
+            'position_encoding', 'position_gap', 'wait_k', 'schedule_seed', 'repetition_penalty',
+            'max_rest_tokens', 'max_steps', 'max_pixels', 'live', 'threads', 'resamples',
+            'bootstrap_seed')})
+    for mode in options.modes:
+        options.session(mode)  # Says what is wrong before a large checkpoint is loaded.
+    checkpoint = load(given.model, device=given.device, dtype=given.dtype,
+                      allow_download=given.allow_download)
+    report = Report()
+    clips = read_clips(given.data, prompt=check_prompt(given.prompt or checkpoint.defaults.prompt),
+                       tokenizer=checkpoint.tokenizer if given.paper_filter else None,
+                       video_root=given.video_root, localization=given.localization,
+                       report=report)
+    print(report, file=sys.stderr)
+    clips = clips[:given.max_clips or None]
+    if not clips:
+        raise ValueError('there is no clip to evaluate on')
+    options = options.resolved(checkpoint)
+    settings = run_settings(checkpoint, clips, options)
+    log = ClipLog(given.json and _log_path(given.json),
+                  dict(settings, model_files=_files(given.model)))
+    if len(log):
+        print(f'{len(log)} results are in {log.path} already', file=sys.stderr)
+    bleurt = given.bleurt and Bleurt(given.bleurt, device=given.device,
+                                     allow_download=given.allow_download)
+    results = evaluate(checkpoint, clips, options, log=log, bleurt=bleurt, judge=judge)
+    results['settings'].update(data=[str(path) for path in given.data], bleurt=given.bleurt)
+    results['left_out'] = dict(report.left_out)
+    return results
+
+
+def _log_path(path: Path) -> Path:
+    return path.with_name(f'{path.stem}.clips.jsonl')
+
+
+def _write(path: Path, results: dict) -> None:
+    part = path.with_name(path.name + '.part')
+    part.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    part.replace(path)
+
+
+def _files(model: str) -> str:
+    """A digest that changes when the files of a folder do, so that no run mixes two trainings."""
+    folder = builtin_path() if model == BUILTIN else Path(model).expanduser()
+    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
+             for path in sorted([*folder.glob('*.json'), *folder.glob('*.safetensors')])]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='python -m sww_ros.evaluation',
+                                     description=__doc__.strip().splitlines()[0])
+    parser.add_argument('--model', default=BUILTIN,
+                        help="'builtin', a folder, or a hub id (default: %(default)s)")
+    parser.add_argument('--data', type=Path, nargs='+', required=True, metavar='FILE',
+                        help='annotations: captions (PE-Video), questions (FunQA), or bags')
+    parser.add_argument('--mode', nargs='+', choices=MODES, default=list(_DEFAULTS.modes),
+                        help='schedules to evaluate (default: wait_k)')
+    parser.add_argument('--json', type=Path, metavar='FILE',
+                        help='results; FILE.clips.jsonl beside it keeps the texts')
+    clips = parser.add_argument_group('clips')
+    clips.add_argument('--prompt', default='', help='the standing question of captioned clips '
+                       "(default: the checkpoint's)")
+    clips.add_argument('--video-root', type=Path, metavar='FOLDER',
+                       help='what relative paths start from (default: the folder of each FILE)')
+    clips.add_argument('--max-clips', type=_count, default=0, help='only the first so many')
+    clips.add_argument('--paper-filter', action='store_true',
+                       help='captions: 5 to 30 s and 3 to 5 tokens a second only')
+    clips.add_argument('--localization', action='store_true',
+                       help="keep FunQA's questions that ask for times")
+    clips.add_argument('--max-steps', type=int, default=0,
+                       help="longer clips are skipped (default: the checkpoint's)")
+    clips.add_argument('--max-pixels', type=int, default=0,
+                       help='larger frames are scaled down as they are read, to save memory')
+    speech = parser.add_argument_group('speech')
+    speech.add_argument('--position-encoding', choices=SCHEMES, default='',
+                        help="default: the checkpoint's")
+    speech.add_argument('--position-gap', type=int, default=0, help="GIPE's (default: the "
+                        "checkpoint's)")
+    speech.add_argument('--wait-k', type=int, default=0, help='tokens a step (default: the '
+                        "checkpoint's)")
+    speech.add_argument('--schedule-seed', type=int, default=0, help='for random_wait_k')
+    speech.add_argument('--repetition-penalty', type=float, default=_DEFAULTS.repetition_penalty,
+                        help="default: %(default)s, the paper's; 1 is none")
+    speech.add_argument('--max-rest-tokens', type=int, default=_DEFAULTS.max_rest_tokens,
+                        help="tokens after a clip's end (default: %(default)s)")
+    speech.add_argument('--live', action='store_true',
+                        help='feed frames in real time instead of step by step')
+    scores = parser.add_argument_group('scores')
+    scores.add_argument('--bleurt', metavar='CHECKPOINT', help='also BLEURT, with this checkpoint')
+    scores.add_argument('--resamples', type=int, default=_DEFAULTS.resamples,
+                        help='for 95 %% intervals; 0: none (default: %(default)s)')
+    scores.add_argument('--bootstrap-seed', type=int, default=0)
+    add_judge_options(parser)
+    machine = parser.add_argument_group('machine')
+    machine.add_argument('--device', default='cpu')
+    machine.add_argument('--dtype', default='')
+    machine.add_argument('--threads', type=int, default=1, help='of each of the two sides')
+    machine.add_argument('--allow-download', action='store_true',
+                         help='fetch a hub id that is not in the local cache')
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1')
+    return int(text)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""Plays clips to a live session and keeps what is said of each, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+import time
+
+import numpy as np
+
+from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.config import SessionConfig, check_prompt
+from sww_ros.streaming.events import (
+    NARRATION,
+    Event,
+    FramesDropped,
+    Restarted,
+    StepPerceived,
+    TextDelta,
+    Trouble,
+)
+from sww_ros.streaming.session import Session
+
+SETTLE_S = 900.0
+"""How long the engine may take to come to rest after a step, or after a clip fed in real time."""
+_HARMLESS = ('ended', 'prompt')
+"""Restarts that belong to going from one clip to the next."""
+
+
+class ClipError(RuntimeError):
+    """A clip whose run is no fair one, with the reason; its text must not be scored."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """
+    What was said when `step` steps had been perceived (from 1), in `tokens` pieces.
+
+    A piece is one token, but for characters that a tokenizer spreads over several. Silence and
+    the ends of turns are no pieces.
+    """
+
+    step: int
+    tokens: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Played:
+    """A clip of `steps` steps; `live_tail_s` [s] from its last frame to its last token, if live."""
+
+    steps: int
+    said: tuple[Said, ...]
+    live_tail_s: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The whole narration."""
+        return ''.join(part.text for part in self.said).strip()
+
+
+class Player:
+    """
+    Plays clips one after the other, each as one video that ends.
+
+    All clips go through one session; only random wait-K begins another one for every clip, as
+    each shall have draws of its own, the same whatever was played before. After an error too the
+    next clip begins another session.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, live: bool = False) -> None:
+        """
+        Prepare to play; the first clip opens the session.
+
+        :param config: the settings of all clips, but for the prompt; `max_steps` must be given
+        :param live: feed frames in real time; else step by step, each with all that is said of
+            it, so that the text does not depend on how fast the machine is
+        """
+        settings = checkpoint.perception.settings
+        self.frames_per_step = settings.temporal_patch_size
+        self.frame_rate = self.frames_per_step / checkpoint.defaults.seconds_per_step
+        self._live, self._checkpoint = live, checkpoint
+        # Whoever is slower than the video shall hear of it late, not miss a part of it.
+        self._config = replace(config, max_pending_frames=max(
+            config.max_pending_frames, config.max_steps * self.frames_per_step))
+        self._session: Session | None = None
+
+    def __enter__(self) -> Player:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session, if there is one."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    @property
+    def info(self) -> dict:
+        """What is running, as `Session.info` says."""
+        return self._open(self._config).info
+
+    def play(self, frames: Sequence[np.ndarray], prompt: str, number: int = 0) -> Played:
+        """
+        Play one clip.
+
+        :param frames: (H, W, 3) uint8 RGB each, at `frame_rate`, in whole steps
+        :param prompt: the standing question
+        :param number: which clip it is, for the draws of random wait-K
+        :raises ClipError: for a clip that is too long, or trouble on the way
+        """
+        steps = -(-len(frames) // self.frames_per_step)
+        if not 0 < steps <= self._config.max_steps:
+            raise ClipError(f'the clip has {steps} steps, 1 to {self._config.max_steps} are '
+                            'taken: raise --max-steps')
+        try:
+            config = replace(self._config, prompt=check_prompt(prompt))
+            if config.schedule == 'random_wait_k':
+                config = replace(config, schedule_seed=config.schedule_seed + number)
+            session, heard = self._open(config), _Heard()
+            feed = self._feed_live if self._live else self._feed_steps
+            fed_ns = feed(session, frames, heard)
+        except (ClipError, ValueError) as error:
+            self.close()
+            raise ClipError(str(error)) from error
+        if heard.steps != steps:
+            raise ClipError(f'{heard.steps} of {steps} steps were perceived')
+        tail = (heard.last_ns - fed_ns) / 1e9 if self._live and heard.last_ns else None
+        return Played(steps, heard.said, tail)
+
+    def _open(self, config: SessionConfig) -> Session:
+        session = self._session
+        if session is not None and replace(session.config, prompt=config.prompt) != config:
+            self.close()
+        if self._session is None:
+            self._session = Session(self._checkpoint, config)
+        elif config.prompt and config.prompt != self._session.info['prompt']:
+            self._session.set_prompt(config.prompt)
+            _settle(self._session)
+        return self._session
+
+    def _feed_steps(self, session: Session, frames: Sequence[np.ndarray], heard: _Heard) -> int:
+        for index in range(len(frames)):
+            self._feed(session, frames, index)
+            if (index + 1) % self.frames_per_step == 0 or index + 1 == len(frames):
+                fed_ns = time.monotonic_ns()
+                _settle(session)
+                heard.take(session.drain())
+        return fed_ns
+
+    def _feed_live(self, session: Session, frames: Sequence[np.ndarray], heard: _Heard) -> int:
+        begin = time.monotonic()
+        for index in range(len(frames)):
+            time.sleep(max(0.0, begin + index / self.frame_rate - time.monotonic()))
+            self._feed(session, frames, index)
+        fed_ns = time.monotonic_ns()
+        _settle(session)
+        heard.take(session.drain())
+        return fed_ns
+
+    def _feed(self, session: Session, frames: Sequence[np.ndarray], index: int) -> None:
+        session.feed(frames[index], stamp_ns=round(index / self.frame_rate * 1e9),
+                     last=index + 1 == len(frames))
+
+
+def _settle(session: Session) -> None:
+    if not session.wait_idle(SETTLE_S):
+        raise ClipError(f'the engine did not come to rest within {SETTLE_S:.0f} s')
+
+
+class _Heard:
+    """What the events of one clip say."""
+
+    def __init__(self) -> None:
+        self.steps, self.last_ns = 0, 0
+        self._parts: list[tuple[int, str]] = []
+        self._turn_ended = False
+
+    @property
+    def said(self) -> tuple[Said, ...]:
+        """The pieces of each step together."""
+        found: list[Said] = []
+        for step, text in self._parts:
+            if found and found[-1].step == step:
+                found[-1] = Said(step, found[-1].tokens + 1, found[-1].text + text)
+            else:
+                found.append(Said(step, 1, text))
+        return tuple(found)
+
+    def take(self, events: Iterable[Event]) -> None:
+        """
+        Take the next events of a clip.
+
+        :raises ClipError: for what makes the run an unfair one
+        """
+        for event in events:
+            if isinstance(event, Trouble):
+                raise ClipError(f'trouble in the engine: {event.message}')
+            if isinstance(event, FramesDropped):
+                raise ClipError(f'{event.count} frames were dropped ({event.reason})')
+            if isinstance(event, Restarted) and (event.reason not in _HARMLESS or self.steps):
+                raise ClipError(f'the stream began anew ({event.reason})')
+            if isinstance(event, StepPerceived):
+                self.steps = event.index + 1
+            # What is final belongs to the clip before: it is told once the next one begins.
+            elif isinstance(event, TextDelta) and event.stream_id == NARRATION and not event.final:
+                self._hear(event)
+
+    def _hear(self, event: TextDelta) -> None:
+        if not event.delta:
+            self._turn_ended = True
+            return
+        text, before = event.delta, self._parts[-1][1] if self._parts else ' '
+        # A turn that ended within a sentence would run into the first word of the next turn.
+        if self._turn_ended and not before[-1].isspace() and not text[0].isspace():
+            text = ' ' + text
+        self._turn_ended = False
+        self._parts.append((max(self.steps, event.steps_seen), text))
+        self.last_ns = event.emitted_ns

@@ -1,0 +1,197 @@
+"""Evaluates a checkpoint on clips through the live engine, one schedule after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+import hashlib
+import json
+import platform
+import sys
+
+import numpy as np
+import torch
+from tqdm import tqdm
+import transformers
+
+import sww_ros
+from sww_ros.evaluation.cliplog import ClipLog
+from sww_ros.evaluation.fluency import Judge
+from sww_ros.evaluation.lateness import lateness
+from sww_ros.evaluation.metrics.bleurt import Bleurt
+from sww_ros.evaluation.playing import ClipError, Played, Player, Said
+from sww_ros.evaluation.scores import score_texts
+from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.positions import make_scheme
+from sww_ros.training.data.errors import VideoError
+from sww_ros.training.data.frames import read_frames
+from sww_ros.training.data.samples import Sample
+
+MODES = ('offline', 'wait_k', 'random_wait_k')
+"""Schedules whose text does not depend on the machine."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """
+    How to evaluate; an empty or zero value means "as the checkpoint says".
+
+    `max_rest_tokens` bounds the text after a clip's end, offline all of it; `max_steps` is the
+    longest clip taken; `max_pixels` scales larger frames down as they are read.
+    """
+
+    modes: tuple[str, ...] = ('wait_k',)
+    position_encoding: str = ''
+    position_gap: int = 0
+    wait_k: int = 0
+    schedule_seed: int = 0
+    repetition_penalty: float = 1.15
+    max_rest_tokens: int = 256
+    max_steps: int = 0
+    max_pixels: int = 0
+    live: bool = False
+    threads: int = 1
+    resamples: int = 200
+    bootstrap_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for mode in self.modes:
+            if mode not in MODES:
+                raise ValueError(f'unknown mode {mode!r}; one of {", ".join(MODES)}')
+        for name in ('max_pixels', 'resamples', 'bootstrap_seed'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
+
+    def resolved(self, checkpoint: Checkpoint) -> Options:
+        """
+        Fill in what the checkpoint says.
+
+        :raises ValueError: for an unknown position scheme
+        """
+        defaults = checkpoint.defaults
+        scheme = make_scheme(self.position_encoding or defaults.position_encoding)
+        return replace(self, modes=tuple(dict.fromkeys(self.modes)), position_encoding=scheme.name,
+                       position_gap=self.position_gap or defaults.position_gap,
+                       wait_k=self.wait_k or defaults.wait_k,
+                       max_steps=self.max_steps or defaults.max_steps)
+
+    def session(self, mode: str) -> SessionConfig:
+        """
+        Return the settings of the session that plays one mode.
+
+        :raises ValueError: for a setting that no session takes
+        """
+        return SessionConfig(
+            schedule=mode, position_encoding=self.position_encoding,
+            position_gap=self.position_gap, wait_k=self.wait_k, schedule_seed=self.schedule_seed,
+            repetition_penalty=self.repetition_penalty, max_rest_tokens=self.max_rest_tokens,
+            max_steps=self.max_steps, threads=self.threads)
+
+
+def to_stderr(message: str) -> None:
+    """Print a message above the progress bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+def run_settings(checkpoint: Checkpoint, clips: Sequence[Sample], options: Options) -> dict:
+    """
+    Return what the text of every clip depends on, as plain data: what a resumed run must share.
+
+    Modes and the figures computed of the texts are not among it.
+
+    :param options: as `Options.resolved` returns them
+    """
+    settings = asdict(options)
+    for name in ('modes', 'threads', 'resamples', 'bootstrap_seed'):
+        del settings[name]
+    content = json.dumps([asdict(clip) for clip in clips], default=str)
+    return dict(
+        settings, model=checkpoint.name, system=checkpoint.defaults.system,
+        dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
+        device=str(checkpoint.decoder.device), clips=len(clips),
+        clips_sha256=hashlib.sha256(content.encode()).hexdigest())
+
+
+def evaluate(checkpoint: Checkpoint, clips: Sequence[Sample], options: Options, *,
+             log: ClipLog | None = None, bleurt: Bleurt | None = None, judge: Judge | None = None,
+             warn: Callable[[str], None] = to_stderr) -> dict:
+    """
+    Play all clips in all modes, score what is said, and return settings and results, for JSON.
+
+    A clip that cannot be read or whose run met trouble is told to `warn`, counted and left out.
+
+    :param log: what has been played before, and where to keep what is played now
+    :raises ValueError: for a setting that cannot be used
+    :raises JudgeError: if the judge cannot be used; what was played is in the log
+    """
+    options = options.resolved(checkpoint)
+    settings = run_settings(checkpoint, clips, options)
+    log = log or ClipLog(None, settings)
+    sessions = {mode: options.session(mode) for mode in options.modes}
+    results = {}
+    for mode, config in sessions.items():
+        with Player(checkpoint, config, options.live) as player:
+            mismatch = player.info['mismatch']
+            if mismatch:
+                warn(f'warning: {mismatch}')
+            skipped = _play_all(player, mode, clips, options, log, warn)
+        results[mode] = dict(mismatch=mismatch, skipped=skipped, **_figures(
+            mode, clips, log, options, checkpoint.defaults.seconds_per_step, bleurt, judge))
+    versions = dict(sww_ros=sww_ros.__version__, python=platform.python_version(),
+                    torch=torch.__version__, transformers=transformers.__version__,
+                    numpy=np.__version__)
+    return dict(
+        settings=dict(settings, resamples=options.resamples,
+                      bootstrap_seed=options.bootstrap_seed,
+                      judge=judge.model if judge else None),
+        versions=versions, modes=results)
+
+
+def _play_all(player: Player, mode: str, clips: Sequence[Sample], options: Options, log: ClipLog,
+              warn: Callable[[str], None]) -> list[dict]:
+    """Play what the log does not have; return the clips that had to be skipped, with reasons."""
+    skipped = []
+    limit = options.max_steps * player.frames_per_step
+    for number, clip in enumerate(tqdm(clips, desc=mode, unit='clip', disable=None)):
+        if log.get(mode, number) is not None:
+            continue
+        try:
+            # One more frame than is taken tells that a clip is too long without reading it all.
+            frames = read_frames(clip, player.frame_rate, frames_per_step=player.frames_per_step,
+                                 max_pixels=options.max_pixels or None, max_frames=limit + 1)
+            played = player.play(frames, clip.prompt, number)
+        except (VideoError, ClipError) as error:
+            warn(f'skipped, {mode}, {clip.source}: {error}')
+            skipped.append(dict(source=clip.source, reason=str(error)))
+            continue
+        log.add(mode, number, asdict(played))
+    return skipped
+
+
+def _figures(mode: str, clips: Sequence[Sample], log: ClipLog, options: Options,
+             seconds_per_step: float, bleurt: Bleurt | None, judge: Judge | None) -> dict:
+    """What all clips of a mode that were played come to."""
+    found = [(clip, _played(result)) for number, clip in enumerate(clips)
+             if (result := log.get(mode, number)) is not None]
+    if not found:
+        return dict(scored=0, metrics={}, intervals={}, lateness={}, clips=[])
+    scores = score_texts(
+        [played.text for _, played in found], [clip.answer for clip, _ in found], bleurt=bleurt,
+        judge=judge, resamples=options.resamples, seed=options.bootstrap_seed,
+        progress=lambda work: tqdm(work, desc=f'{mode}: scores', disable=None, leave=False))
+    listed = [dict(source=clip.source, video=str(clip.video), prompt=clip.prompt,
+                   reference=clip.answer, hypothesis=played.text, **asdict(played),
+                   **{name: values[i] for name, values in scores.of_each.items()})
+              for i, (clip, played) in enumerate(found)]
+    figures = dict(scored=len(found), metrics=scores.metrics, intervals=scores.intervals,
+                   lateness=lateness([played for _, played in found], options.wait_k,
+                                     seconds_per_step))
+    if judge is not None:
+        figures['judged'] = scores.judged
+    return dict(figures, clips=listed)
+
+
+def _played(result: dict) -> Played:
+    return Played(result['steps'], tuple(Said(**part) for part in result['said']),
+                  result['live_tail_s'])
