@@ -70,8 +70,8 @@ SESSION_SETTINGS = (
     _session('position_gap', "Where the text's positions start in gipe; 0: as the checkpoint was "
              'trained.', high=1_000_000),
     _session('schedule', 'How much may be said, and when: as fast as both sides can, exactly '
-             'wait_k tokens behind the video, a random number of tokens a step (wait_k on '
-             'average), or only once a video has ended.', choices=tuple(SCHEDULES)),
+             'wait_k tokens behind the video, a random number of tokens a step (half of wait_k '
+             'to wait_k), or only once a video has ended.', choices=tuple(SCHEDULES)),
     _session('schedule_seed', 'Seed of the random schedule.', high=1_000_000),
     _session('overlap', 'How perception and generation share the hardware.', choices=OVERLAPS),
     _session('wait_k', 'Tokens of narration per step of video; 0: as the checkpoint was trained.',

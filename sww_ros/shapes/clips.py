@@ -35,6 +35,8 @@ OWED_STEPS = 6
 """Facts of the first so many steps have to be told: the later ones leave no time for it."""
 QUESTIONS = 3
 MAX_OBJECTS = 2
+RANDOM_K = 4
+"""Random wait-K draws 2, 3 or 4 tokens a step: as many as wait-3 on average."""
 
 
 @dataclass
@@ -91,8 +93,10 @@ def score_clips(model: str | Path, schedule: str, seeds: Iterable[int]) -> dict:
     checkpoint, tally = load(str(model)), Tally()
     for seed in tqdm(list(seeds), desc=schedule, unit='clip', disable=None):
         clip = _Clip.of(seed)
-        config = SessionConfig(schedule=schedule, schedule_seed=seed % 1_000_000,
-                               max_pending_frames=64, max_steps=STEPS, max_rest_tokens=80)
+        config = SessionConfig(
+            schedule=schedule, schedule_seed=seed % 1_000_000,
+            wait_k=RANDOM_K if schedule == 'random_wait_k' else WAIT_K,
+            max_pending_frames=64, max_steps=STEPS, max_rest_tokens=80)
         if schedule == 'offline':
             _score_offline(checkpoint, config, clip, tally)
         else:
@@ -111,7 +115,7 @@ def _score_streaming(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
                     answers[session.ask(question.text)] = question
             _settle(session)
         texts = _texts(session)
-    schedule = make_schedule(config.schedule, WAIT_K, config.schedule_seed)
+    schedule = make_schedule(config.schedule, config.wait_k, config.schedule_seed)
     counts = [schedule.granted(step + 1) - schedule.granted(step) for step in range(STEPS)]
     silence = checkpoint.vocabulary.silence
     ids = narration_ids(clip.scene, STEPS, clip.phase_s, NARRATE, silence, checkpoint.encode,

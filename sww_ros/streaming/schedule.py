@@ -53,7 +53,12 @@ class WaitK(Live):
 
 
 class RandomWaitK:
-    """Each step grants a number of tokens of its own, drawn evenly from 1 to 2K - 1."""
+    """
+    Each step grants a number of tokens of its own, drawn evenly from max(1, K // 2) to K.
+
+    So the paper's robustness test draws them, where K is the average of a caption's tokens per
+    step; the last step of a video takes the rest.
+    """
 
     def __init__(self, wait_k: int, seed: int = 0) -> None:
         self._wait_k, self._rng = wait_k, np.random.default_rng(seed)
@@ -63,7 +68,7 @@ class RandomWaitK:
     def granted(self, steps: int) -> int:
         with self._lock:
             while len(self._totals) <= steps:
-                drawn = int(self._rng.integers(1, 2 * self._wait_k))
+                drawn = int(self._rng.integers(max(1, self._wait_k // 2), self._wait_k + 1))
                 self._totals.append(self._totals[-1] + drawn)
         return self._totals[steps]
 
