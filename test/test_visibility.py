@@ -45,3 +45,35 @@ def test_wait_k_with_one_step_shows_it_and_its_tail_at_once():
     mask = rows.mask()
     assert ranges(mask[9]) == [[0, 10]]
     assert ranges(mask[-1]) == [[0, 16]]
+
+
+@given(prefix=st.integers(0, 4), steps=st.integers(1, 5), tokens=st.integers(1, 4),
+       wait_k=st.integers(1, 4), head=st.integers(1, 4), answer=st.integers(0, 14))
+def test_the_training_mask_is_the_papers_rule(prefix, steps, tokens, wait_k, head, answer):
+    mask = wait_k_rows(prefix, steps, tokens, wait_k, head, answer, tail_tokens=3).mask()
+    video_end = prefix + steps * tokens
+    text = video_end + 3
+    for row in range(text):
+        assert ranges(mask[row]) == [[0, row + 1]]
+    for index in range(head + answer):
+        # The row that predicts answer token j; those of the assistant prefix before the first.
+        step = min(max(index - (head - 1), 0) // wait_k, steps - 1)
+        end = text if step == steps - 1 else prefix + (step + 1) * tokens
+        own = [text, text + index + 1]
+        seen = [[0, own[1]]] if end == text else [[0, end], own]
+        assert ranges(mask[text + index]) == [part for part in seen if part[0] < part[1]]
+
+
+@given(steps=st.integers(1, 4), tokens=st.integers(1, 3), data=st.data())
+def test_a_batch_of_schedules_is_each_of_them(steps, tokens, data):
+    text = data.draw(st.integers(1, 6))
+    seen = data.draw(st.lists(st.lists(st.integers(0, steps), min_size=text, max_size=text),
+                              min_size=1, max_size=3))
+    visual = steps * tokens
+    lane = np.repeat([VISUAL_LANE, 0], [visual, text])
+    step = np.concatenate([np.repeat(np.arange(steps), tokens), np.zeros(text, int)])
+    sees = np.array([[0] * visual + one for one in seen])
+    masks = Rows(lane, step, sees).mask()
+    assert masks.shape == (len(seen), visual + text, visual + text)
+    for mask, one in zip(masks, sees):
+        assert (mask == Rows(lane, step, one).mask()).all()
