@@ -1,0 +1,132 @@
+"""The recipe of a training: every setting with its one default, and its checks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sww_ros.streaming.positions import SCHEMES
+
+SCHEDULES = ('wait_k', 'random_wait_k', 'offline')
+"""A `live` session runs what was trained with `wait_k`."""
+ATTENTIONS = ('auto', 'sdpa', 'flex')
+FORMS = ('', 'pe_video', 'funqa', 'bag')
+_ELSEWHERE = ('out', 'micro_batch', 'gradient_checkpointing', 'pack',
+              'max_rows', 'resume', 'save_every', 'log_every', 'attention', 'tensorboard',
+              'readers', 'allow_download', 'video_root', 'form')
+"""Settings that a resumed training may change: they do not say what is learnt from which data."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """
+    What is trained on what, and how; the defaults are the paper's own.
+
+    `form` '' guesses each file's form. Empty `prompt`, `system` and zero `max_pixels`, `max_steps`
+    mean "as the checkpoint says". `batch` clips make one update, over all processes;
+    `micro_batch` of them one forward pass, or with `pack` as many as fit into `max_rows` rows;
+    `pack` None: with FlexAttention. `steps` 0: `epochs` of the data. `lora_rank` 0 trains the
+    language model and the merger whole; the rest of the vision tower is frozen either way.
+    `bf16` None: on a GPU.
+    """
+
+    model: str
+    data: tuple[Path, ...]
+    out: Path
+    form: str = ''
+    video_root: Path | None = None
+    allow_download: bool = False
+    position_encoding: str = 'gdpe'
+    position_gap: int = 10_000
+    schedule: str = 'wait_k'
+    wait_k: int = 3
+    fps: float = 2.0
+    system: str = ''
+    prompt: str = ''
+    max_steps: int = 0
+    max_pixels: int = 0
+    seconds: tuple[float, float] = (5.0, 30.0)
+    caption_rate: tuple[float, float] = (3.0, 5.0)
+    keep_all: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
+    lora_dropout: float = 0.0
+    steps: int = 0
+    epochs: float = 1.0
+    batch: int = 64
+    micro_batch: int = 1
+    pack: bool | None = None
+    max_rows: int = 16384
+    learning_rate: float = 2e-5
+    warmup: float = 0.03
+    clip: float = 1.0
+    seed: int = 0
+    bf16: bool | None = None
+    gradient_checkpointing: bool = False
+    attention: str = 'auto'
+    readers: int = 2
+    resume: bool = True
+    save_every: int = 100
+    log_every: int = 1
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (('position_encoding', SCHEMES), ('schedule', SCHEDULES),
+                              ('attention', ATTENTIONS), ('form', FORMS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f'{name} must be one of {", ".join(filter(None, choices))}, '
+                                 f'not {getattr(self, name)!r}')
+        for name in ('wait_k', 'batch', 'micro_batch', 'max_rows', 'readers', 'save_every',
+                     'log_every'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1, not {getattr(self, name)}')
+        for name in ('position_gap', 'max_steps', 'max_pixels', 'steps', 'lora_rank',
+                     'lora_alpha', 'seed'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
+        for name in ('fps', 'learning_rate', 'clip'):
+            if not getattr(self, name) > 0:
+                raise ValueError(f'{name} must be above 0, not {getattr(self, name)}')
+        if not self.steps and not self.epochs > 0:
+            raise ValueError(f'epochs must be above 0, not {self.epochs}; or give steps')
+        for name in ('warmup', 'lora_dropout'):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f'{name} must be a share from 0 to below 1, '
+                                 f'not {getattr(self, name)}')
+        for name in ('seconds', 'caption_rate'):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ValueError(f'{name} must be a range, low then high, not {low:g} {high:g}')
+        if not self.lora_rank and (self.lora_alpha or self.lora_dropout):
+            raise ValueError('lora_alpha and lora_dropout need a lora_rank: give one, or leave '
+                             'them out')
+        if not self.data:
+            raise ValueError('there is no data: give one annotation file or more')
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's scale before the division by the rank; twice the rank where none is given."""
+        return self.lora_alpha or 2.0 * self.lora_rank
+
+    def identity(self) -> dict:
+        """What a resumed training must share with the one that was stopped, as plain data."""
+        plain = {name: value for name, value in asdict(self).items() if name not in _ELSEWHERE}
+        return plain | dict(data=[str(path) for path in self.data], seconds=list(self.seconds),
+                            caption_rate=list(self.caption_rate))
+
+    def lines(self) -> list[str]:
+        """The recipe in words, for the screen."""
+        gap = f', gap {self.position_gap}' if self.position_encoding == 'gipe' else ''
+        how = (f'LoRA rank {self.lora_rank}, alpha {self.alpha:g}, dropout {self.lora_dropout:g}'
+               if self.lora_rank else 'merger and language model whole')
+        length = f'{self.steps} updates' if self.steps else f'{self.epochs:g} epochs'
+        rows = (f'packed into {self.max_rows} rows' if self.pack
+                else f'{self.micro_batch} a forward pass')
+        return [f'model        {self.model}',
+                f'data         {", ".join(str(path) for path in self.data)}',
+                f'positions    {self.position_encoding}{gap}',
+                f'schedule     {self.schedule}, K = {self.wait_k}, {self.fps:g} frames a second',
+                f'trained      {how}; vision tower frozen',
+                f'length       {length} of {self.batch} clips, {rows}',
+                f'optimizer    AdamW, learning rate {self.learning_rate:g} cosine, warm-up '
+                f'{self.warmup:g}, gradients clipped at {self.clip:g}, seed {self.seed}']

@@ -1,0 +1,88 @@
+"""A whole training: read the data, load the model, train, write the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from sww_ros.training.attention import choose
+from sww_ros.training.clips import ClipMaker
+from sww_ros.training.data.samples import Report
+from sww_ros.training.export import export
+from sww_ros.training.progress import LOG
+from sww_ros.training.reading import read_samples
+from sww_ros.training.recipe import Recipe
+from sww_ros.training.settings import Settings
+from sww_ros.training.state import clear_all, latest
+from sww_ros.training.trainee import load_trainee
+from sww_ros.training.trainer import Trainer
+
+
+def train(recipe: Recipe) -> None:
+    """
+    Train as a recipe says, and write a checkpoint that `Session.open` loads to `recipe.out`.
+
+    :raises ValueError: in words, for a setting, checkpoint or data that cannot be used
+    """
+    accelerator = _accelerator(recipe)
+    attention = choose(recipe.attention, accelerator.device)
+    recipe = replace(recipe, pack=attention == 'flex' if recipe.pack is None else recipe.pack)
+    _check_out(recipe)
+
+    def tell(*lines: str) -> None:
+        if accelerator.is_main_process:
+            print(*lines, sep='\n', flush=True)
+
+    tell(*recipe.lines(), f'attention    {attention} on {accelerator.num_processes} x '
+         f'{accelerator.device.type}, {accelerator.mixed_precision.replace("no", "fp32")}')
+    trainee = load_trainee(recipe)
+    settings = Settings.of(trainee.about, recipe)
+    report = Report()
+    samples = read_samples(recipe, trainee.about.tokenizer, settings.defaults.prompt, report)
+    tell(str(report))
+    if accelerator.is_main_process:
+        recipe.out.mkdir(parents=True, exist_ok=True)
+        if not recipe.resume:
+            clear_all(recipe.out)
+    accelerator.wait_for_everyone()
+    # The clips take the tower's type and shapes, so they are made before it goes to a GPU.
+    maker = ClipMaker(trainee.about, trainee.stock.model.visual, recipe, settings)
+    trainer = Trainer(recipe, trainee, maker, samples, accelerator, attention)
+    count = sum(weight.numel() for weight in trainee.trained.values())
+    tell(f'{count / 1e6:.2f} M of {trainee.about.parameters / 1e6:.2f} M weights are trained, '
+         f'updates {trainer.first + 1} to {trainer.updates}')
+    trainer.run()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        export(trainee, settings, recipe.out)
+        clear_all(recipe.out)
+        tell(f'saved to {recipe.out}, log in {recipe.out / LOG}')
+    accelerator.end_training()
+
+
+def _accelerator(recipe: Recipe):
+    try:
+        from accelerate import Accelerator, DistributedType
+    except ImportError as error:
+        raise ValueError('training needs accelerate: pip install -r requirements/training.txt '
+                         f'({error})') from None
+    gpu = torch.cuda.is_available()
+    bf16 = gpu if recipe.bf16 is None else recipe.bf16
+    accelerator = Accelerator(mixed_precision='bf16' if bf16 else 'no', cpu=not gpu)
+    kinds = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if accelerator.distributed_type not in kinds:
+        raise ValueError(f'{accelerator.distributed_type.value} is not supported: launch with '
+                         'torchrun or accelerate, one copy of the model per process')
+    if recipe.batch < accelerator.num_processes:
+        raise ValueError(f'batch {recipe.batch} gives some of {accelerator.num_processes} '
+                         'processes nothing to do: raise it, or use fewer')
+    return accelerator
+
+
+def _check_out(recipe: Recipe) -> None:
+    if recipe.out.exists() and not recipe.out.is_dir():
+        raise ValueError(f'{recipe.out} is a file: give a folder as --out')
+    if recipe.resume and latest(recipe.out) is None and (recipe.out / 'config.json').exists():
+        raise ValueError(f'{recipe.out} holds a checkpoint and no training to go on with: give '
+                         'another --out, or --no-resume to write over it')

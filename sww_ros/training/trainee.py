@@ -1,0 +1,91 @@
+"""The model under training: loaded, frozen where the recipe says so, with adapters if asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from sww_ros.models.loading import BUILTIN, CheckpointError, builtin_path, load
+from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.training.recipe import Recipe
+
+ADAPTED = (r'model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)'
+           r'|model\.visual\.merger\.mlp\.\d+')
+"""Where LoRA's adapters sit: every linear layer of the language model and of the merger."""
+
+
+@dataclass
+class Trainee:
+    """
+    `net` is transformers' model, or peft's around it; `about` the same checkpoint as the engine
+    sees it, without weights; `source` where its files are; `dtype` that of its files.
+    """
+
+    net: torch.nn.Module
+    about: Checkpoint
+    source: str
+    dtype: torch.dtype
+
+    @property
+    def stock(self) -> Qwen2_5_VLForConditionalGeneration:
+        """Transformers' own model, adapters in its layers where there are some."""
+        return self.net.get_base_model() if hasattr(self.net, 'get_base_model') else self.net
+
+    @property
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The weights that are trained, by name."""
+        return {name: weight for name, weight in self.net.named_parameters()
+                if weight.requires_grad}
+
+
+def load_trainee(recipe: Recipe) -> Trainee:
+    """
+    Load a checkpoint in fp32 and prepare it for the recipe.
+
+    :raises CheckpointError: in words, for anything that cannot be streamed, hence not trained
+    """
+    # The engine's own loader checks the checkpoint; its weights are let go at once.
+    about = load(recipe.model, device='meta', allow_download=recipe.allow_download)
+    source = str(builtin_path() if recipe.model == BUILTIN else Path(recipe.model).expanduser())
+    if not Path(source).exists():
+        source = recipe.model
+    try:
+        net = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, attn_implementation='sdpa',
+            local_files_only=not recipe.allow_download, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f'cannot load checkpoint {recipe.model!r}: {error}') from error
+    return prepare(net, about, recipe, source, about.decoder.dtype)
+
+
+def prepare(net: Qwen2_5_VLForConditionalGeneration, about: Checkpoint, recipe: Recipe,
+            source: str, dtype: torch.dtype) -> Trainee:
+    """Freeze the vision tower but its merger, or everything but new adapters."""
+    net.requires_grad_(True)
+    net.model.visual.requires_grad_(False)
+    net.model.visual.merger.requires_grad_(True)
+    if recipe.lora_rank:
+        net = _adapted(net, recipe)
+    trainee = Trainee(net, about, source, dtype)
+    if recipe.gradient_checkpointing:
+        trainee.stock.model.language_model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={'use_reentrant': False})
+        # The tower's blocks keep nothing: they are frozen.
+    net.train()
+    return trainee
+
+
+def _adapted(net: Qwen2_5_VLForConditionalGeneration, recipe: Recipe) -> torch.nn.Module:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ValueError('LoRA needs peft: pip install -r requirements/training.txt '
+                         f'({error})') from None
+    # What the adapters start from is drawn from the recipe's seed, whatever was drawn before.
+    torch.manual_seed(recipe.seed)
+    return get_peft_model(net, LoraConfig(
+        r=recipe.lora_rank, lora_alpha=recipe.alpha, lora_dropout=recipe.lora_dropout,
+        target_modules=ADAPTED, bias='none'))

@@ -1,0 +1,145 @@
+"""
+The training loop: clips to batches, gradients over all processes, updates, states.
+
+accelerate gives the device, bf16 and one copy of the model per process (DDP). The gradient of an
+update is that of the mean over all answer tokens of its clips, however they fall into forward
+passes and processes: costs are summed, and the sum's gradient is divided once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+import itertools
+import math
+import time
+
+import numpy as np
+import torch
+
+from sww_ros.training.batches import Batch, packed, padded
+from sww_ros.training.clips import Clip, ClipMaker
+from sww_ros.training.data.samples import Sample
+from sww_ros.training.feed import Feed
+from sww_ros.training.progress import Progress, Sums
+from sww_ros.training.recipe import Recipe
+from sww_ros.training.state import latest, load_state, save_state
+from sww_ros.training.teacher import Teacher
+from sww_ros.training.trainee import Trainee
+
+
+def learning_rate_scale(update: int, updates: int, warmup: float) -> float:
+    """Linear over the share `warmup` of all updates, then a cosine to 0; `update` from 0."""
+    warm = math.ceil(warmup * updates)
+    if update < warm:
+        return (update + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (update - warm) / max(1, updates - warm)))
+
+
+class Trainer:
+    """One process's part in a training."""
+
+    def __init__(self, recipe: Recipe, trainee: Trainee, maker: ClipMaker,
+                 samples: list[Sample], accelerator, attention: str) -> None:
+        """
+        Take what is trained; a state in the recipe's folder is gone on from.
+
+        :param accelerator: accelerate's `Accelerator`
+        :param attention: 'sdpa' or 'flex'
+        :raises ValueError: for a state that does not fit
+        """
+        self.recipe, self._accelerator = recipe, accelerator
+        self._rank, self._world = accelerator.process_index, accelerator.num_processes
+        self._clips_in_all = (recipe.steps * recipe.batch if recipe.steps
+                              else math.ceil(recipe.epochs * len(samples)))
+        self.updates = math.ceil(self._clips_in_all / recipe.batch)
+        self._weights = trainee.trained
+        self._model = accelerator.prepare(Teacher(trainee, attention))
+        self._optimizer = torch.optim.AdamW(self._weights.values(), lr=recipe.learning_rate,
+                                            weight_decay=0.0)
+        state = latest(recipe.out) if recipe.resume else None
+        self.first = load_state(state, recipe, self._weights, self._optimizer) if state else 0
+        self._progress = Progress(recipe.out, self.updates, self.first, recipe.log_every,
+                                  accelerator.is_main_process, recipe.tensorboard)
+        self._feed = Feed(samples, maker, recipe.seed, recipe.readers, self._progress.warn)
+
+    def run(self) -> None:
+        """
+        Train to the end.
+
+        :raises ValueError: where not a single video can be read, or the loss is no number
+        """
+        shares = [self._share(update) for update in range(self.first, self.updates)]
+        clips = self._feed.clips(itertools.chain.from_iterable(shares))
+        try:
+            for update, share in enumerate(shares, self.first):
+                self._update(update, itertools.islice(clips, len(share)))
+                done = update + 1
+                if done % self.recipe.save_every == 0 and done < self.updates:
+                    if self._accelerator.is_main_process:
+                        save_state(self.recipe, done, self._weights, self._optimizer)
+                    self._accelerator.wait_for_everyone()
+        finally:
+            clips.close()
+            self._progress.close()
+
+    def _places(self, update: int) -> range:
+        """All clips of an update, by their places in the training."""
+        first = update * self.recipe.batch
+        return range(first, min(first + self.recipe.batch, self._clips_in_all))
+
+    def _share(self, update: int) -> range:
+        """This process's clips of an update; without any, one that then counts for nothing."""
+        places = self._places(update)
+        return places[self._rank::self._world] or places[:1]
+
+    def _update(self, update: int, clips: Iterator[Clip]) -> None:
+        recipe, started = self.recipe, time.monotonic()
+        # Dropout draws the same whether or not the training was stopped before.
+        torch.manual_seed(int(np.random.SeedSequence(
+            [recipe.seed, update, self._rank]).generate_state(1)[0]))
+        counts = self._rank < len(self._places(update))
+        sums = torch.zeros(3, dtype=torch.float64)
+        for batch, last in _with_last(self._batches(clips)):
+            # Processes may have different numbers of batches: each shares its last one's.
+            with nullcontext() if last else self._accelerator.no_sync(self._model):
+                cost = self._model(batch.to(self._accelerator.device))
+                self._accelerator.backward(cost if counts else cost * 0.0)
+            sums += torch.tensor([cost.item(), batch.answer_tokens, batch.rows]) * counts
+        cost, tokens, rows = self._add_up(sums)
+        if not math.isfinite(cost):
+            raise ValueError(f'the loss is {cost} in update {update + 1}: lower --learning-rate')
+        for weight in self._weights.values():
+            if weight.grad is not None:
+                # DDP has taken the mean over processes of what is a sum.
+                weight.grad.mul_(self._world / tokens)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._weights.values(), recipe.clip))
+        rate = recipe.learning_rate * learning_rate_scale(update, self.updates, recipe.warmup)
+        for group in self._optimizer.param_groups:
+            group['lr'] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._progress.update(
+            update + 1, Sums(cost, int(tokens), int(rows), time.monotonic() - started), rate, norm)
+
+    def _batches(self, clips: Iterator[Clip]) -> Iterator[Batch]:
+        if self.recipe.pack:
+            return packed(clips, self.recipe.max_rows)
+        return padded(clips, self.recipe.micro_batch)
+
+    def _add_up(self, sums: torch.Tensor) -> list[float]:
+        """Add up over all processes."""
+        if self._world == 1:
+            return sums.tolist()
+        # Not every kind of accelerator computes in fp64.
+        return self._accelerator.reduce(sums.float().to(self._accelerator.device), 'sum').tolist()
+
+
+def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Yield batches, and whether each is the last."""
+    batches = iter(batches)
+    before = next(batches)
+    for batch in batches:
+        yield before, False
+        before = batch
+    yield before, True

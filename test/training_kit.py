@@ -1,0 +1,97 @@
+"""What tests of the training share: small checkpoints, clips, an engine that is told its words."""
+
+from contextlib import contextmanager
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sww_ros.evaluation.random_model import SMALL, random_model
+from sww_ros.models.loading import take_apart
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import Trouble
+from sww_ros.streaming.generation import TextLane
+from sww_ros.streaming.session import Session
+from sww_ros.training.clips import ClipMaker
+from sww_ros.training.data.samples import Sample
+from sww_ros.training.recipe import Recipe
+from sww_ros.training.settings import Settings
+from sww_ros.training.teacher import Teacher
+from sww_ros.training.trainee import prepare
+
+DATA = Path(__file__).parent / 'data/clips'
+PREPROCESSOR = dict(size=dict(shortest_edge=56 * 56, longest_edge=84 * 84))
+MAX_STEPS = 9
+
+
+class Bench:
+    """A random model, or one of another shape, with all that a recipe makes of it."""
+
+    def __init__(self, shape=SMALL, **changes):
+        self.net, self.tokenizer = random_model(shape, 3, max_steps=MAX_STEPS,
+                                                **changes.pop('entry', {}))
+        self.about = take_apart(copy.deepcopy(self.net).to('meta'), self.tokenizer,
+                                preprocessor=PREPROCESSOR)
+        self.take(**changes)
+
+    def take(self, **changes):
+        """Turn to another recipe, with the weights as they are."""
+        self.recipe = Recipe(model='', data=(DATA / 'pe_video.jsonl',), out=Path('unused'),
+                             **changes)
+        self.settings = Settings.of(self.about, self.recipe)
+        self.trainee = prepare(self.net, self.about, self.recipe, '', torch.float32)
+        self.maker = ClipMaker(self.about, self.net.model.visual, self.recipe, self.settings)
+        return self
+
+    def teacher(self, attention='sdpa') -> Teacher:
+        return Teacher(self.trainee, attention)
+
+    def clip(self, answer: str, frames: np.ndarray, seed: int = 0, prompt: str = 'Say.'):
+        return self.maker.make(Sample(Path('none'), prompt, answer), frames, seed)
+
+    def live(self, answer: str, frames: np.ndarray, seed: int = 0, prompt: str = 'Say.'):
+        """Return the trace of an engine that is told this answer, and its mean cross-entropy."""
+        recipe = self.recipe
+        checkpoint = take_apart(copy.deepcopy(self.net).eval(), self.tokenizer,
+                                preprocessor=PREPROCESSOR)
+        config = SessionConfig(
+            position_encoding=recipe.position_encoding, position_gap=recipe.position_gap,
+            schedule=recipe.schedule, wait_k=recipe.wait_k, schedule_seed=seed, prompt=prompt,
+            record_trace=True)
+        words = self.maker.words(Sample(Path('none'), prompt, answer)).answer
+        with told(words) as costs, Session(checkpoint, config) as session:
+            for index, frame in enumerate(frames):
+                session.feed(frame, last=index == len(frames) - 1)
+                # One step after the other, so that what is seen does not depend on the clock.
+                assert session.wait_idle(30)
+            trouble = [e for e in session.drain() if isinstance(e, Trouble)]
+            assert not trouble, trouble
+            trace = session.trace()
+        assert len(costs) == len(words), 'the engine did not say all of it'
+        return trace, float(torch.stack(costs).mean())
+
+
+@contextmanager
+def told(words):
+    """Make text lanes say `words` whatever the model would; yields the cost of each."""
+    costs, honest = [], TextLane.choose
+
+    def choose(lane, logits, silence):
+        index = len(costs)
+        if index < len(words):
+            costs.append(F.cross_entropy(logits[None].float(), torch.tensor([words[index]]))[None])
+            logits = F.one_hot(torch.tensor(words[index]), len(logits)).float()
+        return honest(lane, logits, silence)
+
+    TextLane.choose = choose
+    try:
+        yield costs
+    finally:
+        TextLane.choose = honest
+
+
+def noise(steps: int, height: int = 60, width: int = 84, seed: int = 0) -> np.ndarray:
+    """Frames of `steps` steps."""
+    return np.random.default_rng(seed).integers(0, 256, (2 * steps, height, width, 3), np.uint8)
