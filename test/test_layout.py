@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from test_positions import golden
 
+from sww_ros.evaluation import layout_picture
 from sww_ros.streaming.layout import describe, lay_out, main, wait_k_counts
 from sww_ros.streaming.positions import SCHEMES, VideoClock, make_scheme
 
@@ -334,4 +335,21 @@ def test_what_is_no_list_of_layouts_is_told(tmp_path, capsys, content, words):
 
 def test_a_file_that_is_not_there_is_told(tmp_path, capsys):
     assert main([str(tmp_path / 'none.json')]) == 2
+    assert 'No such file' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', SCHEMES)
+def test_the_picture_shows_what_the_code_lays_out(name):
+    one = layout_picture.drawing(name)
+    rows = sum(count for _, count in one.groups)
+    assert one.positions.shape == (3, rows)
+    assert one.mask.shape == (rows, rows)
+    assert one.mask.diagonal().all()
+
+
+def test_the_picture_is_drawn(tmp_path, capsys):
+    pytest.importorskip('matplotlib')
+    assert layout_picture.main(['--out', str(tmp_path / 'layouts.png')]) == 0
+    assert (tmp_path / 'layouts.png').read_bytes().startswith(b'\x89PNG')
+    assert layout_picture.main(['--out', str(tmp_path / 'no/such/folder.png')]) == 2
     assert 'No such file' in capsys.readouterr().err

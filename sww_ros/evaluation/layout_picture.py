@@ -1,0 +1,175 @@
+"""
+The five layouts of one small clip and their masks, as a picture drawn from the code itself.
+
+`python -m sww_ros.evaluation.layout_picture --out docs/layouts.png` draws a prefix of 4 tokens,
+3 steps of 2 x 2 and K = 2; it needs matplotlib, which is not among the package's dependencies.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+import itertools
+from pathlib import Path
+import sys
+
+import numpy as np
+
+from sww_ros.streaming.layout import lay_out
+from sww_ros.streaming.positions import TAIL_TOKENS, make_scheme
+from sww_ros.streaming.visibility import wait_k_rows
+
+PREFIX, GRID, COUNTS, HEAD, GAP = 4, (2, 2), (2, 2, 2), 3, 14
+STEPS, STEP_TOKENS, WAIT_K = len(COUNTS), GRID[0] * GRID[1], 2
+TITLES = dict(
+    gdpe='GDPE: text counts from 0 on its own',
+    gipe=f'GIPE: text counts from Δ (here {GAP})',
+    ospe='OSPE: Aᵢ and Vᵢ₊₁ share positions',
+    interleaved='interleaved: Vᵢ₊₁ waits for Aᵢ',
+    offline='offline: text after the whole video')
+# Okabe and Ito's, which all kinds of colour vision tell apart.
+COLOURS = dict(prefix='#999999', V='#0072B2', tail='#000000', A='#E69F00')
+PALE = '#A6CFE8'
+READING = (
+    'One clip in five schemes: a prefix of 4 tokens, 3 steps Vᵢ of 2 × 2\n'
+    'visual tokens, a tail of 3, and 2 tokens of text Aᵢ about each step;\n'
+    'A₁ begins with the assistant prefix of 3.\n\n'
+    'Left: each token, from top to bottom as they come, at its position t\n'
+    '(visual tokens: pale at their h and w too).\n\n'
+    'Right: what each token sees, in the colour of what it looks at. The\n'
+    'last row of Aᵢ predicts the first token of Aᵢ₊₁, so it sees Vᵢ₊₁.\n\n'
+    'With GDPE, GIPE and OSPE no Vᵢ sees text or depends on what is said:\n'
+    'the video is perceived while text is spoken.')
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One scheme's rows in the order they come: groups of rows, positions (3, n), mask (n, n)."""
+
+    groups: list[tuple[str, int]]
+    positions: np.ndarray
+    mask: np.ndarray
+
+
+def drawing(name: str) -> Drawing:
+    """Lay out the clip in a scheme, its mask that of training."""
+    layout = lay_out(make_scheme(name, gap=GAP), PREFIX, [GRID] * STEPS, COUNTS, HEAD)
+    rows = layout.positions.shape[1]
+    if name == 'offline':
+        groups = [('prefix', PREFIX), *((f'V{i}', STEP_TOKENS) for i in range(1, STEPS + 1)),
+                  ('tail', TAIL_TOKENS), ('A', HEAD + sum(COUNTS))]
+        return Drawing(groups, layout.positions, np.tri(rows, dtype=bool))
+    groups = [('prefix', PREFIX)]
+    for step, count in enumerate(COUNTS, 1):
+        groups += [(f'V{step}', STEP_TOKENS), ('tail', TAIL_TOKENS if step == STEPS else 0),
+                   (f'A{step}', count + (HEAD if step == 1 else 0))]
+    came = np.argsort(layout.order)
+    if name == 'interleaved':
+        mask = np.tri(rows, dtype=bool)
+    else:
+        mask = wait_k_rows(PREFIX, STEPS, STEP_TOKENS, WAIT_K, HEAD, sum(COUNTS),
+                           TAIL_TOKENS).mask()[np.ix_(came, came)]
+    return Drawing([group for group in groups if group[1]], layout.positions[:, came], mask)
+
+
+def draw(out: Path) -> None:
+    """Write the picture."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(13, 11.2), layout='constrained')
+    cells = figure.subfigures(3, 2, wspace=0.02, hspace=0.02).flat
+    drawings = {name: drawing(name) for name in TITLES}
+    width = max(int(one.positions.max()) for one in drawings.values()) + 1
+    for cell, (name, one) in zip(cells, drawings.items()):
+        cell.suptitle(TITLES[name], fontsize=13, fontweight='bold')
+        rows = one.positions.shape[1]
+        left, right = cell.subplots(1, 2, width_ratios=[width, rows])
+        _draw_positions(left, one, width)
+        _draw_mask(right, one)
+    _explain(figure.subfigs[-1])
+    figure.savefig(out, dpi=110, bbox_inches='tight', pad_inches=0.15)
+
+
+def _kind(group: str) -> str:
+    return group if group in COLOURS else group[0]
+
+
+def _spelt(group: str) -> str:
+    return group[0] + '₁₂₃'[int(group[1]) - 1] if group[1:].isdigit() else group
+
+
+def _spans(one: Drawing) -> list[tuple[str, int, int]]:
+    """Each group with its first row and the one after its last."""
+    ends = [*itertools.accumulate(count for _, count in one.groups)]
+    return [(name, end - count, end) for (name, count), end in zip(one.groups, ends)]
+
+
+def _draw_positions(axes, one: Drawing, width: int) -> None:
+    from matplotlib.patches import Rectangle
+    for name, first, end in _spans(one):
+        colour = COLOURS[_kind(name)]
+        for row in range(first, end):
+            # t last, so that it covers h and w where they are the same.
+            for at, shade in zip(one.positions[::-1, row], (PALE, PALE, colour)):
+                axes.add_patch(Rectangle((at, row), 1, 1, facecolor=shade, edgecolor='white',
+                                         linewidth=0.6))
+    _frame(axes, one, width)
+    axes.set_xticks(np.arange(0, width, 4) + 0.5, [str(x) for x in range(0, width, 4)])
+    axes.set_xlabel('position t', fontsize=10)
+    axes.set_yticks([(first + end) / 2 for _, first, end in _spans(one)],
+                    [_spelt(name) for name, _, _ in _spans(one)])
+
+
+def _draw_mask(axes, one: Drawing) -> None:
+    from matplotlib.patches import Rectangle
+    rows = len(one.mask)
+    for name, first, end in _spans(one):
+        for row, column in np.argwhere(one.mask[:, first:end]):
+            axes.add_patch(Rectangle((first + column, row), 1, 1, edgecolor='white',
+                                     facecolor=COLOURS[_kind(name)], linewidth=0.4))
+        axes.axvline(end, color='#cccccc', linewidth=0.6, zorder=0)
+    _frame(axes, one, rows)
+    axes.set_xticks([(first + end) / 2 for _, first, end in _spans(one)],
+                    [_spelt(name) for name, _, _ in _spans(one)])
+    axes.set_yticks([])
+    axes.set_xlabel('sees', fontsize=10)
+
+
+def _frame(axes, one: Drawing, width: int) -> None:
+    for _, _, end in _spans(one):
+        axes.axhline(end, color='#cccccc', linewidth=0.6, zorder=0)
+    axes.set(xlim=(0, width), ylim=(one.positions.shape[1], 0), aspect='equal')
+    axes.tick_params(length=0, labelsize=10)
+    for side in axes.spines.values():
+        side.set_color('#888888')
+
+
+def _explain(cell) -> None:
+    from matplotlib.patches import Patch
+    names = dict(prefix='system turn, prompt', tail='tail: the video ends',
+                 V='Vᵢ: video, step i', A='Aᵢ: text about step i')
+    cell.legend(handles=[Patch(color=COLOURS[kind], label=name) for kind, name in names.items()],
+                loc='upper left', bbox_to_anchor=(0.04, 0.95), frameon=False, fontsize=12, ncols=2)
+    cell.text(0.055, 0.75, READING, va='top', fontsize=11, linespacing=1.35)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draw the layouts."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
+    parser.add_argument('--out', type=Path, required=True, help='the PNG to write')
+    options = parser.parse_args(arguments)
+    try:
+        draw(options.out)
+    except ImportError as error:
+        print(f'error: {error}: pip install matplotlib', file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:
+        print(f'error: {options.out}: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
