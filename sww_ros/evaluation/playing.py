@@ -176,7 +176,7 @@ class _Heard:
     def __init__(self) -> None:
         self.steps, self.last_ns = 0, 0
         self._parts: list[tuple[int, str]] = []
-        self._turn_ended = False
+        self._sentence_ended = False
 
     @property
     def said(self) -> tuple[Said, ...]:
@@ -195,9 +195,12 @@ class _Heard:
 
         :raises ClipError: for what makes the run an unfair one
         """
+        events = list(events)
         for event in events:
+            # First: it is why frames were dropped, which is told before it.
             if isinstance(event, Trouble):
                 raise ClipError(f'trouble in the engine: {event.message}')
+        for event in events:
             if isinstance(event, FramesDropped):
                 raise ClipError(f'{event.count} frames were dropped ({event.reason})')
             if isinstance(event, Restarted) and (event.reason not in _HARMLESS or self.steps):
@@ -209,13 +212,14 @@ class _Heard:
                 self._hear(event)
 
     def _hear(self, event: TextDelta) -> None:
-        if not event.delta:
-            self._turn_ended = True
-            return
-        text, before = event.delta, self._parts[-1][1] if self._parts else ' '
-        # A turn that ended within a sentence would run into the first word of the next turn.
-        if self._turn_ended and not before[-1].isspace() and not text[0].isspace():
-            text = ' ' + text
-        self._turn_ended = False
-        self._parts.append((max(self.steps, event.steps_seen), text))
-        self.last_ns = event.emitted_ns
+        step, text = max(self.steps, event.steps_seen), event.delta
+        if text:
+            before, said = self._parts[-1] if self._parts else (step, ' ')
+            # Without a silence token each step may have a turn of its own. Two turns would run
+            # into each other: 'One.' 'One.' or, where the first one broke off, 'a red' 'The'.
+            if (self._sentence_ended and step > before and text[0].isalnum()
+                    and not said[-1].isspace()):
+                text = ' ' + text
+            self._parts.append((step, text))
+            self.last_ns = event.emitted_ns
+        self._sentence_ended = bool(event.sentence)

@@ -127,7 +127,7 @@ def evaluate(checkpoint: Checkpoint, clips: Sequence[Sample], options: Options, 
     """
     options = options.resolved(checkpoint)
     settings = run_settings(checkpoint, clips, options)
-    log = log or ClipLog(None, settings)
+    log = ClipLog(None, settings) if log is None else log
     sessions = {mode: options.session(mode) for mode in options.modes}
     results = {}
     for mode, config in sessions.items():
