@@ -13,7 +13,7 @@ from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.training.recipe import Recipe
 
 ADAPTED = (r'model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)'
-           r'|model\.visual\.merger\.mlp\.\d+')
+           r'|model\.visual\.merger\.mlp\.[02]')
 """Where LoRA's adapters sit: every linear layer of the language model and of the merger."""
 
 
@@ -71,9 +71,12 @@ def prepare(net: Qwen2_5_VLForConditionalGeneration, about: Checkpoint, recipe: 
         net = _adapted(net, recipe)
     trainee = Trainee(net, about, source, dtype)
     if recipe.gradient_checkpointing:
-        trainee.stock.model.language_model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={'use_reentrant': False})
-        # The tower's blocks keep nothing: they are frozen.
+        # Not the tower's: its blocks are frozen and keep nothing.
+        language, options = trainee.stock.model.language_model, {'use_reentrant': False}
+        if hasattr(language, 'activation_checkpointing_enable'):
+            language.activation_checkpointing_enable(options)
+        else:
+            language.gradient_checkpointing_enable(options)
     net.train()
     return trainee
 

@@ -56,7 +56,7 @@ class Trainer:
         self._weights = trainee.trained
         self._model = accelerator.prepare(Teacher(trainee, attention))
         self._optimizer = torch.optim.AdamW(self._weights.values(), lr=recipe.learning_rate,
-                                            weight_decay=0.0)
+                                            weight_decay=0.0, fused=True)
         state = latest(recipe.out) if recipe.resume else None
         self.first = load_state(state, recipe, self._weights, self._optimizer) if state else 0
         self._progress = Progress(recipe.out, self.updates, self.first, recipe.log_every,
