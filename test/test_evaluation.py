@@ -346,7 +346,7 @@ def test_real_shape_speaks_in_every_scheme():
                  vision=dict(QWEN2_5_VL_3B['vision'], depth=2, fullatt_block_indexes=[1]))
     model, tokenizer = random_model(shape, 0)
     checkpoint = take_apart(model, tokenizer)
-    clip = [replace(read_clips([CAPTIONS], prompt='What happens?')[0], end_s=2.0)]
+    clip = [replace(read_clips([CAPTIONS], prompt=checkpoint.defaults.prompt)[0], end_s=2.0)]
     for scheme in SCHEMES:
         found = evaluate(checkpoint, clip, Options(
             position_encoding=scheme, wait_k=2, max_rest_tokens=2))

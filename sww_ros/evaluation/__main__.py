@@ -130,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
                         "checkpoint's)")
     speech.add_argument('--wait-k', type=int, default=0, help='tokens a step (default: the '
                         "checkpoint's)")
-    speech.add_argument('--schedule-seed', type=int, default=0, help='for random_wait_k')
+    speech.add_argument('--schedule-seed', type=int, default=0,
+                        help='for random_wait_k; clip n draws with the seed + n')
     speech.add_argument('--repetition-penalty', type=float, default=_DEFAULTS.repetition_penalty,
                         help="default: %(default)s, the paper's; 1 is none")
     speech.add_argument('--max-rest-tokens', type=int, default=_DEFAULTS.max_rest_tokens,

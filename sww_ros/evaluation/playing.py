@@ -64,8 +64,8 @@ class Player:
     Plays clips one after the other, each as one video that ends.
 
     All clips go through one session; only random wait-K begins another one for every clip, as
-    each shall have draws of its own, the same whatever was played before. After an error too the
-    next clip begins another session.
+    clip n draws with the seed `schedule_seed` + n: a session's streams all draw alike. After an
+    error too the next clip begins another session.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: SessionConfig, live: bool = False) -> None:
@@ -122,11 +122,11 @@ class Player:
             session, heard = self._open(config), _Heard()
             feed = self._feed_live if self._live else self._feed_steps
             fed_ns = feed(session, frames, heard)
+            if heard.steps != steps:
+                raise ClipError(f'{heard.steps} of {steps} steps were perceived')
         except (ClipError, ValueError) as error:
             self.close()
             raise ClipError(str(error)) from error
-        if heard.steps != steps:
-            raise ClipError(f'{heard.steps} of {steps} steps were perceived')
         tail = (heard.last_ns - fed_ns) / 1e9 if self._live and heard.last_ns else None
         return Played(steps, heard.said, tail)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TextIO
 
 from rich import box
@@ -17,8 +18,16 @@ _WIDTH = 120
 
 def print_tables(results: dict, stream: TextIO) -> None:
     """Print what `run.evaluate` returned."""
-    terminal = stream.isatty()
-    console = Console(file=stream, highlight=False, width=None if terminal else _WIDTH)
+    if stream.isatty():
+        _print(results, Console(file=stream, highlight=False))
+        return
+    # A pipe needs neither colors nor the blanks that fill a line.
+    text = io.StringIO()
+    _print(results, Console(file=text, highlight=False, width=_WIDTH))
+    print('\n'.join(line.rstrip() for line in text.getvalue().splitlines()), file=stream)
+
+
+def _print(results: dict, console: Console) -> None:
     modes = results['modes']
     settings = results['settings']
     title = (f'{settings["model"]}: {settings["position_encoding"]} positions, '
