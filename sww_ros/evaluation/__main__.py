@@ -131,7 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     speech.add_argument('--wait-k', type=int, default=0, help='tokens a step (default: the '
                         "checkpoint's)")
     speech.add_argument('--schedule-seed', type=int, default=0,
-                        help='for random_wait_k; clip n draws with the seed + n')
+                        help='for random_wait_k; clip n draws with the seed + n, from half of '
+                        "its caption's tokens per step up to all of them")
     speech.add_argument('--repetition-penalty', type=float, default=_DEFAULTS.repetition_penalty,
                         help="default: %(default)s, the paper's; 1 is none")
     speech.add_argument('--max-rest-tokens', type=int, default=_DEFAULTS.max_rest_tokens,

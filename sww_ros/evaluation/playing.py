@@ -102,13 +102,16 @@ class Player:
         """What is running, as `Session.info` says."""
         return self._open(self._config).info
 
-    def play(self, frames: Sequence[np.ndarray], prompt: str, number: int = 0) -> Played:
+    def play(self, frames: Sequence[np.ndarray], prompt: str, number: int = 0,
+             wanted: str = '') -> Played:
         """
         Play one clip.
 
         :param frames: (H, W, 3) uint8 RGB each, at `frame_rate`, in whole steps
         :param prompt: the standing question
         :param number: which clip it is, for the draws of random wait-K
+        :param wanted: the text that is hoped for: random wait-K draws by its tokens per step,
+            as the paper's robustness test does; by the configured K if not given
         :raises ClipError: for a clip that is too long, or trouble on the way
         """
         steps = -(-len(frames) // self.frames_per_step)
@@ -118,7 +121,9 @@ class Player:
         try:
             config = replace(self._config, prompt=check_prompt(prompt))
             if config.schedule == 'random_wait_k':
-                config = replace(config, schedule_seed=config.schedule_seed + number)
+                tokens = len(self._checkpoint.encode('', wanted))
+                config = replace(config, schedule_seed=config.schedule_seed + number,
+                                 wait_k=max(1, tokens // steps) if tokens else config.wait_k)
             session, heard = self._open(config), _Heard()
             feed = self._feed_live if self._live else self._feed_steps
             fed_ns = feed(session, frames, heard)

@@ -160,7 +160,7 @@ def _play_all(player: Player, mode: str, clips: Sequence[Sample], options: Optio
             # One more frame than is taken tells that a clip is too long without reading it all.
             frames = read_frames(clip, player.frame_rate, frames_per_step=player.frames_per_step,
                                  max_pixels=options.max_pixels or None, max_frames=limit + 1)
-            played = player.play(frames, clip.prompt, number)
+            played = player.play(frames, clip.prompt, number, clip.answer)
         except (VideoError, ClipError) as error:
             warn(f'skipped, {mode}, {clip.source}: {error}')
             skipped.append(dict(source=clip.source, reason=str(error)))
