@@ -1,14 +1,19 @@
 """Training: rows as the engine lays them out, losses as it streams, what is learnt and resumed."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from training_kit import Bench, noise
 
-from sww_ros.streaming.positions import SCHEMES
-from sww_ros.training.attention import block_mask, mask_mod
+from sww_ros.streaming.positions import SCHEMES, make_scheme
+from sww_ros.streaming.schedule import WaitK
+from sww_ros.streaming.visibility import ranges
+from sww_ros.training.attention import BLOCK, block_mask, mask_mod
 from sww_ros.training.batches import pack, pad
-from sww_ros.training.layout import IGNORE
+from sww_ros.training.layout import IGNORE, Words, lay_clip
 from sww_ros.training.recipe import SCHEDULES
 
 ANSWERS = dict(long='It goes on and on, to the end.', short='No.')
@@ -44,13 +49,31 @@ def test_rows_and_loss_are_those_of_the_engine(bench, scheme, schedule, answer):
     assert loss == pytest.approx(cost, abs=1e-5)
 
 
+def golden() -> list[dict]:
+    """The authors' own layouts; a clone on its own has none."""
+    file = Path(__file__).resolve().parents[2] / 'shared/golden/layouts.json'
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+@pytest.mark.parametrize('case', golden())
+def test_rows_are_those_of_the_authors_training_code(case):
+    steps, grid = case['frames'], (case['grid_h'], case['grid_w'])
+    head = case['answer_start'] - case['assistant_prefix_start']
+    words = Words(range(case['prefix_tokens']), range(3), range(head),
+                  range(case['length'] - case['answer_start']))
+    for name, key in (('offline', 'origin'), ('gdpe', 'group'), ('gipe', 'gap')):
+        clip = lay_clip(make_scheme(name), WaitK(case['wait_k']), words, steps, grid, steps)
+        assert clip.positions.tolist() == case[f'positions_{key}']
+        assert [ranges(row) for row in clip.rows.mask()] == case['visible_train']
+
+
 @pytest.mark.parametrize('scheme', SCHEMES)
 def test_packed_padded_and_flex_have_the_same_loss(bench, scheme):
     bench.take(position_encoding=scheme, schedule='random_wait_k')
     clips = [bench.clip(text, noise(steps, seed=steps), seed=steps)
              for steps, text in ((1, 'One.'), (4, 'Some words more.'), (2, 'Two of them, say.'))]
     losses = []
-    for batch in (pad(clips), pack(clips)):
+    for batch in (pad(clips), pack(clips), pack(clips, BLOCK)):
         for attention in ('sdpa', 'flex'):
             with torch.no_grad():
                 losses.append(float(bench.teacher(attention)(batch)) / batch.answer_tokens)
@@ -62,4 +85,4 @@ def test_packed_padded_and_flex_have_the_same_loss(bench, scheme):
         assert torch.equal(dense, batch.mask()[:, 0])
         blocks = block_mask(batch.clip, batch.lane, batch.step, batch.sees)
         assert blocks.shape == (size, 1, length, length)
-    assert losses == pytest.approx([losses[0]] * 4, abs=1e-5)
+    assert losses == pytest.approx([losses[0]] * 6, abs=1e-5)

@@ -5,6 +5,8 @@ import json
 import math
 from pathlib import Path
 import shutil
+import subprocess
+import sys
 
 from accelerate import Accelerator
 import numpy as np
@@ -40,7 +42,7 @@ PE_VIDEO, FUNQA = DATA / 'pe_video.jsonl', DATA / 'funqa.json'
 
 @pytest.fixture(autouse=True)
 def two_threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 def recipe(out: Path, *data: Path, **changes) -> Recipe:
@@ -172,6 +174,21 @@ def test_an_update_does_not_depend_on_how_it_is_cut(tmp_path):
         assert log(out)[1]['loss'] == pytest.approx(log(outs[0])[1]['loss'], abs=1e-3)
 
 
+def test_two_processes_train_what_one_does(tmp_path):
+    """The last update has one clip, so that one process has nothing of its own to do."""
+    options = ['-m', 'sww_ros.training', '--model', 'builtin', '--data', str(PE_VIDEO), str(FUNQA),
+               '--epochs', '0.3', '--batch', '5', '--learning-rate', '1e-3']
+    single, double = tmp_path / 'single', tmp_path / 'double'
+    assert main([*options[2:], '--out', str(single)]) == 0
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2',
+                    '--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0', *options,
+                    '--out', str(double)], check=True, timeout=200, cwd=DATA.parents[2])
+    assert [line['answer_tokens'] for line in log(double)] == [
+        line['answer_tokens'] for line in log(single)]
+    assert len(log(single)) == 2
+    assert largest_difference(single, double) < 1e-5
+
+
 def test_the_shape_of_the_3b_model_trains_in_every_scheme(tmp_path):
     """Two layers of Qwen2.5-VL-3B on both sides, one update of each scheme."""
     shape = dict(text=dict(QWEN2_5_VL_3B['text'], num_hidden_layers=2),
@@ -210,6 +227,23 @@ def test_a_broken_video_is_told_and_passed_over(tmp_path, capsys):
     data.write_text(json.dumps(lines[0]))
     with pytest.raises(ValueError, match='not one of 1 videos can be read'):
         train(recipe(tmp_path / 'none', data, keep_all=True))
+
+
+@pytest.mark.parametrize('changes, said', [
+    (dict(max_steps=2), 'has more than 2 steps of 2 frames'),
+    (dict(pack=True, max_rows=50), 'more than 50: raise --max-rows')])
+def test_clips_that_are_too_long_are_told(tmp_path, changes, said):
+    with pytest.raises(ValueError, match='not one of 9 videos'):
+        train(recipe(tmp_path, **changes))
+    assert len(log(tmp_path)) == 9 and all(said in line['warning'] for line in log(tmp_path))
+
+
+def test_a_state_that_cannot_be_read_is_not_passed_over(tmp_path):
+    (tmp_path / 'state-00000002').mkdir()
+    with pytest.raises(ValueError, match='cannot read the state .*--no-resume'):
+        train(recipe(tmp_path))
+    train(recipe(tmp_path, steps=1, resume=False))
+    assert not list(tmp_path.glob('state-*'))
 
 
 def test_forms_are_guessed_by_their_keys(tmp_path):

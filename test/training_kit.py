@@ -32,8 +32,9 @@ class Bench:
     def __init__(self, shape=SMALL, **changes):
         self.net, self.tokenizer = random_model(shape, 3, max_steps=MAX_STEPS,
                                                 **changes.pop('entry', {}))
-        self.about = take_apart(copy.deepcopy(self.net).to('meta'), self.tokenizer,
-                                preprocessor=PREPROCESSOR)
+        with torch.device('meta'):
+            shell = type(self.net)(self.net.config)
+        self.about = take_apart(shell, self.tokenizer, preprocessor=PREPROCESSOR)
         self.take(**changes)
 
     def take(self, **changes):

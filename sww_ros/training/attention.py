@@ -20,6 +20,8 @@ from sww_ros.streaming.visibility import VISUAL_LANE
 
 FLEX = 'sww_flex'
 """FlexAttention under a name of our own, so that only the language model takes it."""
+BLOCK = 128
+"""Rows of one block of a block mask; batches are filled up to whole ones, for fewer shapes."""
 
 
 def choose(attention: str, device: torch.device) -> str:
@@ -58,7 +60,7 @@ def block_mask(clip: torch.Tensor, lane: torch.Tensor, step: torch.Tensor,
     rows, length = clip.shape
     make = _compiled_maker() if clip.is_cuda else create_block_mask
     return make(mask_mod(clip, lane, step, sees), rows, None, length, length,
-                device=str(clip.device))
+                device=str(clip.device), BLOCK_SIZE=BLOCK)
 
 
 @functools.cache
@@ -73,6 +75,8 @@ def _compiled_attention() -> Callable[..., torch.Tensor]:
 
 def _attend(module, query, key, value, attention_mask, scaling=None, **_):
     run = _compiled_attention() if query.is_cuda else flex_attention
+    # Under autocast, turning queries and keys leaves them in fp32, and all three must agree.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     out = run(query, key, value, block_mask=attention_mask, scale=scaling,
               enable_gqa=query.shape[1] != key.shape[1])
     return out.transpose(1, 2).contiguous(), None

@@ -58,45 +58,46 @@ class Batch:
         return torch.from_numpy(np.stack(found))[:, None].to(self.ids.device)
 
 
-def pad(clips: Sequence[Clip]) -> Batch:
-    """Put each clip into a row of its own."""
-    return _batch([[clip] for clip in clips])
+def pad(clips: Sequence[Clip], whole: int = 1) -> Batch:
+    """Put each clip into a row of its own, filled up to a multiple of `whole` columns."""
+    return _batch([[clip] for clip in clips], whole)
 
 
-def pack(clips: Sequence[Clip]) -> Batch:
-    """Put all clips into one row, one after the other."""
-    return _batch([clips])
+def pack(clips: Sequence[Clip], whole: int = 1) -> Batch:
+    """Put all clips into one row, one after the other, filled up likewise."""
+    return _batch([clips], whole)
 
 
-def packed(clips: Iterable[Clip], max_rows: int) -> Iterator[Batch]:
-    """Yield packed batches of at most `max_rows` rows each; a clip is never cut."""
+def packed(clips: Iterable[Clip], max_rows: int, whole: int = 1) -> Iterator[Batch]:
+    """Yield packed batches of at most `max_rows` rows of clips each; a clip is never cut."""
     waiting: list[Clip] = []
     filled = 0
     for clip in clips:
         if waiting and filled + len(clip.rows) > max_rows:
-            yield pack(waiting)
+            yield pack(waiting, whole)
             waiting, filled = [], 0
         waiting.append(clip)
         filled += len(clip.rows)
     if waiting:
-        yield pack(waiting)
+        yield pack(waiting, whole)
 
 
-def padded(clips: Iterable[Clip], count: int) -> Iterator[Batch]:
+def padded(clips: Iterable[Clip], count: int, whole: int = 1) -> Iterator[Batch]:
     """Yield padded batches of `count` clips, the last one of what is left."""
     waiting: list[Clip] = []
     for clip in clips:
         waiting.append(clip)
         if len(waiting) == count:
-            yield pad(waiting)
+            yield pad(waiting, whole)
             waiting = []
     if waiting:
-        yield pad(waiting)
+        yield pad(waiting, whole)
 
 
-def _batch(lines: Sequence[Sequence[Clip]]) -> Batch:
+def _batch(lines: Sequence[Sequence[Clip]], whole: int) -> Batch:
     """Put each list of clips into one row."""
     length = max(sum(len(clip.rows) for clip in line) for line in lines)
+    length += -length % whole
     shape = len(lines), length
     columns = dict(ids=np.zeros(shape, np.int64), labels=np.full(shape, IGNORE),
                    clip=np.full(shape, _PADDED), lane=np.full(shape, VISUAL_LANE),

@@ -30,7 +30,7 @@ class Sums:
 
 @dataclass
 class Progress:
-    """One process tells, the others keep still (`shown` False)."""
+    """One process tells, the others (`shown` False) but for their warnings keep still."""
 
     out: Path
     updates: int
@@ -89,7 +89,7 @@ class Progress:
         """Tell of something that does not stop the training."""
         if self.shown:
             self._write(dict(warning=message))
-            tqdm.write(f'warning: {message}')
+        tqdm.write(f'warning: {message}')
 
     def _write(self, line: dict) -> None:
         with open(self.out / LOG, 'a') as log:

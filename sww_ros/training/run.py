@@ -63,13 +63,16 @@ def train(recipe: Recipe) -> None:
 
 def _accelerator(recipe: Recipe):
     try:
-        from accelerate import Accelerator, DistributedType
+        from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
     except ImportError as error:
         raise ValueError('training needs accelerate: pip install -r requirements/training.txt '
                          f'({error})') from None
     gpu = torch.cuda.is_available()
     bf16 = gpu if recipe.bf16 is None else recipe.bf16
-    accelerator = Accelerator(mixed_precision='bf16' if bf16 else 'no', cpu=not gpu)
+    # The buffers are constants: there is nothing to send around.
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(mixed_precision='bf16' if bf16 else 'no', cpu=not gpu,
+                              kwargs_handlers=[parallel])
     kinds = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
     if accelerator.distributed_type not in kinds:
         raise ValueError(f'{accelerator.distributed_type.value} is not supported: launch with '

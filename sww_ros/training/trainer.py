@@ -17,6 +17,7 @@ import time
 import numpy as np
 import torch
 
+from sww_ros.training.attention import BLOCK
 from sww_ros.training.batches import Batch, packed, padded
 from sww_ros.training.clips import Clip, ClipMaker
 from sww_ros.training.data.samples import Sample
@@ -54,6 +55,7 @@ class Trainer:
                               else math.ceil(recipe.epochs * len(samples)))
         self.updates = math.ceil(self._clips_in_all / recipe.batch)
         self._weights = trainee.trained
+        self._whole = BLOCK if attention == 'flex' else 1
         self._model = accelerator.prepare(Teacher(trainee, attention))
         self._optimizer = torch.optim.AdamW(self._weights.values(), lr=recipe.learning_rate,
                                             weight_decay=0.0, fused=True)
@@ -124,8 +126,8 @@ class Trainer:
 
     def _batches(self, clips: Iterator[Clip]) -> Iterator[Batch]:
         if self.recipe.pack:
-            return packed(clips, self.recipe.max_rows)
-        return padded(clips, self.recipe.micro_batch)
+            return packed(clips, self.recipe.max_rows, self._whole)
+        return padded(clips, self.recipe.micro_batch, self._whole)
 
     def _add_up(self, sums: torch.Tensor) -> list[float]:
         """Add up over all processes."""
