@@ -152,23 +152,20 @@ class _Stock(_VisualGroup):
     """
     Offline ('origin'): text goes on after the tail of the video, as the stock model has it.
 
-    Text that begins before the video has ended leaves room for a video of `reserved` steps.
+    Under a schedule that speaks before the video has ended, text leaves room for a video of
+    `reserved` steps, whether or not it has ended by chance when the first token is placed.
     """
 
     def __init__(self, first: int, clock: VideoClock, reserved: int) -> None:
         super().__init__(first, clock, 0)
-        self._reserved, self._ended, self._side = reserved, False, 1
+        self._reserved, self._side = reserved, 1
 
     def step(self, height: int, width: int, frame: int | None = None) -> np.ndarray:
         self._side = max(self._side, height, width)
         return super().step(height, width, frame)
 
-    def tail(self) -> np.ndarray:
-        self._ended = True
-        return super().tail()
-
     def _text(self, _owner: int) -> int:
-        if self._ended:
+        if not self._reserved:
             return self._end + TAIL_TOKENS
         last = int(self._clock.tau(max(self._reserved, self._steps) - 1))
         return self._first + max(last, self._side - 1) + 1 + TAIL_TOKENS
@@ -269,7 +266,8 @@ class Scheme:
 
         :param granted: how many narration tokens the schedule grants up to a number of steps
         :param head_tokens: length of the assistant prefix, which goes before the first of them
-        :param reserved_steps: for `offline`, the length of a video that has not ended yet
+        :param reserved_steps: for `offline`, the longest that a video can be of which text is
+            spoken before it has ended; 0: nothing is
         """
         if self.name == 'ospe':
             return _Overlapped(first, granted, head_tokens)

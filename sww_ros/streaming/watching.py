@@ -104,7 +104,7 @@ class Watcher:
         head, budget = checkpoint.encode(ASSISTANT_HEAD), self._budget()
         timeline = self._scheme.timeline(
             len(prefix), granted=budget.schedule.granted, head_tokens=len(head),
-            reserved_steps=self.max_steps)
+            reserved_steps=0 if self._config.schedule == 'offline' else self.max_steps)
         lane = checkpoint.decoder.new_lane(len(prefix) + 256)
         narration = TextLane(
             NARRATION, checkpoint.decoder,

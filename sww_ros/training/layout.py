@@ -65,7 +65,8 @@ def lay_clip(scheme: Scheme, schedule: Schedule, words: Words, steps: int,
     # Nothing is said before the step of the first token; the assistant prefix comes with it.
     begins = owners[0]
     timeline = scheme.timeline(len(words.prefix), granted=schedule.granted,
-                               head_tokens=len(words.head), reserved_steps=max_steps)
+                               head_tokens=len(words.head),
+                               reserved_steps=max_steps if schedule.granted(1) else 0)
     track = timeline.narration()
     seen, said, ends = [], [], []
     for step in range(1, steps + 1):
