@@ -31,7 +31,7 @@ class LaneRecord:
     `rows[i]` is row i's index in its cache and `positions[i]` its place; `fed[i]` is -1 for a
     row of video whose logits were used; `sees[i]` counts steps, or rows of the running lane
     where video and narration share one. `predicted[i]` is the token chosen from row i's logits,
-    or -1 where none was taken; `logits` holds those rows' logits where the session records.
+    or -1 where none was taken; `logits` holds those rows' logits.
     """
 
     stream_id: str
@@ -56,20 +56,22 @@ class TextLane:
     One speaker: the cache it writes to, the track it is placed on, the tokens yet to be fed.
 
     It is used by the generating thread alone. With interleaved positions the narration's cache
-    is the visual lane itself; both sides are one thread then.
+    is the visual lane itself; both sides are one thread then. `record` is kept where the session
+    records a trace.
     """
 
     def __init__(self, stream_id: str, decoder: Decoder, cache: Lane, track: Track,
                  head: Sequence[int], tokenizer, repetition_penalty: float = 1.0,
-                 record_logits: bool = False) -> None:
+                 record: bool = False) -> None:
         self.stream_id = stream_id
         self.text = TextAssembler(tokenizer)
-        self.record = LaneRecord(stream_id)
+        self.record = LaneRecord(stream_id) if record else None
         self.spoken = 0
+        self.begun = False
         self.ready: torch.Tensor | None = None
         self._decoder, self._cache, self._track = decoder, cache, track
         self._pending, self._owner, self._next_owner = list(head), 1, 1
-        self._penalty, self._record_logits = repetition_penalty, record_logits
+        self._penalty = repetition_penalty
         self._used: set[int] = set()
 
     def replace(self, tokens: Sequence[int]) -> None:
@@ -83,31 +85,28 @@ class TextLane:
         :param sees: how much that is, for the record
         :param owner: the step, from 1, to whose text the token to be chosen belongs
         """
-        ids, placed = self._place(owner)
-        self.record.add(ids, len(self._cache), placed, sees)
+        ids, placed = self._place(owner, sees)
+        self.begun = True
         return Chunk(self._cache, self._decoder.embed(ids), torch.from_numpy(placed), context,
                      predict=True)
 
-    @property
-    def begun(self) -> bool:
-        return bool(self.record.fed)
-
     def hand_over(self) -> tuple[list[int], np.ndarray]:
         """Give up the pending tokens and their positions (3, n), to go before the next step."""
-        ids, placed = self._place(1)
-        self.record.add(ids, len(self._cache), placed, 0)
-        return ids, placed
+        return self._place(1, 0)
 
-    def _place(self, owner: int) -> tuple[list[int], np.ndarray]:
+    def _place(self, owner: int, sees: int) -> tuple[list[int], np.ndarray]:
         """The pending tokens belong to the step for which they were chosen, not to the next."""
         ids, self._pending = self._pending, []
         placed = self._track.place(len(ids), self._owner or owner)
         self._next_owner = owner
+        if self.record:
+            self.record.add(ids, len(self._cache), placed, sees)
         return ids, placed
 
     def looked(self, logits: torch.Tensor, row: int, position: np.ndarray) -> None:
         """Take over the logits of a row of video, from which the next token is chosen."""
-        self.record.add([-1], row, position, 0)
+        if self.record:
+            self.record.add([-1], row, position, 0)
         self.ready = logits
 
     def choose(self, logits: torch.Tensor, silence: int) -> int:
@@ -117,12 +116,12 @@ class TextLane:
             logits = logits.clone()
             liked = logits[used]
             logits[used] = torch.where(liked > 0, liked / self._penalty, liked * self._penalty)
-        if self._record_logits:
-            self.record.logits.append(logits.clone())
         token = int(logits.argmax())
+        if self.record:
+            self.record.logits.append(logits.clone())
+            self.record.predicted[-1] = token
         if token != silence:
             self._used.add(token)
-        self.record.predicted[-1] = token
         self.ready = None
         self._pending, self._owner = [token], self._next_owner
         self.spoken += 1

@@ -19,6 +19,7 @@ from sww_ros.streaming.events import (
 )
 from sww_ros.streaming.generation import LaneRecord, TextLane
 from sww_ros.streaming.kv import LaneView
+from sww_ros.streaming.lanes import open_lane
 from sww_ros.streaming.overlap import BusyLog
 from sww_ros.streaming.positions import Scheme
 from sww_ros.streaming.prompt import NEXT_TURN, question_parts
@@ -88,7 +89,8 @@ class Speaker:
         self._halted: Stream | None = None
         self.paused = False
         self.decode_steps = 0
-        self.records: list[LaneRecord] = [self._stream.narration.record]
+        self.records: list[LaneRecord] = []
+        self._keep(self._stream.narration)
 
     # Called from any thread.
 
@@ -150,7 +152,12 @@ class Speaker:
         old, self._stream = self._stream, stream
         self._tell(NARRATION, '', old.narration.text.flush(), self._moment_of(old),
                    final=True, reason='reset')
-        self.records = [stream.narration.record]
+        self.records = []
+        self._keep(stream.narration)
+
+    def _keep(self, lane: TextLane) -> None:
+        if lane.record:
+            self.records.append(lane.record)
 
     def _enqueue(self, question_id: str, question: str) -> None:
         config = self._config
@@ -183,16 +190,12 @@ class Speaker:
             checkpoint = self._checkpoint
             head = checkpoint.encode(*question_parts(question))
             seen = self._stream.visible()
-            lane = TextLane(question_id, checkpoint.decoder,
-                            checkpoint.decoder.new_lane(len(head) + 64),
-                            self._stream.timeline.answer(seen[1]), head, checkpoint.tokenizer,
-                            self._config.repetition_penalty,
-                            self._config.record_trace)
+            lane = open_lane(checkpoint, self._config, question_id, head,
+                             self._stream.timeline.answer(seen[1]))
             self._answers[question_id] = _Answer(lane, self._stream,
                                                  seen if self._scheme.serial else None)
             self._queue.popleft()
-            if self._config.record_trace:
-                self.records.append(lane.record)
+            self._keep(lane)
             self._emit(QuestionState(question_id, 'answering', ''))
 
     def _decode(self) -> bool:

@@ -88,7 +88,8 @@ class Stream:
             self.infos.pop()
             self.ends.pop()
             raise
-        self.placed.append(np.concatenate(placed[spoken:], axis=1))
+        if self.narration.record:
+            self.placed.append(np.concatenate(placed[spoken:], axis=1))
         if spoken:
             self.narration.looked(logits, self.ends[-1] - 1, placed[-1][:, -1:])
         return step

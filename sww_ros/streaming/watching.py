@@ -10,7 +10,8 @@ import time
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, Event, FramesDropped, Restarted, StepPerceived
-from sww_ros.streaming.generation import NarrationBudget, TextLane
+from sww_ros.streaming.generation import NarrationBudget
+from sww_ros.streaming.lanes import open_lane
 from sww_ros.streaming.overlap import BusyLog
 from sww_ros.streaming.perception import fit_size
 from sww_ros.streaming.positions import Scheme
@@ -106,11 +107,8 @@ class Watcher:
             len(prefix), granted=budget.schedule.granted, head_tokens=len(head),
             reserved_steps=0 if self._config.schedule == 'offline' else self.max_steps)
         lane = checkpoint.decoder.new_lane(len(prefix) + 256)
-        narration = TextLane(
-            NARRATION, checkpoint.decoder,
-            lane if self._scheme.serial else checkpoint.decoder.new_lane(len(head) + 64),
-            timeline.narration(), head, checkpoint.tokenizer, self._config.repetition_penalty,
-            self._config.record_trace)
+        narration = open_lane(checkpoint, self._config, NARRATION, head, timeline.narration(),
+                              lane if self._scheme.serial else None)
         stream = Stream(checkpoint.decoder, self._scheme, timeline, prefix,
                         checkpoint.encode(VIDEO_TAIL), lane, narration, budget)
         stream.prefill_prefix()
