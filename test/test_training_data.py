@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import pytest
 
+from sww_ros.shapes.render_clips import write_all
 from sww_ros.shapes.tokens import build_tokenizer
 from sww_ros.training.data.bag_captions import read_bag_captions
 from sww_ros.training.data.dataset import Dataset
@@ -23,7 +24,6 @@ from sww_ros.training.data.funqa import read_funqa
 from sww_ros.training.data.limits import Limits
 from sww_ros.training.data.pe_video import read_pe_video
 from sww_ros.training.data.picking import Timed, Times, pick
-from sww_ros.training.data.sample import write_all
 from sww_ros.training.data.samples import Report, Sample
 
 av = pytest.importorskip('av')

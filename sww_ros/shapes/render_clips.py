@@ -1,7 +1,7 @@
 """
 Renders the clips that the tests train on: the shapes world in the forms of PE-Video and FunQA.
 
-`python -m sww_ros.training.data.sample --out test/data/clips`
+`python -m sww_ros.shapes.render_clips --out test/data/clips`
 """
 
 from __future__ import annotations
