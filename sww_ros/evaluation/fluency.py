@@ -7,13 +7,14 @@ Fluency of texts, 1 to 5, as a language model judges it behind any OpenAI-compat
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 import json
 import os
 from pathlib import Path
 import re
+from statistics import fmean
 import sys
 import time
 from urllib.error import HTTPError
@@ -46,9 +47,14 @@ class Fluency:
 
     def summary(self) -> dict[str, float | int | None]:
         """The mean rating of the judged texts (None if there are none), and both counts."""
-        judged = [rating for rating in self.ratings if rating is not None]
-        return dict(fluency=sum(judged) / len(judged) if judged else None,
-                    judged=len(judged), unjudged=len(self.ratings) - len(judged))
+        return dict(fluency=mean_of_known(self.ratings), judged=self.judged,
+                    unjudged=len(self.ratings) - self.judged)
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None if there are none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 class Judge:

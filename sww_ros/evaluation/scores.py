@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 
 import numpy as np
 
-from sww_ros.evaluation.fluency import Judge
+from sww_ros.evaluation.fluency import Judge, mean_of_known
 from sww_ros.evaluation.metrics.bleu import bleu
 from sww_ros.evaluation.metrics.bleurt import Bleurt
 from sww_ros.evaluation.metrics.captions import score
@@ -59,10 +58,10 @@ def score_texts(hypotheses: Sequence[str], references: Sequence[str], *,
     if bleurt is not None:
         of_each['BLEURT'] = [100 * bleurt.mean([said], [[wanted]])
                              for said, wanted in progress(pairs)]
-        metrics['BLEURT'] = _mean(of_each['BLEURT'])
+        metrics['BLEURT'] = mean_of_known(of_each['BLEURT'])
     if judge is not None:
         of_each['fluency'] = [judge.rate(text) for text in progress(hypotheses)]
-        metrics['fluency'] = _mean(of_each['fluency'])
+        metrics['fluency'] = mean_of_known(of_each['fluency'])
     found = Scores(metrics, of_each, judged=sum(
         rating is not None for rating in of_each.get('fluency', [])))
     if resamples and len(pairs) >= MIN_CLIPS:
@@ -82,15 +81,9 @@ def _intervals(pairs: Sequence[tuple[str, str]], of_each: dict[str, list[float |
         figures = {'CIDEr': 100 * cider(hypotheses, references), 'BLEU-1': 100 * orders[0],
                    'BLEU-4': 100 * orders[3]}
         for name, values in of_each.items():
-            figures[name] = _mean([values[i] for i in chosen])
+            figures[name] = mean_of_known([values[i] for i in chosen])
         for name, figure in figures.items():
             if figure is not None:
                 drawn.setdefault(name, []).append(figure)
     return {name: tuple(np.percentile(figures, [2.5, 97.5]).tolist())
             for name, figures in drawn.items()}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of what there is."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None

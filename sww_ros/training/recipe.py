@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sww_ros.streaming.positions import SCHEMES
+from sww_ros.training.data.limits import PAPER
 
 SCHEDULES = ('wait_k', 'random_wait_k', 'offline')
 """A `live` session runs what was trained with `wait_k`."""
@@ -45,8 +46,8 @@ class Recipe:
     prompt: str = ''
     max_steps: int = 0
     max_pixels: int = 0
-    seconds: tuple[float, float] = (5.0, 30.0)
-    caption_rate: tuple[float, float] = (3.0, 5.0)
+    seconds: tuple[float, float] = PAPER.seconds
+    caption_rate: tuple[float, float] = PAPER.tokens_per_second
     keep_all: bool = False
     lora_rank: int = 0
     lora_alpha: float = 0.0
