@@ -32,7 +32,6 @@ from sww_ros.evaluation.run import MODES, Options, evaluate
 from sww_ros.evaluation.scores import MIN_CLIPS, score_texts
 from sww_ros.models.loading import builtin_path, load, take_apart
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.streaming.events import NARRATION, Restarted, StepPerceived, TextDelta
 from sww_ros.streaming.perception import fit_size
 from sww_ros.streaming.positions import SCHEMES, Video, VideoClock, turn_positions
 from sww_ros.streaming.prompt import ASSISTANT_HEAD, VIDEO_TAIL, prefix_parts
@@ -359,33 +358,6 @@ def test_real_shape_speaks_in_every_scheme():
 
 
 # Its parts.
-
-
-def delta(text: str, sentence: str = '', seen: int = 1, **other) -> TextDelta:
-    return TextDelta(**{**dict(
-        stream_id=NARRATION, seq=0, delta=text, sentence=sentence, final=False, finish_reason='',
-        step=seen - 1, steps_seen=seen, frames_seen=2 * seen, stamp_ns=0, started_ns=0,
-        emitted_ns=0, first_sight=False), **other})
-
-
-def step(index: int) -> StepPerceived:
-    return StepPerceived(index, 0, 2, 0, 0, 0, 0, 0, 0, 0)
-
-
-@pytest.mark.parametrize('parts, text', [
-    ([('A', '', 1), (' cat', '', 2), ('s', '', 3)], 'A cats'),
-    ([('One.', 'One.', 1), ('One.', 'One.', 2)], 'One. One.'),
-    ([('One.', 'One.', 1), (' Two.', 'Two.', 2)], 'One. Two.'),
-    ([('a red', '', 1), ('', 'a red', 1), ('The', '', 2)], 'a red The'),
-    ([('e.', 'e.', 1), ('g.', 'g.', 1)], 'e.g.'),
-    ([('"Go.', '"Go.', 1), ('"', '', 2)], '"Go."'),
-])
-def test_turns_do_not_run_into_each_other(parts, text: str):
-    heard = playing._Heard()
-    heard.take([Restarted('ended'), delta('', 'of the clip before', 9, final=True)])
-    for piece, sentence, seen in parts:
-        heard.take([step(seen - 1), delta(piece, sentence, seen)])
-    assert Played(3, heard.said).text == text
 
 
 def test_lateness_by_hand():

@@ -50,8 +50,7 @@ def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny, scheme, schedu
     seed = next(seed for seed in range(99) if Batcher(tokenizer)._clip(
         recipe, np.random.default_rng(seed))['lanes'][0][2] == steps)
     batch = Batcher(tokenizer).make(recipe, np.random.default_rng(seed))
-    config = SessionConfig(position_encoding=scheme, schedule=schedule, record_trace=True,
-                           max_steps=steps)
+    config = SessionConfig(position_encoding=scheme, schedule=schedule, record_trace=True)
     with Session.open(str(tiny), config) as session:
         for step in range(steps):
             session.feed(np.zeros((FRAME_SIZE, FRAME_SIZE, 3), np.uint8))

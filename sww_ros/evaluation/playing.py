@@ -181,7 +181,6 @@ class _Heard:
     def __init__(self) -> None:
         self.steps, self.last_ns = 0, 0
         self._parts: list[tuple[int, str]] = []
-        self._sentence_ended = False
 
     @property
     def said(self) -> tuple[Said, ...]:
@@ -212,19 +211,6 @@ class _Heard:
                 raise ClipError(f'the stream began anew ({event.reason})')
             if isinstance(event, StepPerceived):
                 self.steps = event.index + 1
-            # What is final belongs to the clip before: it is told once the next one begins.
-            elif isinstance(event, TextDelta) and event.stream_id == NARRATION and not event.final:
-                self._hear(event)
-
-    def _hear(self, event: TextDelta) -> None:
-        step, text = max(self.steps, event.steps_seen), event.delta
-        if text:
-            before, said = self._parts[-1] if self._parts else (step, ' ')
-            # Without a silence token each step may have a turn of its own. Two turns would run
-            # into each other: 'One.' 'One.' or, where the first one broke off, 'a red' 'The'.
-            if (self._sentence_ended and step > before and text[0].isalnum()
-                    and not said[-1].isspace()):
-                text = ' ' + text
-            self._parts.append((step, text))
-            self.last_ns = event.emitted_ns
-        self._sentence_ended = bool(event.sentence)
+            elif isinstance(event, TextDelta) and event.stream_id == NARRATION and event.delta:
+                self._parts.append((max(self.steps, event.steps_seen), event.delta))
+                self.last_ns = event.emitted_ns

@@ -96,6 +96,12 @@ def run_case(subject: Subject, seed: int) -> Outcome:
         max_answer_tokens=chance.randint(1, 12), max_pending_frames=64)
     steps, ends = chance.randint(1, 6), chance.random() < 0.5 or config.schedule == 'offline'
     with disturbed(subject.checkpoint, seed), Session(subject.checkpoint, config) as session:
+        if chance.random() < 0.3:
+            # A video before, of which all has to be said first; its answers go on beside.
+            for half in range(2):
+                session.feed(rng.integers(0, 256, (40, 48, 3), np.uint8), last=bool(half))
+            if chance.random() < 0.5:
+                session.ask('y')
         for step in range(steps):
             for half in range(2):
                 session.feed(rng.integers(0, 256, (40, 48, 3), np.uint8), stamp_ns=step,

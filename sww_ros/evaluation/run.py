@@ -86,7 +86,9 @@ class Options:
             schedule=mode, position_encoding=self.position_encoding,
             position_gap=self.position_gap, wait_k=self.wait_k, schedule_seed=self.schedule_seed,
             repetition_penalty=self.repetition_penalty, max_rest_tokens=self.max_rest_tokens,
-            max_steps=self.max_steps, threads=self.threads)
+            max_steps=self.max_steps, threads=self.threads,
+            # A clip has one text, and no rows beyond it were ever trained.
+            single_turn=True)
 
 
 def to_stderr(message: str) -> None:

@@ -70,8 +70,10 @@ SESSION_SETTINGS = (
     _session('position_gap', "Where the text's positions start in gipe; 0: as the checkpoint was "
              'trained.', high=1_000_000),
     _session('schedule', 'How much may be said, and when: as fast as both sides can, exactly '
-             'wait_k tokens behind the video, a random number of tokens a step (half of wait_k '
-             'to wait_k), or only once a video has ended.', choices=tuple(SCHEDULES)),
+             'wait_k tokens behind the video, or a random number of tokens a step (half of '
+             'wait_k to wait_k).',
+             # A camera has no end at which an offline narrator could begin to speak.
+             choices=tuple(name for name in SCHEDULES if name != 'offline')),
     _session('schedule_seed', 'Seed of the random schedule.', high=1_000_000),
     _session('overlap', 'How perception and generation share the hardware.', choices=OVERLAPS),
     _session('wait_k', 'Tokens of narration per step of video; 0: as the checkpoint was trained.',
@@ -82,8 +84,6 @@ SESSION_SETTINGS = (
              'it waits, it takes the place of the oldest, or it is refused.',
              choices=QUESTION_POLICIES),
     _session('max_answer_tokens', 'Longest answer [tokens].', low=1, high=4096),
-    _session('max_rest_tokens', 'Most tokens of narration once a video has ended [tokens].',
-             low=1, high=4096),
     _session('max_steps', 'Steps of video that are remembered; the stream begins anew when it is '
              'reached; 0: as the checkpoint allows.', high=100_000),
     _session('max_pending_frames', 'Frames that may wait for perception; the oldest are dropped.',

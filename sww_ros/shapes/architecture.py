@@ -19,6 +19,8 @@ from sww_ros.shapes.tokens import SILENCE, SYSTEM
 FRAME_SIZE = 84
 """Width and height of a frame in pixels: 3 x 3 merged visual tokens a step."""
 WAIT_K = 3
+MAX_STEPS = 48
+"""After so many steps a stream begins anew."""
 MEAN, STD = 0.5, 0.25
 
 
@@ -48,7 +50,7 @@ def build_config(tokenizer: Qwen2Tokenizer, hidden: int = 128, layers: int = 6,
     config.speak_while_watching = dict(
         position_encoding=position_encoding, schedule='offline' if offline else 'wait_k',
         wait_k=WAIT_K, seconds_per_step=1.0, silence_token=SILENCE, system=SYSTEM,
-        prompt=NARRATE, max_steps=48)
+        prompt=NARRATE, max_steps=MAX_STEPS)
     return config
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import Qwen2Tokenizer
 
-from sww_ros.shapes.architecture import FRAME_SIZE, MEAN, STD, WAIT_K
+from sww_ros.shapes.architecture import FRAME_SIZE, MAX_STEPS, MEAN, STD, WAIT_K
 from sww_ros.shapes.columns import lay_columns
 from sww_ros.shapes.grammar import COLORS, DIRECTIONS, KINDS, SHAPES
 from sww_ros.shapes.narration import NARRATE, facts_by_step, newest_frame_s
@@ -153,7 +153,8 @@ class Batcher:
             len(self._head), WAIT_K, max(len(clip['narration']) for clip in clips),
             seen.reshape(recipe.clips, recipe.questions),
             max((len(ids) for clip in clips for ids, _, _ in clip['lanes']), default=0),
-            tail_tokens=len(before), offline=recipe.offline, late_start=recipe.late_start)
+            tail_tokens=len(before), offline=recipe.offline, late_start=recipe.late_start,
+            max_steps=MAX_STEPS)
         ids = np.zeros((recipe.clips, columns.length), np.int64)
         labels = np.full_like(ids, IGNORE)
         ids[:, :len(prefix)] = prefix

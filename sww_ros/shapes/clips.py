@@ -96,7 +96,7 @@ def score_clips(model: str | Path, schedule: str, seeds: Iterable[int]) -> dict:
         config = SessionConfig(
             schedule=schedule, schedule_seed=seed % 1_000_000,
             wait_k=RANDOM_K if schedule == 'random_wait_k' else WAIT_K,
-            max_pending_frames=64, max_steps=STEPS, max_rest_tokens=80)
+            max_pending_frames=64, max_rest_tokens=80)
         if schedule == 'offline':
             _score_offline(checkpoint, config, clip, tally)
         else:

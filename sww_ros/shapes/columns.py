@@ -33,7 +33,8 @@ class Columns:
 
 def lay_columns(scheme: Scheme, prefix: int, video: tuple[int, int, int], head: int,
                 wait_k: int, narration: int, seen: np.ndarray, width: int, *,
-                tail_tokens: int = 0, offline: bool = False, late_start: int = 0) -> Columns:
+                tail_tokens: int = 0, offline: bool = False, late_start: int = 0,
+                max_steps: int = 0) -> Columns:
     """
     Lay out prefix, video, narration and question lanes.
 
@@ -46,12 +47,17 @@ def lay_columns(scheme: Scheme, prefix: int, video: tuple[int, int, int], head: 
     :param seen: steps that each question sees, (B, questions)
     :param width: columns of a question lane, without its tail
     :param late_start: steps of video (and their narration) that are not part of the clip
+    :param max_steps: the longest video, for which `offline` positions leave room while streaming
+    :raises ValueError: for a late start in a scheme whose steps have no place of their own
     """
+    if late_start and scheme.name in ('ospe', 'interleaved'):
+        raise ValueError(f'late_start {late_start} has no meaning with {scheme.name}, where each '
+                         'step sits after the one before: leave it out')
     steps, unit = video[0], video[1] * video[2]
     if offline:
         return _offline(scheme, prefix, video, head, narration, seen, width, tail_tokens)
     timeline = scheme.timeline(prefix, granted=lambda step: wait_k * step, head_tokens=head,
-                               reserved_steps=steps)
+                               reserved_steps=max(max_steps, steps))
     track = timeline.narration()
     frames, said, asked = [], [], {}
     for step in range(steps):

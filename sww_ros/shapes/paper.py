@@ -24,7 +24,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from sww_ros.shapes.clips import MAX_OBJECTS, QUESTIONS, STEPS, score_clips
+from sww_ros.shapes.clips import MAX_OBJECTS, QUESTIONS, RANDOM_K, STEPS, score_clips
 
 TRAINING_STEPS, CLIPS, HIDDEN, LAYERS = 400, 48, 128, 4
 FIRST_SCENE, SCENES = 1000, 100
@@ -85,17 +85,37 @@ def schedules(table: int, row: Row) -> tuple[str, ...]:
     return () if row.offline else ('wait_k', 'random_wait_k')
 
 
-def interval(values: Sequence[float]) -> dict:
-    """Mean and half the width of the 95 % interval (Student's t) of one figure over seeds."""
+def interval(values: Sequence[float | None]) -> dict:
+    """
+    Mean and half the width of the 95 % interval (Student's t) of one figure over seeds.
+
+    A seed without the figure, as nothing was said, counts as 0.
+    """
+    found = [value or 0.0 for value in values]
     half = None
-    if len(values) > 1:
-        half = _T975[len(values) - 1] * stdev(values) / math.sqrt(len(values))
-    return dict(mean=round(mean(values), 4), half=None if half is None else round(half, 4),
-                values=list(values))
+    if len(found) > 1:
+        half = round(_T975[len(found) - 1] * stdev(found) / math.sqrt(len(found)), 4)
+    return dict(mean=round(mean(found), 4), half=half, values=found)
+
+
+def settings() -> dict:
+    """What every run of an experiment has in common."""
+    return dict(training_steps=TRAINING_STEPS, clips_a_step=CLIPS, hidden=HIDDEN, layers=LAYERS,
+                video_steps=STEPS, wait_k=3)
 
 
 def run_one(folder: Path, row: Row, seed: int, wanted: tuple[str, ...], scenes: int) -> None:
-    """Train one row with one seed and score it, as far as that is not done yet."""
+    """
+    Train one row with one seed and score it, as far as that is not done yet.
+
+    :raises ValueError: for a folder of another experiment
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    noted, mine = folder / 'settings.json', dict(settings(), seed=seed, title=row.title)
+    if not noted.exists():
+        noted.write_text(json.dumps(mine) + '\n')
+    elif (theirs := json.loads(noted.read_text())) != mine:
+        raise ValueError(f'{folder} holds a run of other settings, {theirs}: give another --out')
     if not (folder / 'model.safetensors').exists():
         command = [sys.executable, '-m', 'sww_ros.shapes.train', '--out', str(folder), '--steps',
                    str(TRAINING_STEPS), '--clips', str(CLIPS), '--seed', str(seed), '--workers',
@@ -142,9 +162,8 @@ def collect(out: Path, table: int, seeds: int, scenes: int) -> dict:
                                      for metric in METRICS})
     return dict(
         table=table, settings=dict(
-            training_steps=TRAINING_STEPS, clips_a_step=CLIPS, hidden=HIDDEN, layers=LAYERS,
-            video_steps=STEPS, scenes=scenes, first_scene=FIRST_SCENE, questions=QUESTIONS,
-            max_objects=MAX_OBJECTS, wait_k=3), rows=rows)
+            settings(), scenes=scenes, first_scene=FIRST_SCENE, questions=QUESTIONS,
+            max_objects=MAX_OBJECTS, random_wait_k=RANDOM_K), rows=rows)
 
 
 def show(result: dict) -> Table:
@@ -175,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--table', type=int, choices=(1, 2), default=1)
     parser.add_argument('--out', type=Path, default=Path('paper-runs'),
                         help='folder of checkpoints and scores (default: %(default)s)')
-    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--seeds', type=int, default=3, choices=range(1, len(_T975) + 2))
     parser.add_argument('--workers', type=int, default=2, help='runs at a time, one core each')
     parser.add_argument('--scenes', type=int, default=SCENES)
     parser.add_argument('--json', type=Path, help='file for the figures')

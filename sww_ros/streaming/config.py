@@ -21,7 +21,8 @@ class SessionConfig:
     at once, and up to `max_queued` wait (policy queue); `max_steps` bounds the memory: the
     stream begins anew when it is reached. `max_pending_frames` bounds the frames that wait for
     perception, the oldest are dropped. `position_gap` is where GIPE's text starts; once a video
-    has ended, narration may go on for `max_rest_tokens`.
+    has ended, narration may go on for `max_rest_tokens`. With `single_turn` narration is over with
+    its first turn; otherwise a checkpoint that ends its turn opens another with the next step.
     """
 
     prompt: str = ''
@@ -36,6 +37,7 @@ class SessionConfig:
     question_policy: str = 'queue'
     max_answer_tokens: int = 128
     max_rest_tokens: int = 128
+    single_turn: bool = False
     max_steps: int = 0
     max_pending_frames: int = 8
     frame_width: int = 0

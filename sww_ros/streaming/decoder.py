@@ -88,7 +88,7 @@ class Decoder:
 
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """Return the embeddings of token ids, (n, hidden)."""
-        return self._embedding[torch.as_tensor(ids, device=self.device)]
+        return self._embedding[torch.as_tensor(ids, dtype=torch.long, device=self.device)]
 
     @torch.inference_mode()
     def step(self, chunks: Sequence[Chunk]) -> list[torch.Tensor | None]:

@@ -62,7 +62,13 @@ class TextLane:
 
     def __init__(self, stream_id: str, decoder: Decoder, cache: Lane, track: Track,
                  head: Sequence[int], tokenizer, repetition_penalty: float = 1.0,
-                 record: bool = False) -> None:
+                 before: Sequence[int] = (), record: bool = False) -> None:
+        """
+        Begin with `head`.
+
+        :param repetition_penalty: as transformers has it, on what was spoken, `head` and `before`
+        :param before: tokens that stand before the head, unseen by this lane's cache
+        """
         self.stream_id = stream_id
         self.text = TextAssembler(tokenizer)
         self.record = LaneRecord(stream_id) if record else None
@@ -72,7 +78,7 @@ class TextLane:
         self._decoder, self._cache, self._track = decoder, cache, track
         self._pending, self._owner, self._next_owner = list(head), 1, 1
         self._penalty = repetition_penalty
-        self._used: set[int] = set()
+        self._used = {*before, *head}
 
     def replace(self, tokens: Sequence[int]) -> None:
         """Feed these tokens next, in place of the one the model chose."""
@@ -144,9 +150,10 @@ class NarrationBudget:
 
     def perceived(self, steps: int, ended: bool = False) -> None:
         """Grant what is due now that `steps` steps are perceived."""
+        self.steps = steps
         if self.ended:
             return
-        self.steps, self._granted = steps, self.schedule.granted(steps)
+        self._granted = self.schedule.granted(steps)
         if self._cap is not None:
             self.index = max(self.index, self._granted - self._cap)
         if ended:
@@ -176,5 +183,17 @@ class NarrationBudget:
         self.index += 1
 
     def rest(self) -> None:
-        """Give up what is left: nothing more is said until the next step."""
-        self.index = max(self.index, self._granted)
+        """
+        Give up what is left of the step whose token was the last one spoken.
+
+        That is all that is granted in the live schedule, and once the video's last step is
+        spoken about; with wait-K steps that perception has got ahead are still to come.
+        """
+        step = self.schedule.step_of(self.index - 1)
+        is_last = self.ended and step >= self.steps
+        everything = self._cap is not None or is_last
+        self.index = max(self.index, self._granted if everything else self.schedule.granted(step))
+
+    def close(self) -> None:
+        """Grant nothing any more."""
+        self.ended, self._granted = True, self.index

@@ -10,14 +10,15 @@ from sww_ros.streaming.positions import Track
 
 
 def open_lane(checkpoint: Checkpoint, config: SessionConfig, stream_id: str, head: list[int],
-              track: Track, cache: Lane | None = None) -> TextLane:
+              track: Track, before: list[int], cache: Lane | None = None) -> TextLane:
     """
     Return a speaker that begins with `head`, placed on `track`.
 
+    :param before: the prefix, which the repetition penalty counts as used
     :param cache: the lane it writes to; one of its own if not given
     """
     decoder = checkpoint.decoder
     if cache is None:
         cache = decoder.new_lane(len(head) + 64)
     return TextLane(stream_id, decoder, cache, track, head, checkpoint.tokenizer,
-                    config.repetition_penalty, config.record_trace)
+                    config.repetition_penalty, before, config.record_trace)

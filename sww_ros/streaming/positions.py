@@ -5,9 +5,9 @@ Source: "Speak While Watching", arXiv 2601.06843, section 3; Qwen2.5-VL's rule f
 All positions are int64 arrays of shape (3, n).
 
 A `Timeline` lays out one stream as it goes on, however long: `step` after step, `tail` if the
-video ends; `narration` and `answer` give the tracks on which text is placed. What stands before
-the video, earlier videos among it, is laid out by `turn_positions`, the same in every scheme. A
-new scheme is one class here and one entry in `Scheme.timeline`.
+video ends; `narration` and `answer` give the tracks on which text is placed. A turn with whole
+videos in it is laid out by `turn_positions`, as the stock model does. A new scheme is one class
+here and one entry in `Scheme.timeline`.
 """
 
 from __future__ import annotations
@@ -159,23 +159,26 @@ class _Stock(_VisualGroup):
     def __init__(self, first: int, clock: VideoClock, reserved: int) -> None:
         super().__init__(first, clock, 0)
         self._reserved, self._side = reserved, 1
+        self._ends: list[int] = []
 
     def step(self, height: int, width: int, frame: int | None = None) -> np.ndarray:
         self._side = max(self._side, height, width)
-        return super().step(height, width, frame)
+        placed = super().step(height, width, frame)
+        self._ends.append(self._end)
+        return placed
 
-    def _text(self, _owner: int) -> int:
+    def _after(self, steps: int) -> int:
         if not self._reserved:
-            return self._end + TAIL_TOKENS
+            return self._ends[steps - 1] + TAIL_TOKENS
         last = int(self._clock.tau(max(self._reserved, self._steps) - 1))
         return self._first + max(last, self._side - 1) + 1 + TAIL_TOKENS
 
     def narration(self) -> Track:
         # Known once there is a step to see, so it is asked for with the first token only.
-        return Track(0, self._text)
+        return Track(0, lambda _: self._after(len(self._ends)))
 
     def answer(self, steps: int) -> Track:
-        return Track(0, self._text)
+        return Track(self._after(steps))
 
 
 class _Overlapped:

@@ -8,6 +8,7 @@ before the step is spoken about: OSPE reserves its positions by it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 import threading
 from typing import Protocol
 
@@ -73,10 +74,9 @@ class RandomWaitK:
         return self._totals[steps]
 
     def step_of(self, index: int) -> int:
-        step = 1
-        while self.granted(step) <= index:
-            step += 1
-        return step
+        while self._totals[-1] <= index:
+            self.granted(len(self._totals))
+        return bisect_right(self._totals, index)
 
     def sees(self, index: int, perceived: int) -> int:
         return min(self.step_of(index), perceived)

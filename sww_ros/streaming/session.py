@@ -63,7 +63,8 @@ class Session:
         decoding = BusyLog()
         self._perceiving, self._generating = Turns(), Turns()
         self._failures = 0
-        self._watcher = Watcher(checkpoint, config, scheme, self._emit, decoding)
+        self._watcher = Watcher(checkpoint, config, scheme, self._emit, decoding,
+                                lambda stream: self._speaker.spoken(stream))
         self._speaker = Speaker(
             checkpoint, config, scheme, lambda: self._watcher.stream,
             lambda: self._watcher.restarting, self._emit, decoding)
@@ -116,10 +117,14 @@ class Session:
         if (self.config.schedule == 'offline') != (trained.schedule == 'offline'):
             found.append(f'schedule {self.config.schedule!r} but was trained with '
                          f'{trained.schedule!r}')
+        streams = self.scheme.name == 'offline' and self.config.schedule != 'offline'
+        if streams and self._watcher.max_steps != trained.max_steps:
+            found.append(f'max_steps {self._watcher.max_steps}, after which offline positions '
+                         f'begin their text, but was trained with {trained.max_steps}')
         if not found:
             return ''
         return (f'{self._checkpoint.name!r} runs with {" and with ".join(found)}: expect worse '
-                'text, or leave the setting out')
+                'text, or set what it was trained with')
 
     @property
     def decode_steps(self) -> int:
@@ -139,6 +144,8 @@ class Session:
         """
         check_frame(frame)
         if self._speaker.paused:
+            if last:
+                self._watcher.frames.cut()
             self._emit(FramesDropped('paused', 1))
             return
         now = time.monotonic_ns()
@@ -270,7 +277,11 @@ class Session:
         return worked
 
     def _generate(self) -> bool:
-        return self._work(self._generating, self._speaker.work)
+        waited = self._watcher.waiting
+        worked = self._work(self._generating, self._speaker.work)
+        if waited and not self._watcher.waiting:
+            self._executor.wake()
+        return worked
 
     def _work(self, turns: Turns, work: Callable[[], bool]) -> bool:
         """Do one piece of work; an error is told, and all that was live is given up."""

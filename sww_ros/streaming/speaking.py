@@ -150,8 +150,9 @@ class Speaker:
         if stream is self._stream:
             return
         old, self._stream = self._stream, stream
-        self._tell(NARRATION, '', old.narration.text.flush(), self._moment_of(old),
-                   final=True, reason='reset')
+        if not old.spoken:
+            self._tell(NARRATION, '', old.narration.text.flush(), self._moment_of(old),
+                       final=True, reason='reset')
         self.records = []
         self._keep(stream.narration)
 
@@ -191,7 +192,7 @@ class Speaker:
             head = checkpoint.encode(*question_parts(question))
             seen = self._stream.visible()
             lane = open_lane(checkpoint, self._config, question_id, head,
-                             self._stream.timeline.answer(seen[1]))
+                             self._stream.timeline.answer(seen[1]), self._stream.prefix)
             self._answers[question_id] = _Answer(lane, self._stream,
                                                  seen if self._scheme.serial else None)
             self._queue.popleft()
@@ -256,24 +257,35 @@ class Speaker:
 
     def _narrate(self, lane: TextLane, token: int, moment: _Moment) -> None:
         budget = moment.stream.budget
-        resting = budget.in_rest
+        resting, reason = budget.in_rest, 'length'
         budget.spend()
+        delta = sentence = ''
         if token == self._silence:
             if resting:
                 budget.rest()
-            return
-        if token in self._checkpoint.vocabulary.stop:
+                reason = 'stop'
+        elif token in self._checkpoint.vocabulary.stop:
             # A checkpoint without a silence token ends its turn: the next step opens a new one.
-            if not budget.ended:
-                lane.replace(self._next_turn)
-            budget.rest()
-            sentence = lane.text.flush()
-            if sentence:
-                self._tell(NARRATION, '', sentence, moment)
-            return
-        delta, sentence = lane.text.add(token)
-        if delta:
+            lane.replace(self._next_turn)
+            budget.close() if self._config.single_turn else budget.rest()
+            sentence, reason = lane.text.flush(), 'stop'
+        else:
+            delta, sentence = lane.text.add(token)
+        final = budget.ended and budget.left <= 0
+        if final:
+            self._finish(moment, delta, sentence or lane.text.flush(), reason)
+        elif delta or sentence:
             self._tell(NARRATION, delta, sentence, moment)
+
+    def _finish(self, moment: _Moment, delta: str, sentence: str, reason: str) -> None:
+        """End the narration of a stream: all is said of its video, or no more may be."""
+        moment.stream.spoken = True
+        self._tell(NARRATION, delta, sentence, moment, final=True, reason=reason)
+
+    def spoken(self, stream: Stream) -> bool:
+        """Whether nothing will be said of a stream any more; from any thread."""
+        return (not self._config.narrate or self.paused or stream is self._halted
+                or stream.spoken)
 
     def _answer(self, lane: TextLane, token: int, moment: _Moment) -> None:
         reason = ''

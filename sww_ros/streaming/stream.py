@@ -30,7 +30,7 @@ class Stream:
 
     `infos` and `ends`, the rows of the lane up to each step's last, grow before the lane's length
     is published, so that every visible step has its info. `tail` follows the last step of a
-    video that ends, and is published with it.
+    video that ends, and is published with it; `spoken` says that no more is said of it.
     """
 
     decoder: Decoder
@@ -44,6 +44,7 @@ class Stream:
     infos: list[StepInfo] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     ended: bool = False
+    spoken: bool = False
     placed: list[np.ndarray] = field(default_factory=list)
     grid: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (0, 0)
@@ -87,6 +88,7 @@ class Stream:
         except BaseException:
             self.infos.pop()
             self.ends.pop()
+            self.ended = False
             raise
         if self.narration.record:
             self.placed.append(np.concatenate(placed[spoken:], axis=1))
@@ -125,6 +127,7 @@ class FrameQueue:
     def __init__(self, per_step: int, limit: int) -> None:
         self._per_step, self._limit = per_step, max(limit, per_step)
         self._frames: list[Frame] = []
+        self._cut = False
         self._lock = threading.Lock()
 
     def put(self, frame: Frame) -> int:
@@ -133,6 +136,7 @@ class FrameQueue:
             dropped = 0
             if len(self._frames) >= self._limit:
                 dropped = self._per_step
+                self._cut |= self._frames[dropped - 1].last
                 del self._frames[:dropped]
             self._frames.append(frame)
             if frame.last:
@@ -140,13 +144,23 @@ class FrameQueue:
                 self._frames += [frame] * (-len(self._frames) % self._per_step)
             return dropped
 
-    def take(self) -> list[Frame] | None:
-        """Take the frames of the next step, or None while they are not all there."""
+    def cut(self) -> None:
+        """Note that what comes next is another video; the end of this one is not here."""
+        with self._lock:
+            self._cut = True
+
+    def take(self) -> tuple[list[Frame], bool] | None:
+        """
+        Take the frames of the next step, or None while they are not all there.
+
+        With them comes whether they begin another video, as the end of the last one was dropped.
+        """
         with self._lock:
             if len(self._frames) < self._per_step:
                 return None
             taken, self._frames = (self._frames[:self._per_step], self._frames[self._per_step:])
-            return taken
+            another, self._cut = self._cut, False
+            return taken, another
 
     def clear(self) -> int:
         """Throw all frames away; return how many they were."""

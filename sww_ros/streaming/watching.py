@@ -38,9 +38,15 @@ class Watcher:
     """
 
     def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: Scheme,
-                 emit: Callable[[Event], None], decoding: BusyLog) -> None:
+                 emit: Callable[[Event], None], decoding: BusyLog,
+                 spoken: Callable[[Stream], bool]) -> None:
+        """
+        Begin the first stream.
+
+        :param spoken: whether nothing is left to say of a stream whose video has ended
+        """
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
-        self._emit, self._decoding = emit, decoding
+        self._emit, self._decoding, self._spoken = emit, decoding, spoken
         self._prompt = config.prompt or checkpoint.defaults.prompt
         self.wait_k = config.wait_k or checkpoint.defaults.wait_k
         self.max_steps = config.max_steps or checkpoint.defaults.max_steps
@@ -68,6 +74,11 @@ class Watcher:
         return self._requested is not None
 
     @property
+    def waiting(self) -> bool:
+        """Whether the next video is there, and something is left to say of the last one."""
+        return self.frames.complete and self.stream.ended and not self._spoken(self.stream)
+
+    @property
     def idle(self) -> bool:
         """Whether there is nothing to perceive; to be asked between two pieces of work."""
         return not self.restarting and not self.frames.complete
@@ -76,14 +87,17 @@ class Watcher:
         """Perceive one step, if its frames are there."""
         with self._lock:
             request = self._requested
-            frames = None if request else self.frames.take()
+            taken = None if request or self.waiting else self.frames.take()
         if request:
             self._switch(request)
             return True
-        if frames is None:
+        if taken is None:
             return False
-        if self.stream.ended or len(self.stream.infos) >= self.max_steps:
-            self._switch(_Request('ended' if self.stream.ended else 'capacity'))
+        frames, another = taken
+        if self.stream.ended or (another and self.stream.infos):
+            self._switch(_Request('ended'))
+        elif len(self.stream.infos) >= self.max_steps:
+            self._switch(_Request('capacity'))
         self._perceive(frames)
         return True
 
@@ -108,7 +122,7 @@ class Watcher:
             reserved_steps=0 if self._config.schedule == 'offline' else self.max_steps)
         lane = checkpoint.decoder.new_lane(len(prefix) + 256)
         narration = open_lane(checkpoint, self._config, NARRATION, head, timeline.narration(),
-                              lane if self._scheme.serial else None)
+                              prefix, lane if self._scheme.serial else None)
         stream = Stream(checkpoint.decoder, self._scheme, timeline, prefix,
                         checkpoint.encode(VIDEO_TAIL), lane, narration, budget)
         stream.prefill_prefix()
@@ -132,8 +146,10 @@ class Watcher:
             embeds = perception.embed(patches, *stream.size)
             seen = time.monotonic_ns()
             before = stream.infos[-1].frames_total if stream.infos else 0
-            step = stream.prefill_step(
-                embeds, StepInfo(frames[-1].stamp_ns, before + len(frames)), frames[-1].last)
+            # A frame that stands for missing ones counts once.
+            count = len({id(frame) for frame in frames})
+            step = stream.prefill_step(embeds, StepInfo(frames[-1].stamp_ns, before + count),
+                                       frames[-1].last or self._full(stream))
         except Exception:
             self._drop('bad', len(frames))
             raise
@@ -141,10 +157,15 @@ class Watcher:
         if self._config.record_trace:
             stream.patches.append(patches)
         self._emit(StepPerceived(
-            index=step, stamp_ns=frames[-1].stamp_ns, frames=len(frames),
+            index=step, stamp_ns=frames[-1].stamp_ns, frames=count,
             received_ns=frames[-1].received_ns, fed_ns=frames[-1].fed_ns, started_ns=started,
             preprocessed_ns=preprocessed, vision_ns=seen, perceived_ns=done,
             overlap_ns=self._decoding.covered_ns(started, done)))
+
+    def _full(self, stream: Stream) -> bool:
+        """Whether a stream that is only spoken of at its end has to end with this step."""
+        return (self._config.schedule == 'offline'
+                and len(stream.infos) + 1 >= self.max_steps)
 
     def _choose_size(self, stream: Stream, frame: Frame) -> None:
         """Fix the size of all frames of a stream: as configured, or fitted to the first one."""
