@@ -41,10 +41,11 @@ class Trainee:
                 if weight.requires_grad}
 
 
-def load_trainee(recipe: Recipe) -> Trainee:
+def load_trainee(recipe: Recipe, saving: bool = False) -> Trainee:
     """
     Load a checkpoint in fp32 and prepare it for the recipe.
 
+    :param saving: under LoRA, a checkpoint of bf16 stays so; its adapters are fp32 all the same
     :raises CheckpointError: in words, for anything that cannot be streamed, hence not trained
     """
     # The engine's own loader checks the checkpoint; its weights are let go at once.
@@ -52,13 +53,17 @@ def load_trainee(recipe: Recipe) -> Trainee:
     source = str(builtin_path() if recipe.model == BUILTIN else Path(recipe.model).expanduser())
     if not Path(source).exists():
         source = recipe.model
+    saved = about.decoder.dtype
+    # Not so fp16: activations take the type of what is frozen, and may be too large for that one.
+    frozen = saving and recipe.lora_rank and saved == torch.bfloat16
     try:
         net = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, attn_implementation='sdpa',
-            local_files_only=not recipe.allow_download, trust_remote_code=False)
+            source, dtype=saved if frozen else torch.float32, use_safetensors=True,
+            attn_implementation='sdpa', local_files_only=not recipe.allow_download,
+            trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f'cannot load checkpoint {recipe.model!r}: {error}') from error
-    return prepare(net, about, recipe, source, about.decoder.dtype)
+    return prepare(net, about, recipe, source, saved)
 
 
 def prepare(net: Qwen2_5_VLForConditionalGeneration, about: Checkpoint, recipe: Recipe,
