@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 import numpy as np
 from peft import PeftModel
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 import torch
 from training_kit import DATA, Bench, noise
@@ -26,7 +28,7 @@ from sww_ros.training.__main__ import main
 from sww_ros.training.batches import pad
 from sww_ros.training.clips import ClipMaker
 from sww_ros.training.data.samples import Report, Sample
-from sww_ros.training.export import ADAPTER
+from sww_ros.training.export import ADAPTER, export
 from sww_ros.training.options import parse
 from sww_ros.training.progress import LOG
 from sww_ros.training.reading import guess_form, read_samples
@@ -88,9 +90,12 @@ def test_training_lowers_the_loss(tmp_path, data, changes):
     assert [line['update'] for line in log(wanted.out)] == list(range(1, 11))
 
 
-def test_what_was_trained_opens_and_says_how(tmp_path):
+def test_what_was_trained_opens_and_says_how(tmp_path, capsys):
     train(recipe(tmp_path, steps=1, position_encoding='gipe', position_gap=700, fps=1.0,
                  schedule='random_wait_k', wait_k=4, max_pixels=56 * 56))
+    said = capsys.readouterr().out
+    assert 'positions    gipe, gap 700 (was gdpe in the checkpoint)\n' in said
+    assert '1 frames a second (was wait_k, K = 3, 2 frames a second in the checkpoint)' in said
     entry = json.loads((tmp_path / 'config.json').read_text())['speak_while_watching']
     assert entry == dict(position_encoding='gipe', position_gap=700, schedule='random_wait_k',
                          wait_k=4, seconds_per_step=2.0, system='Speak while watching.',
@@ -160,6 +165,43 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch,
     assert largest_difference(whole.out, cut.out) < 1e-6
     with pytest.raises(ValueError, match='holds a checkpoint'):
         train(cut)
+
+
+def test_an_interrupted_training_keeps_its_last_update(tmp_path, monkeypatch, capsys):
+    """And goes on wherever its annotations are read from, but not with others."""
+    out, honest = tmp_path / 'out', Trainer._update
+
+    def interrupted(self, update, clips):
+        signal.raise_signal(signal.SIGINT)
+        honest(self, update, clips)
+
+    def again(data: Path) -> int:
+        return main(['--model', 'builtin', '--data', str(data), '--video-root', str(DATA),
+                     '--out', str(out), '--steps', '2', '--batch', '1'])
+
+    monkeypatch.setattr(Trainer, '_update', interrupted)
+    assert again(PE_VIDEO) == 130
+    assert 'state-00000001 is kept: the same command goes on' in capsys.readouterr().err
+    monkeypatch.setattr(Trainer, '_update', honest)
+    changed = tmp_path / 'pe_video.jsonl'
+    changed.write_text('\n'.join(PE_VIDEO.read_text().splitlines()[::-1]))
+    assert again(changed) == 2
+    assert 'holds a training on other samples' in capsys.readouterr().err
+    monkeypatch.chdir(DATA)
+    assert again(Path(PE_VIDEO.name)) == 0
+    assert [line['update'] for line in log(out)] == [1, 2]
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise SafetensorError('No space left on device')
+
+    monkeypatch.setattr('sww_ros.training.state.save_file', full)
+    assert main(['--model', 'builtin', '--data', str(PE_VIDEO), '--out', str(tmp_path), '--steps',
+                 '2', '--batch', '1', '--save-every', '1']) == 2
+    said = capsys.readouterr().err
+    assert 'cannot write the state' in said and 'No space left' in said and 'kept' in said
+    assert not list(tmp_path.glob('state-*'))
 
 
 def test_an_update_does_not_depend_on_how_it_is_cut(tmp_path):
@@ -278,6 +320,7 @@ def test_the_defaults_are_the_papers():
     (['--form', 'funqa'], 'no usable sample'),
     (['--max-pixels', '10'], 'max_pixels must be at least 784'),
     (['--out', __file__], 'is a file'),
+    (['--out', f'{__file__}/out'], 'out: Not a directory'),
 ])
 def test_what_cannot_be_used_is_said_in_words(tmp_path, capsys, options, said):
     if options == ['--attention', 'flex'] and torch.cuda.is_available():
@@ -295,14 +338,47 @@ def test_unknown_choices_are_refused_by_the_command_line(options):
         parse(['--model', 'm', '--data', 'd', '--out', 'o', *options])
 
 
+TINY = dict(text=dict(hidden_size=48, intermediate_size=64, num_hidden_layers=1,
+                      num_attention_heads=4, num_key_value_heads=2,
+                      rope_parameters=dict(rope_type='default', rope_theta=1e4,
+                                           mrope_section=[2, 2, 2])),
+            vision=dict(depth=1, hidden_size=32, intermediate_size=48, num_heads=2,
+                        window_size=56, fullatt_block_indexes=[0], tokens_per_second=2))
+
+
+def test_adapters_on_a_base_kept_in_bf16_train_and_merge(tmp_path):
+    """As on a GPU: what is frozen stays bf16, and merging rounds as it does from fp32."""
+    save_random(tmp_path / 'base', TINY, 0)
+    wanted = recipe(tmp_path, FUNQA, model=str(tmp_path / 'base'), lora_rank=4)
+    trainee = load_trainee(wanted, saving=True)
+    assert {weight.dtype for weight in trainee.trained.values()} == {torch.float32}
+    assert {weight.dtype for weight in trainee.net.parameters()
+            if not weight.requires_grad} == {torch.bfloat16}
+    settings = Settings.of(trainee.about, wanted)
+    maker = ClipMaker(trainee.about, trainee.stock.model.visual, wanted, settings)
+    batch = pad([maker.make(Sample(Path('none'), 'What?', 'A thing.'), noise(2, 56, 56))])
+    teacher, losses = Teacher(trainee, 'sdpa'), []
+    optimizer = torch.optim.AdamW(trainee.trained.values(), lr=1e-2)
+    for _ in range(8):
+        with torch.autocast('cpu', torch.bfloat16):
+            cost = teacher(batch)
+        cost.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(cost.item())
+    assert losses[-1] < 0.8 * losses[0]
+    plain = load_trainee(wanted)
+    with torch.no_grad():
+        for name, weight in plain.trained.items():
+            weight.copy_(trainee.trained[name])
+    for name, one in (('saving', trainee), ('plain', plain)):
+        export(one, settings, tmp_path / name)
+    assert largest_difference(tmp_path / 'saving', tmp_path / 'plain') == 0
+    assert largest_difference(tmp_path / 'saving', tmp_path / 'base') > 0
+
+
 def test_a_checkpoint_in_bf16_is_written_in_bf16(tmp_path):
-    shape = dict(text=dict(hidden_size=48, intermediate_size=64, num_hidden_layers=1,
-                           num_attention_heads=4, num_key_value_heads=2,
-                           rope_parameters=dict(rope_type='default', rope_theta=1e4,
-                                                mrope_section=[2, 2, 2])),
-                 vision=dict(depth=1, hidden_size=32, intermediate_size=48, num_heads=2,
-                             window_size=56, fullatt_block_indexes=[0], tokens_per_second=2))
-    save_random(tmp_path / 'base', shape, 0)
+    save_random(tmp_path / 'base', TINY, 0)
     out = tmp_path / 'out'
     train(recipe(out, FUNQA, model=str(tmp_path / 'base'), steps=1, batch=1,
                  gradient_checkpointing=True, tensorboard=True))

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from sww_ros.training.options import parse
+from sww_ros.training.recipe import Recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train; return 2 for what cannot be used, said in words."""
+    """Train; return 2 for what cannot be used or written, said in words."""
     try:
         recipe = parse(arguments)
+    except ValueError as error:
+        _tell(f'error: {error}')
+        return 2
+    try:
         # Heavy imports only once the command line is known to make sense.
         from sww_ros.training.run import train
         train(recipe)
+    except OSError as error:
+        told = f'{error.filename}: {error.strerror}' if error.filename else error
+        _tell(f'error: {told}; {_kept(recipe)}')
+        return 2
     except ValueError as error:
-        print(f'error: {error}', file=sys.stderr)
+        _tell(f'error: {error}')
         return 2
     except KeyboardInterrupt:
-        print('\nstopped; the same command goes on from the last state', file=sys.stderr)
+        if os.environ.get('RANK', '0') == '0':
+            _tell(f'\nstopped; {_kept(recipe)}')
         return 130
     return 0
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _kept(recipe: Recipe) -> str:
+    """In words, what the same command would go on with."""
+    from sww_ros.training.state import latest
+    state = latest(recipe.out)
+    if state is None:
+        return 'no state of the training is kept'
+    again = 'the same command' if recipe.resume else 'the same command without --no-resume'
+    return f'{state} is kept: {again} goes on from there'
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ SCHEDULES = ('wait_k', 'random_wait_k', 'offline')
 """A `live` session runs what was trained with `wait_k`."""
 ATTENTIONS = ('auto', 'sdpa', 'flex')
 FORMS = ('', 'pe_video', 'funqa', 'bag')
-_ELSEWHERE = ('out', 'micro_batch', 'gradient_checkpointing', 'pack',
+_ELSEWHERE = ('data', 'out', 'micro_batch', 'gradient_checkpointing', 'pack',
               'max_rows', 'resume', 'save_every', 'log_every', 'attention', 'tensorboard',
               'readers', 'allow_download', 'video_root', 'form')
 """Settings that a resumed training may change: they do not say what is learnt from which data."""
@@ -110,14 +110,23 @@ class Recipe:
         return self.lora_alpha or 2.0 * self.lora_rank
 
     def identity(self) -> dict:
-        """What a resumed training must share with the one that was stopped, as plain data."""
+        """Settings that a resumed training must share with the one that was stopped."""
         plain = {name: value for name, value in asdict(self).items() if name not in _ELSEWHERE}
-        return plain | dict(data=[str(path) for path in self.data], seconds=list(self.seconds),
-                            caption_rate=list(self.caption_rate))
+        folder = Path(self.model).expanduser()
+        return plain | dict(model=str(folder.resolve()) if folder.exists() else self.model,
+                            seconds=list(self.seconds), caption_rate=list(self.caption_rate))
 
-    def lines(self) -> list[str]:
-        """The recipe in words, for the screen."""
-        gap = f', gap {self.position_gap}' if self.position_encoding == 'gipe' else ''
+    def lines(self, own: dict[str, str] | None = None) -> list[str]:
+        """
+        Return the recipe in words, for the screen.
+
+        :param own: `streaming_words` of the checkpoint, if it was trained to stream
+        """
+        words = streaming_words(self.position_encoding, self.position_gap, self.schedule,
+                                self.wait_k, self.fps)
+        for name, was in (own or {}).items():
+            if was != words[name]:
+                words[name] += f' (was {was} in the checkpoint)'
         how = (f'LoRA rank {self.lora_rank}, alpha {self.alpha:g}, dropout {self.lora_dropout:g}'
                if self.lora_rank else 'merger and language model whole')
         length = f'{self.steps} updates' if self.steps else f'{self.epochs:g} epochs'
@@ -125,9 +134,17 @@ class Recipe:
                 else f'{self.micro_batch} a forward pass')
         return [f'model        {self.model}',
                 f'data         {", ".join(str(path) for path in self.data)}',
-                f'positions    {self.position_encoding}{gap}',
-                f'schedule     {self.schedule}, K = {self.wait_k}, {self.fps:g} frames a second',
+                f'positions    {words["positions"]}',
+                f'schedule     {words["schedule"]}',
                 f'trained      {how}; vision tower frozen',
                 f'length       {length} of {self.batch} clips, {rows}',
                 f'optimizer    AdamW, learning rate {self.learning_rate:g} cosine, warm-up '
                 f'{self.warmup:g}, gradients clipped at {self.clip:g}, seed {self.seed}']
+
+
+def streaming_words(position_encoding: str, position_gap: int, schedule: str, wait_k: int,
+                    fps: float) -> dict[str, str]:
+    """Return what a recipe's `positions` and `schedule` are called on the screen."""
+    gap = f', gap {position_gap}' if position_encoding == 'gipe' else ''
+    return dict(positions=f'{position_encoding}{gap}',
+                schedule=f'{schedule}, K = {wait_k}, {fps:g} frames a second')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from safetensors import SafetensorError
 import torch
 
 from sww_ros.training.attention import choose
@@ -13,7 +14,7 @@ from sww_ros.training.export import export
 from sww_ros.training.progress import LOG
 from sww_ros.training.reading import read_samples
 from sww_ros.training.recipe import Recipe
-from sww_ros.training.settings import Settings
+from sww_ros.training.settings import Settings, own_words
 from sww_ros.training.state import clear_all, latest
 from sww_ros.training.trainee import load_trainee
 from sww_ros.training.trainer import Trainer
@@ -24,6 +25,7 @@ def train(recipe: Recipe) -> None:
     Train as a recipe says, and write a checkpoint that `Session.open` loads to `recipe.out`.
 
     :raises ValueError: in words, for a setting, checkpoint or data that cannot be used
+    :raises OSError: for what cannot be written
     """
     accelerator = _accelerator(recipe)
     attention = choose(recipe.attention, accelerator.device)
@@ -34,9 +36,12 @@ def train(recipe: Recipe) -> None:
         if accelerator.is_main_process:
             print(*lines, sep='\n', flush=True)
 
-    tell(*recipe.lines(), f'attention    {attention} on {accelerator.num_processes} x '
-         f'{accelerator.device.type}, {accelerator.mixed_precision.replace("no", "fp32")}')
-    trainee = load_trainee(recipe)
+    # On a GPU its memory counts: what no update changes needs no more bits than its files have.
+    saving = accelerator.device.type == 'cuda' and accelerator.mixed_precision == 'bf16'
+    trainee = load_trainee(recipe, saving)
+    tell(*recipe.lines(own_words(trainee.about)),
+         f'attention    {attention} on {accelerator.num_processes} x {accelerator.device.type}, '
+         f'{accelerator.mixed_precision.replace("no", "fp32")}')
     settings = Settings.of(trainee.about, recipe)
     report = Report()
     samples = read_samples(recipe, trainee.about.tokenizer, settings.defaults.prompt, report)
@@ -55,7 +60,11 @@ def train(recipe: Recipe) -> None:
     trainer.run()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        export(trainee, settings, recipe.out)
+        try:
+            export(trainee, settings, recipe.out)
+        except SafetensorError as error:
+            # Which is what a full disk is called there.
+            raise OSError(f'cannot write the checkpoint {recipe.out}: {error}') from error
         clear_all(recipe.out)
         tell(f'saved to {recipe.out}, log in {recipe.out / LOG}')
     accelerator.end_training()

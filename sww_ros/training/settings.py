@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from sww_ros.streaming.checkpoint import Checkpoint, StreamDefaults
 from sww_ros.streaming.perception import PixelSettings
-from sww_ros.training.recipe import Recipe
+from sww_ros.training.recipe import Recipe, streaming_words
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,12 @@ class Settings:
         if d.position_encoding == 'gipe':
             entry['position_gap'] = d.position_gap
         return entry
+
+
+def own_words(about: Checkpoint) -> dict[str, str]:
+    """Return `streaming_words` of a checkpoint that was trained to stream; {} for any other."""
+    if not about.trained:
+        return {}
+    own, per_step = about.defaults, about.perception.settings.temporal_patch_size
+    return streaming_words(own.position_encoding, own.position_gap, own.schedule, own.wait_k,
+                           per_step / own.seconds_per_step)

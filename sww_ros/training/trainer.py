@@ -22,9 +22,10 @@ from sww_ros.training.batches import Batch, packed, padded
 from sww_ros.training.clips import Clip, ClipMaker
 from sww_ros.training.data.samples import Sample
 from sww_ros.training.feed import Feed
+from sww_ros.training.interrupt import Interrupt
 from sww_ros.training.progress import Progress, Sums
 from sww_ros.training.recipe import Recipe
-from sww_ros.training.state import latest, load_state, save_state
+from sww_ros.training.state import identity, latest, load_state, save_state
 from sww_ros.training.teacher import Teacher
 from sww_ros.training.trainee import Trainee
 
@@ -59,8 +60,10 @@ class Trainer:
         self._model = accelerator.prepare(Teacher(trainee, attention))
         self._optimizer = torch.optim.AdamW(self._weights.values(), lr=recipe.learning_rate,
                                             weight_decay=0.0, fused=True)
+        self._identity = identity(recipe, samples)
         state = latest(recipe.out) if recipe.resume else None
-        self.first = load_state(state, recipe, self._weights, self._optimizer) if state else 0
+        self.first = (load_state(state, self._identity, self._weights, self._optimizer)
+                      if state else 0)
         self._progress = Progress(recipe.out, self.updates, self.first, recipe.log_every,
                                   accelerator.is_main_process, recipe.tensorboard)
         self._feed = Feed(samples, maker, recipe.seed, recipe.readers, self._progress.warn)
@@ -70,20 +73,31 @@ class Trainer:
         Train to the end.
 
         :raises ValueError: where not a single video can be read, or the loss is no number
+        :raises OSError: where the log or a state cannot be written
+        :raises KeyboardInterrupt: after Ctrl-C, once the state of the running update is saved
         """
         shares = [self._share(update) for update in range(self.first, self.updates)]
         clips = self._feed.clips(itertools.chain.from_iterable(shares))
         try:
-            for update, share in enumerate(shares, self.first):
-                self._update(update, itertools.islice(clips, len(share)))
-                done = update + 1
-                if done % self.recipe.save_every == 0 and done < self.updates:
-                    if self._accelerator.is_main_process:
-                        save_state(self.recipe, done, self._weights, self._optimizer)
-                    self._accelerator.wait_for_everyone()
+            with Interrupt(patient=self._world > 1,
+                           shown=self._accelerator.is_main_process) as interrupt:
+                for update, share in enumerate(shares, self.first):
+                    self._update(update, itertools.islice(clips, len(share)))
+                    self._after(update + 1, interrupt)
         finally:
             clips.close()
             self._progress.close()
+
+    def _after(self, done: int, interrupt: Interrupt) -> None:
+        """Save the state where it is time, or where any process is to stop."""
+        stop, = self._add_up(torch.tensor([float(interrupt.wished)]))
+        if done == self.updates or not (stop or done % self.recipe.save_every == 0):
+            return
+        if self._accelerator.is_main_process:
+            save_state(self.recipe.out, self._identity, done, self._weights, self._optimizer)
+        self._accelerator.wait_for_everyone()
+        if stop:
+            raise KeyboardInterrupt
 
     def _places(self, update: int) -> range:
         """All clips of an update, by their places in the training."""
