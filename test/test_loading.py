@@ -89,6 +89,17 @@ def test_a_silence_token_that_is_not_there_is_named(small, tmp_path):
         load(folder)
 
 
+def test_a_checkpoint_that_says_how_it_streams_sets_its_own_size(small, tmp_path):
+    """One that says anything else is a general one, perceived as large as is fast enough."""
+    size = json.dumps(dict(size=dict(shortest_edge=784, longest_edge=10_000_000)))
+    for entry, trained in ((dict(wait_k=3), False), (dict(position_encoding='gdpe'), True)):
+        folder = edited(small, tmp_path, speak_while_watching=entry)
+        (tmp_path / 'preprocessor_config.json').write_text(size)
+        checkpoint = load(folder, device='meta')
+        assert checkpoint.trained == trained
+        assert (checkpoint.perception.settings.max_pixels == 10_000_000) == trained
+
+
 def test_missing_weights_are_told(small, tmp_path):
     folder = edited(small, tmp_path)
     (tmp_path / 'model.safetensors').unlink()

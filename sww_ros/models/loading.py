@@ -79,6 +79,7 @@ def take_apart(net: Qwen2_5_VLForConditionalGeneration, tokenizer, *, name: str 
     if unknown:
         raise CheckpointError(f'checkpoint {name!r} has unknown {CONFIG_KEY} settings '
                               f'{sorted(unknown)}; known: {sorted(known)}')
+    # Everything else in the entry may be there for a checkpoint that was never trained to stream.
     trained = 'position_encoding' in entry
     entry.setdefault('tokens_per_second', float(config.vision_config.tokens_per_second))
     vision = config.vision_config
@@ -88,8 +89,7 @@ def take_apart(net: Qwen2_5_VLForConditionalGeneration, tokenizer, *, name: str 
         raise CheckpointError(f'checkpoint {name!r}: {error}') from error
     return Checkpoint(
         name=name, parameters=parameters, decoder=decoder,
-        perception=Perception(net.model.visual, _pixels(preprocessor or {}, vision,
-                                                        trained=bool(entry.get('wait_k')))),
+        perception=Perception(net.model.visual, _pixels(preprocessor or {}, vision, trained)),
         tokenizer=tokenizer,
         vocabulary=Vocabulary(_stop_tokens(net, tokenizer), silence),
         defaults=StreamDefaults(**entry), trained=trained)
