@@ -410,6 +410,9 @@ def test_clips_of_all_forms(tmp_path: Path):
     mixed.write_text('{"video": "a.mp4"}\n')
     with pytest.raises(ValueError, match='has one of bag, caption, instruction, question: give'):
         read_clips([mixed], prompt='?')
+    mixed.write_text('{"video": "a.mp4", "caption": "x", "question": "?!", "answer": "A cat."}\n')
+    said = {form: read_clips([mixed], prompt='?', form=form)[0].prompt for form in ('', 'funqa')}
+    assert said == {'': '?', 'funqa': '?!'}
 
 
 def test_paper_filter_is_for_captions(builtin: Checkpoint):

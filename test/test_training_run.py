@@ -27,11 +27,12 @@ from sww_ros.streaming.session import Session
 from sww_ros.training.__main__ import main
 from sww_ros.training.batches import pad
 from sww_ros.training.clips import ClipMaker
+from sww_ros.training.data.forms import guess_form
 from sww_ros.training.data.samples import Report, Sample
 from sww_ros.training.export import ADAPTER, export
 from sww_ros.training.options import parse
 from sww_ros.training.progress import LOG
-from sww_ros.training.reading import guess_form, read_samples
+from sww_ros.training.reading import read_samples
 from sww_ros.training.recipe import Recipe
 from sww_ros.training.run import train
 from sww_ros.training.settings import Settings
@@ -296,6 +297,8 @@ def test_forms_are_guessed_by_their_keys(tmp_path):
     file.write_text('{"text": "x"}')
     with pytest.raises(ValueError, match='--form'):
         guess_form(file)
+    file.write_text('no JSON\n{"caption": null}\n{"question": "x"}')
+    assert guess_form(file) == 'funqa', 'the first record with something to go by'
 
 
 def test_the_defaults_are_the_papers():

@@ -23,6 +23,8 @@ from sww_ros.evaluation.table import print_tables
 from sww_ros.models.loading import BUILTIN, builtin_path, load
 from sww_ros.streaming.config import check_prompt
 from sww_ros.streaming.positions import SCHEMES
+from sww_ros.training.data.forms import FORMS
+from sww_ros.training.data.limits import PAPER
 from sww_ros.training.data.samples import Report
 
 _DEFAULTS = Options()
@@ -60,8 +62,8 @@ def _evaluate(given: argparse.Namespace) -> dict:
     report = Report()
     clips = read_clips(given.data, prompt=check_prompt(given.prompt or checkpoint.defaults.prompt),
                        tokenizer=checkpoint.tokenizer if given.paper_filter else None,
-                       video_root=given.video_root, localization=given.localization,
-                       report=report)
+                       form=given.form, video_root=given.video_root,
+                       localization=given.localization, report=report)
     print(report, file=sys.stderr)
     clips = clips[:given.max_clips or None]
     if not clips:
@@ -110,13 +112,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--json', type=Path, metavar='FILE',
                         help='results; FILE.clips.jsonl beside it keeps the texts')
     clips = parser.add_argument_group('clips')
+    clips.add_argument('--form', choices=FORMS, default='',
+                       help='form of the annotations (default: guessed for each FILE)')
     clips.add_argument('--prompt', default='', help='the standing question of captioned clips '
                        "(default: the checkpoint's)")
     clips.add_argument('--video-root', type=Path, metavar='FOLDER',
                        help='what relative paths start from (default: the folder of each FILE)')
     clips.add_argument('--max-clips', type=_count, default=0, help='only the first so many')
     clips.add_argument('--paper-filter', action='store_true',
-                       help='captions: 5 to 30 s and 3 to 5 tokens a second only')
+                       help='captions: {:g} to {:g} s and {:g} to {:g} tokens a second only'.format(
+                           *PAPER.seconds, *PAPER.tokens_per_second))
     clips.add_argument('--localization', action='store_true',
                        help="keep FunQA's questions that ask for times")
     clips.add_argument('--max-steps', type=int, default=0,

@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from sww_ros.streaming.positions import SCHEMES
-from sww_ros.training.recipe import ATTENTIONS, FORMS, SCHEDULES, Recipe
+from sww_ros.training.data.forms import FORMS
+from sww_ros.training.recipe import ATTENTIONS, SCHEDULES, Recipe
 
 _DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--data', 'annotation files', type=Path, nargs='+', required=True, metavar='FILE')
     add('--out', 'folder of the trained checkpoint', type=Path, required=True)
     add('--form', 'form of the annotations; guessed if not given',
-        choices=[form for form in FORMS if form])
+        choices=FORMS)
     add('--video-root', 'what relative paths of videos start from; the folder of each file if '
         'not given', type=Path)
     add('--allow-download', 'whether a hub id may be fetched', action='store_true')

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sww_ros.streaming.positions import SCHEMES
+from sww_ros.training.data.forms import FORMS
 from sww_ros.training.data.limits import PAPER
 
 SCHEDULES = ('wait_k', 'random_wait_k', 'offline')
 """A `live` session runs what was trained with `wait_k`."""
 ATTENTIONS = ('auto', 'sdpa', 'flex')
-FORMS = ('', 'pe_video', 'funqa', 'bag')
 _ELSEWHERE = ('data', 'out', 'micro_batch', 'gradient_checkpointing', 'pack',
               'max_rows', 'resume', 'save_every', 'log_every', 'attention', 'tensorboard',
               'readers', 'allow_download', 'video_root', 'form')
@@ -73,7 +73,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, choices in (('position_encoding', SCHEMES), ('schedule', SCHEDULES),
-                              ('attention', ATTENTIONS), ('form', FORMS)):
+                              ('attention', ATTENTIONS), ('form', ('', *FORMS))):
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name} must be one of {", ".join(filter(None, choices))}, '
                                  f'not {getattr(self, name)!r}')
