@@ -13,7 +13,7 @@ import sys
 
 from sww_ros.nodes.readers import Frame, PictureFolder, VideoFile
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, QuestionState, TextDelta, Trouble
+from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
@@ -65,6 +65,9 @@ class Watch:
                 raise ValueError(event.message)
             elif isinstance(event, QuestionState) and event.state == 'rejected':
                 print(f'not answered: {event.reason}', file=sys.stderr)
+            elif isinstance(event, Restarted) and event.reason == 'capacity':
+                print(f'the video is longer than --max-steps {self._session.info["max_steps"]}: '
+                      'what follows is watched as another video', file=sys.stderr)
 
 
 def _with_last(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
@@ -101,12 +104,18 @@ def main(arguments: list[str] | None = None) -> int:
                         metavar='"SECONDS: QUESTION"', help='ask at a time; may be repeated')
     parser.add_argument('--position-encoding', choices=SCHEMES, default='',
                         help='how positions are given (default: as the checkpoint was trained)')
+    parser.add_argument('--position-gap', type=int, default=0,
+                        help='where text starts with gipe (default: as the checkpoint was trained)')
     parser.add_argument('--schedule', choices=SCHEDULES, default='live',
                         help='when narration may speak (default: %(default)s)')
+    parser.add_argument('--schedule-seed', type=int, default=0,
+                        help='what random_wait_k draws from (default: %(default)s)')
     parser.add_argument('--wait-k', type=int, default=0,
                         help='tokens a step (default: as the checkpoint was trained)')
     parser.add_argument('--max-steps', type=int, default=0,
                         help='steps that are remembered (default: as the checkpoint says)')
+    parser.add_argument('--max-rest-tokens', type=int, default=SessionConfig.max_rest_tokens,
+                        help='tokens that may follow the end of the video (default: %(default)s)')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', default='')
     parser.add_argument('--trace', type=Path,
@@ -115,8 +124,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = SessionConfig(
             prompt=options.prompt, device=options.device, dtype=options.dtype,
-            position_encoding=options.position_encoding, schedule=options.schedule,
-            wait_k=options.wait_k, max_steps=options.max_steps,
+            position_encoding=options.position_encoding, position_gap=options.position_gap,
+            schedule=options.schedule, schedule_seed=options.schedule_seed, wait_k=options.wait_k,
+            max_steps=options.max_steps, max_rest_tokens=options.max_rest_tokens,
             allow_download=options.allow_download, record_trace=options.trace is not None)
         with Session.open(options.model, config) as session:
             if session.info['mismatch']:

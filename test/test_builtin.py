@@ -103,6 +103,20 @@ def test_a_video_is_watched_asked_about_and_replayed(video, tmp_path, capsys):
     assert '0 differ' in capsys.readouterr().out
 
 
+def test_a_video_that_is_too_long_is_told(video, monkeypatch, capsys):
+    asked, honest = [], Session.open
+    monkeypatch.setattr(Session, 'open',
+                        lambda model, config: asked.append(config) or honest(model, config))
+    assert watch([str(video), '--max-steps', '6', '--position-encoding', 'gipe', '--position-gap',
+                  '500', '--schedule', 'random_wait_k', '--schedule-seed', '3',
+                  '--max-rest-tokens', '5']) == 0
+    config, = asked
+    assert (config.position_gap, config.schedule_seed, config.max_rest_tokens) == (500, 3, 5)
+    told = capsys.readouterr().err
+    assert "runs with position_encoding 'gipe' but was trained with 'gdpe'" in told
+    assert told.count('longer than --max-steps 6: what follows is watched as another video') == 1
+
+
 def test_a_false_trace_is_found_out(video, tmp_path, capsys):
     from sww_ros.streaming.trace import Trace
     trace = tmp_path / 'run.safetensors'
