@@ -4,6 +4,7 @@ from pathlib import Path
 import re
 
 from sww_ros.benchmark.figures import rows
+from sww_ros.shapes.paper_figures import differences, ours, theirs
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -23,3 +24,10 @@ def test_everything_it_links_to_is_there():
 def test_the_commands_it_names_are_there():
     for command in re.findall(r'scripts/\w+', README):
         assert (ROOT / command).exists(), command
+
+
+def test_the_papers_tables_are_those_of_the_measurements():
+    page = (ROOT / 'docs/paper.md').read_text()
+    for table in (1, 2):
+        for line in (*ours(table), *differences(table), *theirs(table)):
+            assert line in page, 'run python -m sww_ros.shapes.paper_figures and paste the tables'

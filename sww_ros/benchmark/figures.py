@@ -62,7 +62,8 @@ def _calibrated(overlap: dict) -> list[tuple[str, str]]:
 
 
 def _load(load: dict) -> tuple[str, str]:
-    return (f'the same with real arithmetic at full load on two CPU cores, '
+    engine = load['baseline'].partition('_')[0]
+    return (f'the same against the {engine} engine, real arithmetic at full load on two CPU cores, '
             f'{load["parameters"] / 1e6:.1f} M parameters, r = {load["r"]:.2f}',
             f'{load["speedup"]:.2f} times as fast (limit {load["limit"]:.2f})')
 

@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
         file.write_text(json.dumps(dict(scored, scenes=options.scenes), indent=1) + '\n')
         return
     jobs = [(name, seed) for seed in range(1, options.seeds + 1) for name in ROWS]
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
 
     def work(job: tuple[str, int]) -> None:
         name, seed = job

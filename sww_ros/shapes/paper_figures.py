@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sww_ros.shapes.paper import words
+import numpy as np
+
+from sww_ros.shapes.paper import interval, words
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 OURS = dict(facts_true='facts true %', facts_narrated='facts told %',
@@ -40,6 +42,32 @@ def ours(table: int, docs: Path = DOCS) -> list[str]:
     return lines
 
 
+def differences(table: int, docs: Path = DOCS) -> list[str]:
+    """
+    Differences seed by seed, as the seeds of a table share their clips, with their intervals.
+
+    Table 1: each row against streaming GDPE; table 2: random wait-K against wait-3.
+    """
+    rows = read(table, docs)['rows']
+    metrics = ('facts_true', 'facts_narrated', 'answers_right') if table == 1 else (
+        'facts_true', 'facts_narrated', 'grammatical')
+    lines = [_line('minus GDPE, in points' if table == 1 else 'random minus wait-3, in points',
+                   *(OURS[metric].removesuffix(' %') for metric in metrics)),
+             '|---' * (1 + len(metrics)) + '|']
+    for name, entry in rows.items():
+        found = entry['measured']
+        if table == 1 and name == 'gdpe':
+            continue
+        if table == 1:
+            one, other = next(iter(found.values())), rows['gdpe']['measured']['wait_k']
+        else:
+            one, other = found['random_wait_k'], found['wait_k']
+        lines.append(_line(entry['title'], *(
+            words(interval([a - b for a, b in zip(one[m]['values'], other[m]['values'])]), m)
+            for m in metrics)))
+    return lines
+
+
 def theirs(table: int, docs: Path = DOCS) -> list[str]:
     """The paper's figures as Markdown."""
     rows = read(table, docs)['rows'].values()
@@ -54,6 +82,12 @@ def theirs(table: int, docs: Path = DOCS) -> list[str]:
               for entry in rows)]
 
 
+def _reach(figure: dict) -> np.ndarray:
+    """How far a share's interval reaches below and above its mean, in points; (2, 1)."""
+    half = figure['half'] or 0.0
+    return 100 * np.array([[min(half, figure['mean'])], [min(half, 1 - figure['mean'])]])
+
+
 def draw_table1(file: Path, docs: Path = DOCS) -> None:
     """Draw the rows of table 1: ours with intervals and every seed, the paper's beside."""
     from matplotlib import pyplot as plt
@@ -64,9 +98,9 @@ def draw_table1(file: Path, docs: Path = DOCS) -> None:
             'ours: facts true [%]', 'ours: facts told [%]', 'ours: answers right [%]')):
         for at, name in enumerate(names):
             found = next(iter(rows[name]['measured'].values()))[metric]
-            panel.plot([100 * value for value in found['values']], [at] * len(found['values']),
-                       '.', color=COLORS[name], alpha=0.5)
-            panel.errorbar(100 * found['mean'], at, xerr=100 * (found['half'] or 0), fmt='o',
+            panel.plot([100 * value for value in found['values']],
+                       [at - 0.25] * len(found['values']), '|', color=COLORS[name])
+            panel.errorbar(100 * found['mean'], at, xerr=_reach(found), fmt='o',
                            color=COLORS[name], capsize=3)
         panel.set_title(title, fontsize=10)
     for panel, task, title in zip(panels[3:], ('description', 'answers'), (
@@ -93,9 +127,10 @@ def draw_table2(file: Path, docs: Path = DOCS) -> None:
         for shift, (name, entry) in enumerate(rows.items()):
             found = [entry['measured'][s][metric] for s in ('wait_k', 'random_wait_k')]
             panel.errorbar([0.03 * shift, 1 + 0.03 * shift], [100 * f['mean'] for f in found],
-                           [100 * (f['half'] or 0) for f in found], fmt='o-', capsize=3,
-                           color=COLORS[name], label=entry['title'])
+                           np.concatenate([_reach(f) for f in found], axis=1), fmt='o-',
+                           capsize=3, color=COLORS[name], label=entry['title'])
         panel.set_title(title, fontsize=10)
+        panel.set_ylim(0, 102)
     for name, entry in rows.items():
         panels[2].plot([0, 1], list(entry['paper']['random'].values()), 's-', color=COLORS[name])
     panels[2].set_title('paper: BLEURT', fontsize=10)
@@ -103,7 +138,7 @@ def draw_table2(file: Path, docs: Path = DOCS) -> None:
         panel.set_xticks([0, 1], ['wait-3', 'random wait-K'])
         panel.set_xlim(-0.25, 1.35)
         panel.grid(axis='y', alpha=0.3)
-    panels[0].legend(fontsize=8)
+    panels[0].legend(fontsize=8, loc='lower left')
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     plt.close(figure)
@@ -114,7 +149,7 @@ def main() -> None:
     import matplotlib
     matplotlib.use('Agg')
     for table, draw in ((1, draw_table1), (2, draw_table2)):
-        print('\n'.join([*ours(table), '', *theirs(table), '']))
+        print('\n'.join([*ours(table), '', *differences(table), '', *theirs(table), '']))
         draw(DOCS / f'paper-table{table}.png')
 
 

@@ -267,8 +267,11 @@ class Speaker:
         elif token in self._checkpoint.vocabulary.stop:
             # A checkpoint without a silence token ends its turn: the next step opens a new one.
             lane.replace(self._next_turn)
-            budget.close() if self._config.single_turn else budget.rest()
             sentence, reason = lane.text.flush(), 'stop'
+            if self._config.single_turn:
+                budget.close()
+            else:
+                budget.rest()
         else:
             delta, sentence = lane.text.add(token)
         final = budget.ended and budget.left <= 0
