@@ -37,15 +37,9 @@ def test_live_runs_equal_the_oracle(subjects, part):
 
 
 def test_the_proof_fails_when_a_row_sees_one_step_less_than_it_says(subjects, monkeypatch):
-    honest = Stream.visible
-
-    def short(self):
-        view, steps = honest(self)
-        if steps < 2:
-            return view, steps
-        return view._replace(length=view.length - self.step_tokens), steps
-
-    monkeypatch.setattr(Stream, 'visible', short)
+    honest = Stream.first
+    monkeypatch.setattr(Stream, 'first', lambda self, view, steps: honest(
+        self, view, steps - (steps > 1)))
     subject = subjects[1]
     outcomes = [run_case(subject, seed) for seed in range(8)]
     assert max(outcome.error for outcome in outcomes) > TOLERANCE[subject.dtype]
