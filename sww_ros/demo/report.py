@@ -86,8 +86,10 @@ def _facts(summary: dict, terminal: bool) -> Table:
         table.add_row('overlap', f'{summary["overlap_ratio"]:.0%} of the time of perception, '
                       'decoding ran too')
     if load := summary.get('full_load'):
+        engine = load['baseline'].partition('_')[0]
         table.add_row('at full load', f'{load["overlap_ratio"]:.0%}; {load["speedup"]:.2f} times '
-                      f'as fast as one after the other (at most {load["limit"]:.2f})')
+                      f'as fast as the {engine} engine (at most {load["limit"]:.2f}): at this '
+                      'size Python takes the time, see docs/performance.md')
     if tokens['per_s'] is not None:
         table.add_row('tokens', f'{tokens["narration"]} narrated, {tokens["answers"]} answered, '
                       f'in {tokens["watched_s"]:.1f} s: {tokens["per_s"]:.1f} a second')
