@@ -7,11 +7,11 @@ Watches a video file without ROS and prints what is said of it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 import sys
 
-from sww_ros.nodes.readers import Frame, PictureFolder, VideoFile
+from sww_ros.lookahead import with_last
+from sww_ros.nodes.readers import PictureFolder, VideoFile
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
 from sww_ros.streaming.positions import SCHEMES
@@ -36,7 +36,7 @@ class Watch:
         :raises ValueError: for a video that breaks off, or words that cannot be asked
         """
         per_step = self._session.info['frames_per_step']
-        for index, (frame, last) in enumerate(_with_last(video.frames())):
+        for index, (frame, last) in enumerate(with_last(video.frames())):
             self._session.feed(frame.load(), stamp_ns=frame.offset_ns, last=last)
             if last or index % per_step == per_step - 1:
                 self._settle()
@@ -68,17 +68,6 @@ class Watch:
             elif isinstance(event, Restarted) and event.reason == 'capacity':
                 print(f'the video is longer than --max-steps {self._session.info["max_steps"]}: '
                       'what follows is watched as another video', file=sys.stderr)
-
-
-def _with_last(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
-    """Each frame, and whether it is the last one."""
-    before = None
-    for frame in frames:
-        if before is not None:
-            yield before, False
-        before = frame
-    if before is not None:
-        yield before, True
 
 
 def parse_question(text: str) -> tuple[float, str]:

@@ -7,7 +7,6 @@ offline: what the paper's tables measure, where the truth is known.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,12 @@ from tqdm import tqdm
 
 from sww_ros.evaluation.metrics.captions import score as caption_scores
 from sww_ros.models.loading import load
+from sww_ros.shapes.answers import Answers
 from sww_ros.shapes.architecture import FRAME_SIZE, WAIT_K
 from sww_ros.shapes.batches import narration_ids
 from sww_ros.shapes.judge import Verdict, judge, utterances
 from sww_ros.shapes.narration import NARRATE, facts_by_step, newest_frame_s
+from sww_ros.shapes.questions import Question
 from sww_ros.shapes.questions import make as make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Scene, generate
@@ -44,8 +45,7 @@ class Tally:
     """Counts and texts over clips."""
 
     verdict: Verdict = field(default_factory=Verdict)
-    asked: Counter = field(default_factory=Counter)
-    right: Counter = field(default_factory=Counter)
+    answers: Answers = field(default_factory=Answers)
     spoken: list[str] = field(default_factory=list)
     wanted: list[str] = field(default_factory=list)
 
@@ -53,8 +53,7 @@ class Tally:
         """Shares of true facts, told facts and right answers, caption scores x100."""
         told = [(said, [want]) for said, want in zip(self.spoken, self.wanted) if want]
         texts = caption_scores([said for said, _ in told], [want for _, want in told])
-        return dict(self.verdict.summary(),
-                    answers_right=round(sum(self.right.values()) / sum(self.asked.values()), 4),
+        return dict(self.verdict.summary(), answers_right=self.answers.share(),
                     **{name: round(value, 2) for name, value in texts.items()})
 
 
@@ -65,7 +64,7 @@ class _Clip:
     scene: Scene
     phase_s: float
     frames: list[np.ndarray]
-    asked: list[tuple[int, object]]
+    asked: list[tuple[int, Question]]
 
     @staticmethod
     def of(seed: int) -> _Clip:
@@ -123,7 +122,7 @@ def _score_streaming(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
     said = checkpoint.tokenizer.decode([token for token in ids if token != silence])
     _note(tally, clip, texts, said[:said.rfind('.') + 1].strip())
     for question_id, question in answers.items():
-        _mark(tally, question, texts, question_id)
+        tally.answers.mark(question, texts, question_id)
 
 
 def _score_offline(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
@@ -142,7 +141,7 @@ def _score_offline(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
                 if at == end:
                     question_id = session.ask(question.text)
                     _settle(session)
-                    _mark(tally, question, _texts(session), question_id)
+                    tally.answers.mark(question, _texts(session), question_id)
 
 
 def _feed(session: Session, clip: _Clip, step: int, last: bool = False) -> None:
@@ -174,9 +173,3 @@ def _note(tally: Tally, clip: _Clip, texts: list[TextDelta], wanted: str,
                             max_lateness=max_lateness))
     tally.spoken.append(' '.join(utterance.text for utterance in told))
     tally.wanted.append(wanted)
-
-
-def _mark(tally: Tally, question, texts: list[TextDelta], question_id: str) -> None:
-    said = ''.join(text.delta for text in texts if text.stream_id == question_id).strip()
-    tally.asked[question.kind] += 1
-    tally.right[question.kind] += said == question.answer

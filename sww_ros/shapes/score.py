@@ -8,7 +8,6 @@ step, judges the narration fact by fact and the answers to questions asked on th
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from sww_ros.shapes.answers import Answers
 from sww_ros.shapes.architecture import FRAME_SIZE
 from sww_ros.shapes.judge import Verdict, judge, utterances
 from sww_ros.shapes.narration import NARRATE, newest_frame_s, standing_questions
@@ -43,20 +43,19 @@ class Score:
     """Counts over scenes: the narration's verdict, and questions asked and answered by kind."""
 
     verdict: Verdict = field(default_factory=Verdict)
-    asked: Counter = field(default_factory=Counter)
-    right: Counter = field(default_factory=Counter)
+    answers: Answers = field(default_factory=Answers)
     seeds: list[dict] = field(default_factory=list)
 
     def table(self) -> dict:
         """Return `summary` and, below it, the figures by kind."""
         summary = self.verdict.summary()
-        asked = sum(self.asked.values())
-        summary['answers_right'] = round(sum(self.right.values()) / asked, 4) if asked else None
-        summary.update(scenes=len(self.seeds), sentences=self.verdict.sentences, questions=asked)
+        asked, right = self.answers.asked, self.answers.right
+        summary.update(answers_right=self.answers.share(), scenes=len(self.seeds),
+                       sentences=self.verdict.sentences, questions=sum(asked.values()))
         return dict(
             summary=summary, facts_by_kind=self.verdict.by_kind(),
-            answers_by_kind={kind: dict(asked=self.asked[kind], right=self.right[kind])
-                             for kind in KINDS if self.asked[kind]})
+            answers_by_kind={kind: dict(asked=asked[kind], right=right[kind])
+                             for kind in KINDS if asked[kind]})
 
 
 def play(session: Session, seed: int, max_objects: int, score: Score,
@@ -98,9 +97,7 @@ def play(session: Session, seed: int, max_objects: int, score: Score,
     score.verdict.add(verdict)
     answers = []
     for question_id, question in questions.items():
-        said = ''.join(t.delta for t in texts if t.stream_id == question_id).strip()
-        score.asked[question.kind] += 1
-        score.right[question.kind] += said == question.answer
+        said = score.answers.mark(question, texts, question_id)
         answers.append(dict(kind=question.kind, question=question.text, truth=question.answer,
                             answer=said))
     score.seeds.append(dict(

@@ -51,10 +51,6 @@ class Stream:
     sighted: int = 0
     patches: list[torch.Tensor] = field(default_factory=list)
 
-    @property
-    def step_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
     def prefill_prefix(self) -> None:
         """Put the prefix into the visual lane; once, before the first step."""
         positions = torch.from_numpy(text_positions(0, len(self.prefix)))

@@ -8,7 +8,7 @@ passes and processes: costs are summed, and the sum's gradient is divided once, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 import itertools
 import math
@@ -17,6 +17,7 @@ import time
 import numpy as np
 import torch
 
+from sww_ros.lookahead import with_last
 from sww_ros.training.attention import BLOCK
 from sww_ros.training.batches import Batch, packed, padded
 from sww_ros.training.clips import Clip, ClipMaker
@@ -116,7 +117,7 @@ class Trainer:
             [recipe.seed, update, self._rank]).generate_state(1)[0]))
         counts = self._rank < len(self._places(update))
         sums = torch.zeros(3, dtype=torch.float64)
-        for batch, last in _with_last(self._batches(clips)):
+        for batch, last in with_last(self._batches(clips)):
             # Processes may have different numbers of batches: each shares its last one's.
             with nullcontext() if last else self._accelerator.no_sync(self._model):
                 cost = self._model(batch.to(self._accelerator.device))
@@ -149,13 +150,3 @@ class Trainer:
             return sums.tolist()
         # Not every kind of accelerator computes in fp64.
         return self._accelerator.reduce(sums.float().to(self._accelerator.device), 'sum').tolist()
-
-
-def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """Yield batches, and whether each is the last."""
-    batches = iter(batches)
-    before = next(batches)
-    for batch in batches:
-        yield before, False
-        before = batch
-    yield before, True
