@@ -13,7 +13,14 @@ import torch
 
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
-from sww_ros.streaming.events import Event, FramesDropped, StepPerceived, Trouble
+from sww_ros.streaming.events import (
+    NARRATION,
+    Event,
+    FramesDropped,
+    StepPerceived,
+    TextDelta,
+    Trouble,
+)
 from sww_ros.streaming.overlap import BusyLog, Turns, make_executor
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import VideoClock, make_scheme
@@ -261,6 +268,9 @@ class Session:
         if isinstance(event, StepPerceived):
             self._failures = 0
         self._events.put(event)
+        if isinstance(event, TextDelta) and event.final and event.stream_id == NARRATION:
+            # Whatever is known of frames now: the next video may be waiting for this.
+            self._executor.wake()
 
     def _at_rest(self) -> bool:
         def watched() -> bool:
@@ -277,11 +287,7 @@ class Session:
         return worked
 
     def _generate(self) -> bool:
-        waited = self._watcher.waiting
-        worked = self._work(self._generating, self._speaker.work)
-        if waited and not self._watcher.waiting:
-            self._executor.wake()
-        return worked
+        return self._work(self._generating, self._speaker.work)
 
     def _work(self, turns: Turns, work: Callable[[], bool]) -> bool:
         """Do one piece of work; an error is told, and all that was live is given up."""
