@@ -2,14 +2,14 @@
 Proof by many random cases: live runs against one masked full forward of the stock model.
 
 `python -m sww_ros.evaluation.proof --cases N` plays N random streams (prefix lengths, steps,
-grids, K, schedules, questions, overlap) on real threads whose timing is disturbed by random
-sleeps, then replays each trace through transformers' own model and compares logits and tokens.
+grids, K, schedules, questions, overlap) on real threads with random delays at every line and
+between frames, then replays each trace through transformers' own model and compares logits and
+tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-from contextlib import contextmanager
 from dataclasses import dataclass
 import json
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from sww_ros.evaluation.disturbance import disturbed
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
@@ -58,25 +59,6 @@ class Subject:
             SMALL, seed, dtype, silence_token='<|silence|>', max_steps=100)
 
 
-@contextmanager
-def disturbed(checkpoint: Checkpoint, seed: int):
-    """Let both sides sleep at random between layers, so that every interleaving comes up."""
-    chance = random.Random(seed)
-    decoder = checkpoint.decoder
-    attend = decoder._attend
-
-    def slow(*arguments):
-        if chance.random() < 0.15:
-            time.sleep(chance.random() * 0.002)
-        return attend(*arguments)
-
-    decoder._attend = slow
-    try:
-        yield
-    finally:
-        del decoder._attend
-
-
 def run_case(subject: Subject, seed: int) -> Outcome:
     """
     Play one random stream, replay it, compare; schemes and schedules take turns by the seed.
@@ -95,21 +77,24 @@ def run_case(subject: Subject, seed: int) -> Outcome:
         overlap='serial' if chance.random() < 0.15 else 'threads', max_answers=3,
         max_answer_tokens=chance.randint(1, 12), max_pending_frames=64)
     steps, ends = chance.randint(1, 6), chance.random() < 0.5 or config.schedule == 'offline'
-    with disturbed(subject.checkpoint, seed), Session(subject.checkpoint, config) as session:
+    with disturbed(seed), Session(subject.checkpoint, config) as session:
+        def feed(last: bool = False, stamp_ns: int = 0) -> None:
+            for half in range(2):
+                # Some frames come at once, some in the middle of a text, some after all is said.
+                if chance.random() < 0.3:
+                    time.sleep(chance.random() * 0.02)
+                session.feed(rng.integers(0, 256, (40, 48, 3), np.uint8), stamp_ns,
+                             last=last and bool(half))
+
         if chance.random() < 0.3:
             # A video before, of which all has to be said first; its answers go on beside.
-            for half in range(2):
-                session.feed(rng.integers(0, 256, (40, 48, 3), np.uint8), last=bool(half))
+            feed(last=True)
             if chance.random() < 0.5:
                 session.ask('y')
         for step in range(steps):
-            for half in range(2):
-                session.feed(rng.integers(0, 256, (40, 48, 3), np.uint8), stamp_ns=step,
-                             last=ends and half and step == steps - 1)
+            feed(ends and step == steps - 1, step)
             if chance.random() < 0.4:
                 session.ask('x' * chance.randint(1, 20))
-            if chance.random() < 0.3:
-                time.sleep(chance.random() * 0.01)
         assert session.wait_idle(60), f'case {seed} did not come to rest'
         trouble = [event for event in session.drain() if isinstance(event, Trouble)]
         assert not trouble, f'case {seed}: {trouble[0].message}'
