@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -104,6 +105,15 @@ def test_missing_weights_are_told(small, tmp_path):
     folder = edited(small, tmp_path)
     (tmp_path / 'model.safetensors').unlink()
     with pytest.raises(CheckpointError, match='cannot load checkpoint'):
+        load(folder)
+
+
+def test_a_weight_that_is_not_in_the_file_is_named(small, tmp_path):
+    folder, file = edited(small, tmp_path), tmp_path / 'model.safetensors'
+    weights = load_file(file)
+    del weights['model.layers.0.mlp.up_proj.weight']
+    save_file(weights, file, metadata=dict(format='pt'))
+    with pytest.raises(CheckpointError, match=r'lacks 1 weights, .*layers\.0\.mlp\.up_proj'):
         load(folder)
 
 

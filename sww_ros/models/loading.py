@@ -58,12 +58,17 @@ def load(model: str = BUILTIN, *, device: str = 'cpu', dtype: str = '',
         raise CheckpointError(f'checkpoint {model!r} is a {config.model_type!r} model; only '
                               'Qwen2.5-VL (qwen2_5_vl) can be streamed')
     try:
-        net = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        net, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             source, config=config, dtype=_dtype(dtype, device, config), use_safetensors=True,
-            attn_implementation='sdpa', **options).to(device).eval()
+            attn_implementation='sdpa', output_loading_info=True, **options)
+        net = net.to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f'cannot load checkpoint {model!r}: {error}') from error
+    if missing := sorted(found['missing_keys']):
+        # transformers only warns, and goes on with random weights in their place.
+        raise CheckpointError(f'checkpoint {model!r} lacks {len(missing)} weights, '
+                              f'{missing[0]!r} among them: save or download it again, whole')
     return take_apart(net, tokenizer, name=model, preprocessor=_preprocessor(source, options))
 
 
