@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sww_ros.evaluation.random_model import SMALL, random_checkpoint
+from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (
     NARRATION,
@@ -19,6 +19,7 @@ from sww_ros.streaming.events import (
     event_to_dict,
 )
 from sww_ros.streaming.oracle import replay
+from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
 
 FRAME = np.zeros((56, 56, 3), np.uint8)
@@ -358,6 +359,17 @@ def test_a_model_that_only_fails_is_given_up(opened, models, monkeypatch):
     assert [e.fatal for e in trouble] == [False] * 3 + [True]
     with pytest.raises(ValueError, match='closed'):
         session.ask('still there?')
+
+
+@pytest.mark.parametrize('schedule', SCHEDULES)
+def test_an_opened_session_has_decoded_and_has_forgotten_it(tmp_path, schedule):
+    save_random(tmp_path, SMALL, 3)
+    with Session.open(str(tmp_path), SessionConfig(schedule=schedule)) as session:
+        assert session.decode_steps > 0
+        feed(session, 1)
+        events = session.drain()
+    assert [e.index for e in events if isinstance(e, StepPerceived)] == [0]
+    assert not any(isinstance(e, Restarted) for e in events)
 
 
 def test_bad_settings_are_named():

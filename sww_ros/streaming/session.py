@@ -320,8 +320,9 @@ class Session:
         """
         settings = self._checkpoint.perception.settings
         blank = np.zeros((settings.unit * 2, settings.unit * 2, 3), np.uint8)
-        for _ in range(settings.temporal_patch_size):
-            self.feed(blank)
+        for left in reversed(range(settings.temporal_patch_size)):
+            # Offline nothing is decoded before the video has ended.
+            self.feed(blank, last=not left and self.config.schedule == 'offline')
         self.wait_idle(300.0)
         self.reset()
         self.wait_idle(300.0)
