@@ -15,7 +15,7 @@ from sww_ros.engine.sampler import Choice, FrameSampler
 from sww_ros.engine.streams import OpenStreams
 from sww_ros.engine.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, QuestionState, TextDelta
+from sww_ros.streaming.events import NARRATION, FirstSight, QuestionState, Restarted, TextDelta
 
 SECOND = 1_000_000_000
 FRAME = Frame(lambda: np.zeros((2, 2, 3), np.uint8), 0, 0)
@@ -150,6 +150,15 @@ def test_streams_end_once_and_without_gaps():
     assert streams.end_all() == []
     assert streams.follow(DELTA) == []
     assert [e.seq for e in streams.follow(narrated)] == [4]
+
+
+def test_an_engine_that_restarts_goes_on_counting_videos():
+    streams = OpenStreams(SessionConfig())
+    events = [Restarted('reset', 1), FirstSight(0, 0, 0, 0, video=1), Restarted('ended', 2)]
+    assert [e.video for event in events for e in streams.follow(event)] == [1, 1, 2]
+    streams.end_all()
+    assert [e.video for e in streams.follow(FirstSight(0, 0, 0, 0))] == [3]
+    assert [e.video for event in events for e in streams.follow(event)] == [4, 4, 5]
 
 
 def test_a_rejected_question_ends():

@@ -1,6 +1,7 @@
 """The narrator's parts that need no process: latencies, subtitles, diagnostics, answers."""
 
 from collections import Counter
+from dataclasses import replace
 import threading
 import time
 
@@ -43,6 +44,15 @@ def test_a_silent_step_is_settled_by_the_next_event():
     assert (times.step.index, times.first_token_ns, times.publish_ns) == (0, 15, 0)
     times, = book.clear()
     assert (times.step.index, times.has_first_token) == (1, False)
+
+
+def test_a_sight_of_the_video_before_is_none_of_this_one():
+    book = StepBook()
+    book.perceived(replace(step(0), video=1))
+    book.sighted(FirstSight(0, 7, 65, 75, video=0))
+    assert book.settle() == []
+    book.sighted(FirstSight(0, 7, 65, 75, video=1))
+    assert [times.has_first_token for times in book.settle()] == [True]
 
 
 def test_steps_that_nobody_looks_at_do_not_pile_up():

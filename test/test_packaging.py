@@ -26,6 +26,7 @@ FIELDS = {
         'sentence': 'string',
         'is_final': 'boolean',
         'finish_reason': 'string',
+        'video': 'uint32',
         'steps_seen': 'uint32',
         'frames_seen': 'uint64',
         'emitted': 'builtin_interfaces/Time',
@@ -33,6 +34,7 @@ FIELDS = {
     },
     'msg.StepLatency': {
         'header': 'std_msgs/Header',
+        'video': 'uint32',
         'step': 'uint32',
         'frames': 'uint32',
         'capture_to_callback': 'builtin_interfaces/Duration',

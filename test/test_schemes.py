@@ -94,7 +94,8 @@ def test_a_video_that_ends_lets_the_rest_be_said(models, scheme, schedule):
         watch(session, 1)
         events = session.drain()
     assert [e.reason for e in events if isinstance(e, Restarted)] == ['ended']
-    assert [e.index for e in events if isinstance(e, StepPerceived)] == [0, 1, 2, 0]
+    assert [(e.video, e.index) for e in events if isinstance(e, StepPerceived)] == [
+        (0, 0), (0, 1), (0, 2), (1, 0)]
 
 
 def test_a_video_fed_during_the_last_word_of_the_one_before_is_watched(models, monkeypatch):

@@ -171,8 +171,8 @@ def test_reset_and_prompt_begin_anew(opened):
     session.wait_idle(30)
     session.drain()
     feed(session, 1)
-    steps = [e.index for e in session.drain() if isinstance(e, StepPerceived)]
-    assert steps == [0]
+    steps = [(e.video, e.index) for e in session.drain() if isinstance(e, StepPerceived)]
+    assert steps == [(2, 0)]
     assert session.info['prompt'] == 'Say something else.'
 
 
@@ -301,8 +301,8 @@ def test_a_prompt_set_while_the_last_one_takes_effect_is_not_lost(opened, monkey
     session = opened()
     begin = type(session._watcher)._begin
 
-    def overtaken(self):
-        stream = begin(self)
+    def overtaken(self, number):
+        stream = begin(self, number)
         if session.info['prompt'] == 'One.':
             session.set_prompt('Two.')
         return stream

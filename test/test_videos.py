@@ -10,6 +10,7 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (
     NARRATION,
     FramesDropped,
+    QuestionState,
     Restarted,
     StepPerceived,
     TextDelta,
@@ -94,6 +95,23 @@ def test_all_is_said_of_a_video_before_the_next_begins(models, scripted, overlap
         final = [(d.final, d.finish_reason, d.steps_seen) for d in narrated(part) if d.final]
         assert final == [(True, 'length', steps)]
         assert narrated(part)[-1].sentence == 'a' * 30, 'what was not finished is told too'
+
+
+def test_answers_go_on_about_the_video_they_were_asked_of(models, scripted):
+    scripted(lambda spoken: False)
+    config = SessionConfig(max_rest_tokens=1, max_answer_tokens=40, max_pending_frames=64)
+    with Session(models[1], config) as session:
+        feed(session, 2, wait=True)
+        question, events = session.ask('what?'), []
+        while not any(isinstance(e, QuestionState) and e.state == 'answering' for e in events):
+            events.append(session.poll(30))
+        feed(session, 3)
+        assert session.wait_idle(60)
+        events += session.drain()
+    answers = [e for e in events if isinstance(e, TextDelta) and e.stream_id == question]
+    assert {(e.video, e.steps_seen) for e in answers} == {(0, 2)}
+    assert [e.video for e in events if isinstance(e, StepPerceived)] == [0, 0, 1, 1, 1]
+    assert {e.video for e in narrated(events)} == {0, 1}
 
 
 def test_a_turn_that_ends_after_the_video_ends_the_narration(models, scripted):

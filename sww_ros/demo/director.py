@@ -173,7 +173,7 @@ class Director:
         steps = self.record.steps
         if not self.record.start_ns:
             self._begin(step.stamp_ns)
-        if steps and step.index < steps[-1].index - 1 and self.record.witness is not None:
+        if steps and step.video > steps[-1].video and self.record.witness is not None:
             self.record.witness.restarted(step.stamp_ns)
         steps.append(step)
 

@@ -47,6 +47,7 @@ class Exchange:
 class Step:
     """The latencies of one perceived step [ns], and the counters of frames by then."""
 
+    video: int
     index: int
     stamp_ns: int
     capture_to_callback_ns: int
@@ -59,7 +60,7 @@ class Step:
     def from_message(cls, message: Any) -> Step:
         """Return what counts of a StepLatency."""
         return cls(
-            message.step, nanoseconds(message.header.stamp),
+            message.video, message.step, nanoseconds(message.header.stamp),
             nanoseconds(message.capture_to_callback), nanoseconds(message.perceived),
             nanoseconds(message.first_token) if message.has_first_token else None,
             message.overlap_ratio,

@@ -1,4 +1,4 @@
-"""Which text streams are open, so that each one ends exactly once."""
+"""Which text streams are open, so that each one ends exactly once, over restarts of the engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import threading
 import time
 
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, Event, QuestionState, TextDelta
+from sww_ros.streaming.events import (
+    NARRATION,
+    Event,
+    FirstSight,
+    QuestionState,
+    Restarted,
+    StepPerceived,
+    TextDelta,
+)
 
 
 class OpenStreams:
@@ -25,6 +33,7 @@ class OpenStreams:
         self._always_room = config.question_policy == 'interrupt'
         self._next_seq: dict[str, int] = {}
         self._last: dict[str, TextDelta] = {}
+        self._first_video = self._newest_video = 0
         self._lock = threading.Lock()
 
     @property
@@ -44,6 +53,10 @@ class OpenStreams:
 
     def follow(self, event: Event) -> list[Event]:
         """Return what to tell the listener in place of the event."""
+        if isinstance(event, (StepPerceived, TextDelta, FirstSight, Restarted)):
+            # An engine that restarts counts from 0; for the listener it is one more video.
+            event = replace(event, video=self._first_video + event.video)
+            self._newest_video = max(self._newest_video, event.video)
         if isinstance(event, TextDelta):
             return self._follow_text(event)
         if isinstance(event, QuestionState) and event.state == 'rejected':
@@ -54,7 +67,9 @@ class OpenStreams:
         """Return the last events of all open streams, whose session is gone."""
         with self._lock:
             streams = list(self._next_seq)
-        return self._end(streams)
+        ended = self._end(streams)
+        self._first_video = self._newest_video + 1
+        return ended
 
     def _follow_text(self, event: TextDelta) -> list[Event]:
         stream = event.stream_id

@@ -52,18 +52,18 @@ class StepBook:
     """
 
     def __init__(self) -> None:
-        self._unseen: dict[int, StepPerceived] = {}
+        self._unseen: dict[tuple[int, int], StepPerceived] = {}
         self._seen: list[StepTimes] = []
 
     def perceived(self, step: StepPerceived) -> list[StepTimes]:
         settled = self.settle()
-        self._unseen[step.index] = step
+        self._unseen[step.video, step.index] = step
         while len(self._unseen) > UNSEEN_STEPS:
             settled.append(StepTimes(self._unseen.pop(next(iter(self._unseen)))))
         return settled
 
     def sighted(self, sight: FirstSight) -> None:
-        step = self._unseen.pop(sight.index, None)
+        step = self._unseen.pop((sight.video, sight.index), None)
         if step is not None:
             self._seen.append(StepTimes(step, True, sight.decoded_ns - step.perceived_ns))
 

@@ -34,8 +34,8 @@ class TextPublisher:
         chunk = TextChunk(
             header=_header(delta.stamp_ns, self._camera.arrival(delta.stamp_ns)),
             stream_id=delta.stream_id, seq=delta.seq, delta=delta.delta, sentence=delta.sentence,
-            is_final=delta.final, finish_reason=delta.finish_reason, steps_seen=delta.steps_seen,
-            frames_seen=delta.frames_seen, emitted=_time(now_ns),
+            is_final=delta.final, finish_reason=delta.finish_reason, video=delta.video,
+            steps_seen=delta.steps_seen, frames_seen=delta.frames_seen, emitted=_time(now_ns),
             latency=_duration(now_ns - delta.stamp_ns if delta.stamp_ns else 0))
         if delta.stream_id != NARRATION:
             self._answer.publish(chunk)
@@ -51,7 +51,8 @@ class TextPublisher:
         step = times.step
         arrival = self._camera.arrival(step.stamp_ns)
         self._latency.publish(StepLatency(
-            header=_header(step.stamp_ns, arrival), step=step.index, frames=step.frames,
+            header=_header(step.stamp_ns, arrival), video=step.video, step=step.index,
+            frames=step.frames,
             capture_to_callback=_duration(arrival.capture_to_callback_ns),
             callback_to_engine=_duration(step.started_ns - step.received_ns),
             preprocess=_duration(step.preprocessed_ns - step.started_ns),

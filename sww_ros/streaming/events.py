@@ -1,4 +1,9 @@
-"""What a session tells its listener: steps perceived, text spoken, frames dropped, troubles."""
+"""
+What a session tells its listener: steps perceived, text spoken, frames dropped, troubles.
+
+Steps are numbered within a video. `video` rises by one with each that begins, and tells apart
+what is said of the last one, by answers that go on, from what is said of this one.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +34,7 @@ class StepPerceived:
     vision_ns: int
     perceived_ns: int
     overlap_ns: int
+    video: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class TextDelta:
     started_ns: int
     emitted_ns: int
     first_sight: bool
+    video: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class FirstSight:
     stamp_ns: int
     started_ns: int
     decoded_ns: int
+    video: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,10 +108,11 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Restarted:
-    """The stream began anew (reset | prompt | capacity | ended); steps count from 0 again."""
+    """A new video began (reset | prompt | capacity | ended); steps count from 0 again."""
 
     type: ClassVar[str] = 'restarted'
     reason: str
+    video: int = 0
 
 
 Event = (StepPerceived | TextDelta | FirstSight | FramesDropped | QuestionState | Trouble

@@ -252,7 +252,8 @@ class Speaker:
         """Tell of the steps that this decode step was the first to see."""
         now = time.monotonic_ns()
         for index in range(stream.sighted, steps):
-            self._emit(FirstSight(index, stream.infos[index].stamp_ns, started_ns, now))
+            self._emit(FirstSight(index, stream.infos[index].stamp_ns, started_ns, now,
+                                  stream.number))
         stream.sighted = max(stream.sighted, steps)
 
     def _narrate(self, lane: TextLane, token: int, moment: _Moment) -> None:
@@ -336,4 +337,5 @@ class Speaker:
             finish_reason=reason, step=moment.steps - 1, steps_seen=moment.steps,
             frames_seen=info.frames_total if info else 0,
             stamp_ns=info.stamp_ns if info else 0, started_ns=moment.started_ns,
-            emitted_ns=time.monotonic_ns(), first_sight=moment.first_sight))
+            emitted_ns=time.monotonic_ns(), first_sight=moment.first_sight,
+            video=moment.stream.number))

@@ -41,6 +41,7 @@ class Stream:
     lane: Lane
     narration: TextLane
     budget: NarrationBudget
+    number: int = 0
     infos: list[StepInfo] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     ended: bool = False

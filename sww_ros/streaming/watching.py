@@ -54,7 +54,7 @@ class Watcher:
                                  config.max_pending_frames)
         self._lock = threading.Lock()
         self._requested: _Request | None = None
-        self.stream = self._begin()
+        self.stream = self._begin(0)
 
     @property
     def prompt(self) -> str:
@@ -106,14 +106,14 @@ class Watcher:
             self._emit(FramesDropped(reason, count))
 
     def _switch(self, request: _Request) -> None:
-        self.stream = self._begin()
+        self.stream = self._begin(self.stream.number + 1)
         with self._lock:
             # A request that came meanwhile, with another prompt perhaps, has yet to be met.
             if self._requested is request:
                 self._requested = None
-        self._emit(Restarted(request.reason))
+        self._emit(Restarted(request.reason, self.stream.number))
 
-    def _begin(self) -> Stream:
+    def _begin(self, number: int) -> Stream:
         checkpoint = self._checkpoint
         prefix = checkpoint.encode(*prefix_parts(checkpoint.defaults.system, self._prompt))
         head, budget = checkpoint.encode(ASSISTANT_HEAD), self._budget()
@@ -124,7 +124,7 @@ class Watcher:
         narration = open_lane(checkpoint, self._config, NARRATION, head, timeline.narration(),
                               prefix, lane if self._scheme.serial else None)
         stream = Stream(checkpoint.decoder, self._scheme, timeline, prefix,
-                        checkpoint.encode(VIDEO_TAIL), lane, narration, budget)
+                        checkpoint.encode(VIDEO_TAIL), lane, narration, budget, number)
         stream.prefill_prefix()
         return stream
 
@@ -160,7 +160,7 @@ class Watcher:
             index=step, stamp_ns=frames[-1].stamp_ns, frames=count,
             received_ns=frames[-1].received_ns, fed_ns=frames[-1].fed_ns, started_ns=started,
             preprocessed_ns=preprocessed, vision_ns=seen, perceived_ns=done,
-            overlap_ns=self._decoding.covered_ns(started, done)))
+            overlap_ns=self._decoding.covered_ns(started, done), video=stream.number))
 
     def _full(self, stream: Stream) -> bool:
         """Whether a stream that is only spoken of at its end has to end with this step."""
