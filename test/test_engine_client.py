@@ -9,52 +9,16 @@ import sys
 import threading
 import time
 
+from engine_harness import HERE, START_S, Listener, frame, listening
 from fake_session import SESSION
 import numpy as np
 import pytest
 
 from sww_ros.engine import client as client_module
-from sww_ros.engine.client import EngineClient, EngineError
+from sww_ros.engine.client import EngineError
 from sww_ros.engine.outbox import Frame
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import FramesDropped, QuestionState, StepPerceived, TextDelta
-
-START_S = 60.0
-HERE = Path(__file__).parent
-
-
-class Listener:
-    """An engine with everything it told."""
-
-    def __init__(self, model: str, **options) -> None:
-        self.events, self.lost, self.ready, self.lines = [], [], [], []
-        self._changed = threading.Condition()
-        config = options.pop('config', SessionConfig())
-        self.client = EngineClient(
-            model, config, session=SESSION, on_event=self._into(self.events),
-            on_lost=self._into(self.lost), on_ready=self._into(self.ready),
-            on_line=self._into(self.lines), **options)
-
-    def _into(self, bucket: list):
-        def take(item) -> None:
-            with self._changed:
-                bucket.append(item)
-                self._changed.notify_all()
-        return take
-
-    def wait(self, condition, timeout_s: float = 30.0) -> None:
-        with self._changed:
-            assert self._changed.wait_for(condition, timeout_s), (self.events[-5:], self.lost)
-
-    def of(self, kind: type) -> list:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    def text(self, stream_id: str) -> list[TextDelta]:
-        return [event for event in self.of(TextDelta) if event.stream_id == stream_id]
-
-    def wait_final(self, stream_id: str) -> TextDelta:
-        self.wait(lambda: any(delta.final for delta in self.text(stream_id)))
-        return self.text(stream_id)[-1]
+from sww_ros.streaming.events import FramesDropped, QuestionState, StepPerceived
 
 
 @pytest.fixture(autouse=True)
@@ -65,16 +29,8 @@ def fake_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def listener(request: pytest.FixtureRequest) -> Iterator[Listener]:
     model, options = getattr(request, 'param', ('fake', {}))
-    listener = Listener(model, **options)
-    try:
-        listener.client.start(START_S)
+    with listening(model, **options) as listener:
         yield listener
-    finally:
-        listener.client.close()
-
-
-def frame(stamp_ns: int = 0) -> Frame:
-    return Frame(lambda: np.zeros((48, 64, 3), np.uint8), stamp_ns, time.monotonic_ns())
 
 
 def is_gone(pid: int) -> bool:

@@ -1,0 +1,69 @@
+"""An engine with everything that it told, for tests of the client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+import threading
+import time
+
+from fake_session import SESSION
+import numpy as np
+
+from sww_ros.engine.client import EngineClient
+from sww_ros.engine.outbox import Frame
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import TextDelta
+
+START_S = 60.0
+HERE = Path(__file__).parent
+
+
+class Listener:
+    """An engine with everything it told."""
+
+    def __init__(self, model: str, **options) -> None:
+        self.events, self.lost, self.ready, self.lines = [], [], [], []
+        self._changed = threading.Condition()
+        config = options.pop('config', SessionConfig())
+        self.client = EngineClient(
+            model, config, session=SESSION, on_event=self._into(self.events),
+            on_lost=self._into(self.lost), on_ready=self._into(self.ready),
+            on_line=self._into(self.lines), **options)
+
+    def _into(self, bucket: list):
+        def take(item) -> None:
+            with self._changed:
+                bucket.append(item)
+                self._changed.notify_all()
+        return take
+
+    def wait(self, condition, timeout_s: float = 30.0) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, timeout_s), (self.events[-5:], self.lost)
+
+    def of(self, kind: type) -> list:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def text(self, stream_id: str) -> list[TextDelta]:
+        return [event for event in self.of(TextDelta) if event.stream_id == stream_id]
+
+    def wait_final(self, stream_id: str) -> TextDelta:
+        self.wait(lambda: any(delta.final for delta in self.text(stream_id)))
+        return self.text(stream_id)[-1]
+
+
+@contextmanager
+def listening(model: str = 'fake', **options) -> Iterator[Listener]:
+    """Start an engine, and end it."""
+    listener = Listener(model, **options)
+    try:
+        listener.client.start(START_S)
+        yield listener
+    finally:
+        listener.client.close()
+
+
+def frame(stamp_ns: int = 0) -> Frame:
+    return Frame(lambda: np.zeros((48, 64, 3), np.uint8), stamp_ns, time.monotonic_ns())
