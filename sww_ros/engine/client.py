@@ -272,10 +272,11 @@ class EngineClient:
     def _send_frame(self, frame: Frame) -> None:
         try:
             pixels = frame.load()
-        except ValueError as error:
+            self._process.channel.send(
+                {'command': 'feed', 'shape': pixels.shape, 'stamp_ns': frame.stamp_ns,
+                 'received_ns': frame.received_ns}, pixels.data)
+        except OSError:
+            raise
+        except Exception as error:  # Too large, no memory, OpenCV's own: it costs this frame only.
             self._drop('bad', 1)
-            self._emit(Trouble(str(error), '', False))
-            return
-        self._process.channel.send(
-            {'command': 'feed', 'shape': pixels.shape, 'stamp_ns': frame.stamp_ns,
-             'received_ns': frame.received_ns}, pixels.data)
+            self._emit(Trouble(str(error) or repr(error), '', False))
