@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 import os
+import signal
+import socket
+import subprocess
 
-from engine_harness import HERE, Listener, listening
+from engine_harness import HERE, START_S, Listener, listening
 import numpy as np
 import pytest
 
 from sww_ros.engine import client as client_module
 from sww_ros.engine import wire
+from sww_ros.engine.client import EngineError
 from sww_ros.engine.outbox import Frame
 from sww_ros.streaming.events import FramesDropped, Trouble
 
@@ -39,3 +43,32 @@ def test_a_frame_that_cannot_be_sent_is_told_and_the_next_thing_is_sent(
     assert words in listener.of(Trouble)[0].message
     assert FramesDropped('bad', 1) in listener.events
     assert listener.wait_final(listener.client.ask('are you there?')).finish_reason == 'stop'
+
+
+def no_process(*_: object, **__: object) -> None:
+    raise OSError(12, 'Cannot allocate memory')
+
+
+def test_a_restart_that_fails_for_want_of_memory_is_told_and_tried_again(
+        listener: Listener, monkeypatch: pytest.MonkeyPatch):
+    client = listener.client
+    tries = iter([no_process])
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, 'Popen', lambda *args, **options: (
+        next(tries, popen)(*args, **options)))
+    os.kill(client.pid, signal.SIGKILL)
+    listener.wait(lambda: len(listener.ready) == 2)
+    assert 'killed by SIGKILL' in listener.lost[0]
+    assert 'could not be restarted' in listener.lost[1]
+    assert 'Cannot allocate memory' in listener.lost[1]
+    assert listener.wait_final(client.ask('back again')).finish_reason == 'stop'
+
+
+def test_a_start_that_fails_for_want_of_memory_is_refused_in_words(
+        monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(subprocess, 'Popen', no_process)
+    ends, socketpair = [], socket.socketpair
+    monkeypatch.setattr(socket, 'socketpair', lambda: ends.extend(socketpair()) or ends)
+    with pytest.raises(EngineError, match='could not be started: .*Cannot allocate memory'):
+        Listener('fake').client.start(START_S)
+    assert [end.fileno() for end in ends] == [-1, -1]

@@ -177,7 +177,10 @@ class EngineClient:
         with self._lock:
             if self._closed.is_set():
                 raise EngineError('the engine was closed')
-            self._process = process = WorkerProcess(self._on_line)
+            try:
+                self._process = process = WorkerProcess(self._on_line)
+            except (OSError, RuntimeError) as error:  # No memory, file or thread is left for it.
+                raise EngineError(f'the engine could not be started: {error}') from error
         try:
             process.channel.send(open_request(self._session, self._model, self._config))
             if not process.channel.wait_readable(timeout_s):

@@ -23,16 +23,22 @@ class WorkerProcess:
 
     What it writes to its standard streams goes to `on_line`, line by line, on a thread of its
     own; the last lines are kept for the report of its end.
+
+    :raises OSError: when no process can be started
     """
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             # A session of its own: Ctrl-C in the terminal is for the node to handle.
-            self._process = subprocess.Popen(
-                [sys.executable, '-m', WORKER, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, '-m', WORKER, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
+            except OSError:
+                ours.close()
+                raise
         self.channel = Channel(ours)
         self.pid = self._process.pid
         self._on_line = on_line
