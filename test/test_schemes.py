@@ -1,8 +1,5 @@
 """Sessions in every position scheme: who runs in turn, how a video ends, what is told of it."""
 
-import threading
-import time
-
 import numpy as np
 import pytest
 
@@ -13,7 +10,6 @@ from sww_ros.streaming.events import NARRATION, Restarted, StepPerceived, TextDe
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.session import Session
-from sww_ros.streaming.speaking import Speaker
 
 
 @pytest.fixture(scope='module')
@@ -96,30 +92,6 @@ def test_a_video_that_ends_lets_the_rest_be_said(models, scheme, schedule):
     assert [e.reason for e in events if isinstance(e, Restarted)] == ['ended']
     assert [(e.video, e.index) for e in events if isinstance(e, StepPerceived)] == [
         (0, 0), (0, 1), (0, 2), (1, 0)]
-
-
-def test_a_video_fed_during_the_last_word_of_the_one_before_is_watched(models, monkeypatch):
-    """Perception finds it waiting and sleeps; the end of that word has to wake it."""
-    speaking, looked, narrate = threading.Event(), threading.Event(), Speaker._narrate
-
-    def held(speaker, *arguments):
-        speaking.set()
-        looked.wait(30)
-        narrate(speaker, *arguments)
-
-    config = SessionConfig(schedule='offline', max_rest_tokens=1)
-    with Session(models[1], config) as session:
-        monkeypatch.setattr(Speaker, '_narrate', held)
-        session.feed(np.zeros((56, 56, 3), np.uint8), last=True)
-        assert speaking.wait(30)
-        monkeypatch.setattr(Speaker, '_narrate', narrate)
-        session.feed(np.zeros((56, 56, 3), np.uint8), last=True)
-        # Long enough for perception to look, not to find anything to do, and to sleep.
-        time.sleep(0.2)
-        looked.set()
-        assert session.wait_idle(10)
-        steps = [e for e in session.drain() if isinstance(e, StepPerceived)]
-    assert len(steps) == 2
 
 
 def test_a_last_frame_alone_makes_a_step(models):

@@ -67,6 +67,7 @@ class Session:
         self._progress = threading.Condition()
         self._numbers = itertools.count(1)
         self._closed = self._ended = False
+        self._entering = threading.Lock()
         decoding = BusyLog()
         self._perceiving, self._generating = Turns(), Turns()
         self._failures = 0
@@ -150,16 +151,15 @@ class Session:
         :raises ValueError: for a frame that cannot be perceived
         """
         check_frame(frame)
-        if self._speaker.paused:
-            if last:
-                self._watcher.frames.cut()
-            self._emit(FramesDropped('paused', 1))
-            return
-        now = time.monotonic_ns()
-        dropped = self._watcher.frames.put(Frame(frame, stamp_ns, received_ns or now, now,
-                                               last))
+        now, frames = time.monotonic_ns(), self._watcher.frames
+        with self._entering:
+            paused, dropped = self._speaker.paused, 1
+            if not paused:
+                dropped = frames.put(Frame(frame, stamp_ns, received_ns or now, now, last))
+            elif last:
+                frames.cut()
         if dropped:
-            self._emit(FramesDropped('overrun', dropped))
+            self._emit(FramesDropped('paused' if paused else 'overrun', dropped))
         self._executor.wake()
 
     def ask(self, question: str, question_id: str | None = None) -> str:
@@ -169,10 +169,11 @@ class Session:
         :raises ValueError: for a question that is empty or too long
         """
         question = check_question(question)
-        if self._closed:
-            raise ValueError('the session is closed: open another one')
-        question_id = question_id or f'q{next(self._numbers)}'
-        self._speaker.ask(question_id, question)
+        with self._entering:
+            if self._closed:
+                raise ValueError('the session is closed: open another one')
+            question_id = question_id or f'q{next(self._numbers)}'
+            self._speaker.ask(question_id, question)
         self._executor.wake()
         return question_id
 
@@ -197,8 +198,10 @@ class Session:
 
     def pause(self, paused: bool) -> None:
         """Stop or resume watching and narrating; questions are still answered."""
-        self._speaker.paused = paused
-        if paused and (count := self._watcher.frames.clear()):
+        with self._entering:
+            self._speaker.paused = paused
+            count = self._watcher.frames.clear() if paused else 0
+        if count:
             self._emit(FramesDropped('paused', count))
         self._executor.wake()
 
@@ -213,9 +216,11 @@ class Session:
         return event
 
     def events(self) -> Iterator[Event]:
-        """Yield events until the session is closed."""
+        """Yield events until the session is closed, which a fatal trouble does."""
         while (event := self.poll()) is not None:
             yield event
+            if isinstance(event, Trouble) and event.fatal:
+                self.close()
 
     def drain(self) -> list[Event]:
         """Return all events that wait, without waiting."""
@@ -240,11 +245,14 @@ class Session:
         return Trace.of(self._watcher.stream, self._speaker.records)
 
     def close(self) -> None:
-        """Stop both sides and end `events()`; what runs is finished first."""
-        if self._ended:
-            return
-        self._closed = self._ended = True
+        """Stop both sides, end all questions and `events()`; what runs is finished first."""
+        with self._entering:
+            if self._ended:
+                return
+            reason = 'error' if self._closed else 'cancelled'
+            self._closed = self._ended = True
         self._executor.stop()
+        self._speaker.close(reason)
         self._events.put(None)
         with self._progress:
             self._progress.notify_all()

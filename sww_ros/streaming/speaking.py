@@ -114,7 +114,15 @@ class Speaker:
 
     def failed(self) -> None:
         """After an error: end all that is live, so that nothing is tried for ever."""
-        self._inbox.append(self._give_up)
+        # The stream of now: by the time this is read, the next one may have begun.
+        stream = self._current()
+        self._inbox.append(lambda: self._give_up(stream))
+
+    def close(self, reason: str) -> None:
+        """End all that has been asked, once no thread works any more."""
+        self.end_all(reason)
+        while self._inbox:
+            self._inbox.popleft()()
 
     @property
     def idle(self) -> bool:
@@ -136,8 +144,8 @@ class Speaker:
         self._admit()
         return self._decode()
 
-    def _give_up(self) -> None:
-        self._halted = self._stream
+    def _give_up(self, stream: Stream) -> None:
+        self._halted = stream
         self._end_all('error')
 
     def _end_all(self, reason: str) -> None:

@@ -163,6 +163,7 @@ class FrameQueue:
         """Throw all frames away; return how many they were."""
         with self._lock:
             count = len(self._frames)
+            self._cut |= any(frame.last for frame in self._frames)
             self._frames = []
             return count
 

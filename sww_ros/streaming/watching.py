@@ -74,11 +74,6 @@ class Watcher:
         return self._requested is not None
 
     @property
-    def waiting(self) -> bool:
-        """Whether the next video is there, and something is left to say of the last one."""
-        return self.frames.complete and self.stream.ended and not self._spoken(self.stream)
-
-    @property
     def idle(self) -> bool:
         """Whether there is nothing to perceive; to be asked between two pieces of work."""
         return not self.restarting and not self.frames.complete
@@ -87,7 +82,10 @@ class Watcher:
         """Perceive one step, if its frames are there."""
         with self._lock:
             request = self._requested
-            taken = None if request or self.waiting else self.frames.take()
+            # In this order: a step that is complete only after the first look has to wait for
+            # the second, or it would cut what is still to be said of the video before.
+            ready = not request and self.frames.complete and not self._owed
+            taken = self.frames.take() if ready else None
         if request:
             self._switch(request)
             return True
@@ -100,6 +98,11 @@ class Watcher:
             self._switch(_Request('capacity'))
         self._perceive(frames)
         return True
+
+    @property
+    def _owed(self) -> bool:
+        """Whether the video has ended, and something is left to say of it."""
+        return self.stream.ended and not self._spoken(self.stream)
 
     def _drop(self, reason: str, count: int) -> None:
         if count:
