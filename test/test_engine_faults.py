@@ -72,3 +72,26 @@ def test_a_start_that_fails_for_want_of_memory_is_refused_in_words(
     with pytest.raises(EngineError, match='could not be started: .*Cannot allocate memory'):
         Listener('fake').client.start(START_S)
     assert [end.fileno() for end in ends] == [-1, -1]
+
+
+def test_a_listener_that_fails_costs_what_it_was_told_and_nothing_else(
+        monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    take, failed = Listener._into, set()
+
+    def clumsy(self: Listener, bucket: list):
+        def fail_once(item: object) -> None:
+            if id(bucket) not in failed:
+                failed.add(id(bucket))
+                raise RuntimeError('a slip of the listener')
+            take(self, bucket)(item)
+        return fail_once
+
+    monkeypatch.setattr(Listener, '_into', clumsy)
+    with listening() as listener:
+        assert listener.wait_final(listener.client.ask('are you there?')).finish_reason == 'stop'
+        for life in range(2):  # That the engine was lost, and is back, is told in vain once.
+            os.kill(listener.client.pid, signal.SIGKILL)
+            listener.wait(lambda life=life: len(listener.ready) == life + 1)
+        assert 'killed by SIGKILL' in listener.lost[0]
+        assert listener.lines
+    assert len(failed) == caplog.text.count('a slip of the listener\n') == 4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+import logging
 import threading
 import time
 import uuid
@@ -21,6 +23,8 @@ BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 LONG_LIFE_S = 60.0
 """An engine that lived this long has its next restart without the earlier ones' delay."""
 
+LOG = logging.getLogger(__name__)
+
 
 class EngineError(RuntimeError):
     """The engine cannot do what is asked; the message says why."""
@@ -32,6 +36,7 @@ class EngineClient:
 
     Only `start` and `close` wait. Events reach `on_event` one at a time, on a thread of the
     client; so do the ends of questions that a dying engine leaves open (finish_reason error).
+    A listener that raises is logged, and told the next thing all the same.
 
     :param on_event: takes each event; must not wait
     :param on_lost: told in words that the engine died or could not be restarted
@@ -178,7 +183,7 @@ class EngineClient:
             if self._closed.is_set():
                 raise EngineError('the engine was closed')
             try:
-                self._process = process = WorkerProcess(self._on_line)
+                self._process = process = WorkerProcess(partial(_tell, self._on_line))
             except (OSError, RuntimeError) as error:  # No memory, file or thread is left for it.
                 raise EngineError(f'the engine could not be started: {error}') from error
         try:
@@ -208,7 +213,7 @@ class EngineClient:
         attempt = 0
         while True:
             began = time.monotonic()
-            self._on_ready(self.info)
+            _tell(self._on_ready, self.info)
             self._pass_events()
             if time.monotonic() - began > LONG_LIFE_S:
                 attempt = 0
@@ -245,18 +250,18 @@ class EngineClient:
             self._emit(Trouble(f'the engine does not speak our language: {error}', '', True))
 
     def _report_loss(self, report: str) -> None:
-        self._on_lost(report)
+        _tell(self._on_lost, report)
         self._end_streams()
 
     def _end_streams(self) -> None:
         with self._event_lock:
             for event in self._streams.end_all():
-                self._on_event(event)
+                _tell(self._on_event, event)
 
     def _emit(self, event: Event) -> None:
         with self._event_lock:
             for told in self._streams.follow(event):
-                self._on_event(told)
+                _tell(self._on_event, told)
 
     def _drop(self, reason: str, count: int) -> None:
         if count:
@@ -283,3 +288,11 @@ class EngineClient:
         except Exception as error:  # Too large, no memory, OpenCV's own: it costs this frame only.
             self._drop('bad', 1)
             self._emit(Trouble(str(error) or repr(error), '', False))
+
+
+def _tell(listener: Callable, what: Event | dict | str) -> None:
+    """Tell a listener, whose mistakes must not end the thread that tells all."""
+    try:
+        listener(what)
+    except Exception:
+        LOG.exception('whoever listens to the engine failed when told %.200r', what)
