@@ -25,7 +25,7 @@ from sww_ros.evaluation.disturbance import disturbed
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import Trouble
+from sww_ros.streaming.events import TextDelta, Trouble
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.schedule import SCHEDULES
@@ -63,7 +63,8 @@ def run_case(subject: Subject, seed: int) -> Outcome:
     """
     Play one random stream, replay it, compare; schemes and schedules take turns by the seed.
 
-    :raises AssertionError: when the live session reports trouble or does not come to rest
+    :raises AssertionError: when the live session reports trouble, does not come to rest, or cuts
+        a text
     """
     chance = random.Random(seed)
     rng = np.random.default_rng(seed)
@@ -96,8 +97,11 @@ def run_case(subject: Subject, seed: int) -> Outcome:
             if chance.random() < 0.4:
                 session.ask('x' * chance.randint(1, 20))
         assert session.wait_idle(60), f'case {seed} did not come to rest'
-        trouble = [event for event in session.drain() if isinstance(event, Trouble)]
+        events = session.drain()
+        trouble = [event for event in events if isinstance(event, Trouble)]
         assert not trouble, f'case {seed}: {trouble[0].message}'
+        assert not any(isinstance(event, TextDelta) and event.finish_reason == 'reset'
+                       for event in events), f'case {seed}: a text was cut by the next video'
         trace = session.trace()
     verdict = replay(trace, subject.oracle)
     tolerance = TOLERANCE[subject.dtype]
