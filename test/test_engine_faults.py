@@ -1,10 +1,12 @@
 """What goes wrong around the engine: nothing of it may silence the client."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 import os
 import signal
 import socket
 import subprocess
+import threading
 
 from engine_harness import HERE, START_S, Listener, listening
 import numpy as np
@@ -14,6 +16,7 @@ from sww_ros.engine import client as client_module
 from sww_ros.engine import wire
 from sww_ros.engine.client import EngineError
 from sww_ros.engine.outbox import Frame
+from sww_ros.engine.streams import OpenStreams
 from sww_ros.streaming.events import FramesDropped, Trouble
 
 
@@ -95,3 +98,41 @@ def test_a_listener_that_fails_costs_what_it_was_told_and_nothing_else(
         assert 'killed by SIGKILL' in listener.lost[0]
         assert listener.lines
     assert len(failed) == caplog.text.count('a slip of the listener\n') == 4
+
+
+def test_a_question_taken_while_the_engine_dies_ends(
+        listener: Listener, monkeypatch: pytest.MonkeyPatch):
+    def preempted() -> None:
+        os.kill(listener.client.pid, signal.SIGKILL)
+        with suppress(AssertionError):  # Only if the death is dealt with in between.
+            listener.wait(lambda: listener.lost, 1.5)
+
+    admit_late(monkeypatch, preempted)
+    assert listener.wait_final(listener.client.ask('what?')).finish_reason == 'error'
+    listener.wait(lambda: len(listener.ready) == 2)
+    assert listener.wait_final(listener.client.ask('and now?')).finish_reason == 'stop'
+
+
+def test_a_question_taken_while_the_engine_is_closed_ends(
+        listener: Listener, monkeypatch: pytest.MonkeyPatch):
+    closer = threading.Thread(target=listener.client.close)
+
+    def preempted() -> None:
+        closer.start()
+        closer.join(1.5)
+
+    admit_late(monkeypatch, preempted)
+    question = listener.client.ask('what?')
+    closer.join()
+    assert listener.wait_final(question).finish_reason == 'error'
+
+
+def admit_late(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
+    """Have something happen between the look whether an engine runs and the first question."""
+    admit, happens = OpenStreams.admit, iter([meanwhile])
+
+    def late(streams: OpenStreams, question_id: str) -> bool:
+        next(happens, lambda: None)()
+        return admit(streams, question_id)
+
+    monkeypatch.setattr(OpenStreams, 'admit', late)

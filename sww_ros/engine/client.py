@@ -60,6 +60,8 @@ class EngineClient:
         self._outbox = Outbox(WAITING_FRAMES)
         self._streams = OpenStreams(config)
         self._lock = threading.Lock()
+        # Whether an engine takes things, and what it was given to take, change under this one.
+        self._taking = threading.RLock()
         self._event_lock = threading.RLock()
         self._process: WorkerProcess | None = None
         self._ready = False
@@ -115,12 +117,13 @@ class EngineClient:
         :raises EngineError: when the engine does not run, or too many questions wait already
         """
         question = check_question(question)
-        self._check_ready()
         question_id = question_id or f'q{uuid.uuid4().hex[:8]}'
-        if not self._streams.admit(question_id):
-            raise EngineError(f'{len(self._streams.questions)} questions are being answered or '
-                              'wait, no more are taken: ask again later')
-        self._command('ask', question=question, question_id=question_id)
+        with self._taking:  # Or the engine's end, which ends all questions, might miss this one.
+            self._check_ready()
+            if not self._streams.admit(question_id):
+                raise EngineError(f'{len(self._streams.questions)} questions are being answered '
+                                  'or wait, no more are taken: ask again later')
+            self._command('ask', question=question, question_id=question_id)
         return question_id
 
     def cancel(self, question_id: str) -> bool:
@@ -160,7 +163,8 @@ class EngineClient:
     def close(self) -> None:
         """End the engine's process for good, and the client's threads."""
         self._closed.set()
-        self._ready = False
+        with self._taking:
+            self._ready = False
         self._outbox.close()
         with self._lock:
             process = self._process
@@ -207,7 +211,10 @@ class EngineClient:
         self.info = message[0]['info']
         if self._paused:
             process.channel.send({'command': 'pause', 'paused': True})
-        self._ready = True
+        with self._taking:
+            if self._closed.is_set():
+                raise EngineError('the engine was closed')
+            self._ready = True
 
     def _receive(self, timeout_s: float) -> None:
         attempt = 0
@@ -217,11 +224,13 @@ class EngineClient:
             self._pass_events()
             if time.monotonic() - began > LONG_LIFE_S:
                 attempt = 0
-            self._ready = False
+            with self._taking:
+                self._ready = False
+                unsent = self._outbox.clear()
             if self._closed.is_set():
                 return
             self._process.end()
-            self._drop('engine', self._outbox.clear())
+            self._drop('engine', unsent)
             self._report_loss(self._process.report())
             while not self._try_again(attempt, timeout_s):
                 if self._closed.is_set() or not self._restart:
