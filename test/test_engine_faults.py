@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 
-from engine_harness import HERE, START_S, Listener, listening
+from engine_harness import HERE, START_S, Listener, frame, listening
 import numpy as np
 import pytest
 
@@ -17,7 +17,8 @@ from sww_ros.engine import wire
 from sww_ros.engine.client import EngineError
 from sww_ros.engine.outbox import Frame
 from sww_ros.engine.streams import OpenStreams
-from sww_ros.streaming.events import FramesDropped, Trouble
+from sww_ros.engine.wire import Channel
+from sww_ros.streaming.events import FramesDropped, StepPerceived, Trouble
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +137,68 @@ def admit_late(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -
         return admit(streams, question_id)
 
     monkeypatch.setattr(OpenStreams, 'admit', late)
+
+
+def test_a_resume_while_the_engine_restarts_is_not_undone(
+        listener: Listener, monkeypatch: pytest.MonkeyPatch):
+    client, send, resumed = listener.client, Channel.send, threading.Event()
+    client.pause(True)
+    os.kill(client.pid, signal.SIGKILL)
+    listener.wait(lambda: listener.lost)
+    resumer = threading.Thread(target=client.pause, args=[False])
+
+    def late(channel: Channel, header: dict, payload: bytes = b'') -> None:
+        if header == {'command': 'pause', 'paused': True} and resumer.ident is None:
+            resumer.start()
+            resumed.wait(1.0)  # Only if the resume can be sent in between.
+        send(channel, header, payload)
+        if header == {'command': 'pause', 'paused': False}:
+            resumed.set()
+
+    monkeypatch.setattr(Channel, 'send', late)
+    listener.wait(lambda: len(listener.ready) == 2)
+    assert resumed.wait(10.0)
+    for stamp in range(2):
+        client.feed(frame(stamp))
+    listener.wait(lambda: listener.of(StepPerceived), 5.0)
+
+
+def test_a_restarted_engine_is_paused_before_it_gets_a_frame(listener: Listener):
+    client, restarted, loading = listener.client, threading.Event(), threading.Event()
+
+    def slow() -> np.ndarray:
+        loading.set()
+        restarted.wait(30.0)
+        return np.zeros((48, 64, 3), np.uint8)
+
+    client.feed(Frame(slow, 1, 0))
+    assert loading.wait(10.0)
+    client.pause(True)
+    os.kill(client.pid, signal.SIGKILL)
+    listener.wait(lambda: len(listener.ready) == 2)
+    client.feed(frame(2))
+    restarted.set()
+    listener.wait(lambda: FramesDropped('paused', 1) in listener.events)
+    client.pause(False)
+    client.feed(frame(3))  # A first frame alone is no step yet.
+    assert listener.wait_final(client.ask('what was seen?')).finish_reason == 'stop'
+    assert not listener.of(StepPerceived)
+
+
+def test_an_engine_that_dies_once_it_is_loaded_is_restarted_paused(
+        listener: Listener, monkeypatch: pytest.MonkeyPatch):
+    client, receive, mortal = listener.client, Channel.receive, iter([True])
+    client.pause(True)
+
+    def then_dies(channel: Channel) -> tuple[dict, bytearray] | None:
+        message = receive(channel)
+        if message and message[0]['type'] == 'ready' and next(mortal, False):
+            client._process._process.kill()
+            client._process._process.wait()
+        return message
+
+    monkeypatch.setattr(Channel, 'receive', then_dies)
+    os.kill(client.pid, signal.SIGKILL)
+    listener.wait(lambda: len(listener.lost) == 2 and len(listener.ready) == 3)
+    client.feed(frame())
+    listener.wait(lambda: FramesDropped('paused', 1) in listener.events)

@@ -13,6 +13,7 @@ import uuid
 from sww_ros.engine.outbox import Frame, Outbox
 from sww_ros.engine.process import WorkerProcess
 from sww_ros.engine.streams import OpenStreams
+from sww_ros.engine.wire import Channel
 from sww_ros.engine.worker import open_request
 from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import Event, FramesDropped, Trouble, event_from_dict
@@ -103,10 +104,9 @@ class EngineClient:
 
     def feed(self, frame: Frame) -> None:
         """Hand over a frame; one that is pushed out by a newer one is dropped as 'overrun'."""
-        if self._ready:
-            self._drop('overrun', self._outbox.put_frame(frame))
-        else:
-            self._drop('engine', 1)
+        with self._taking:
+            lost = ('overrun', self._outbox.put_frame(frame)) if self._ready else ('engine', 1)
+        self._drop(*lost)
 
     def ask(self, question: str, question_id: str = '') -> str:
         """
@@ -157,8 +157,9 @@ class EngineClient:
 
     def pause(self, paused: bool) -> None:
         """Stop or resume perceiving and speaking; kept when the engine restarts."""
-        self._paused = paused
-        self._outbox.put_command({'command': 'pause', 'paused': paused})
+        with self._taking:
+            self._paused = paused
+            self._command('pause', paused=paused)
 
     def close(self) -> None:
         """End the engine's process for good, and the client's threads."""
@@ -180,7 +181,10 @@ class EngineClient:
             raise EngineError('the engine is not running: it is being restarted, or closed')
 
     def _command(self, command: str, **arguments: object) -> None:
-        self._outbox.put_command({'command': command, **arguments})
+        """Have the engine do something; to one that is not ready, `_launch` tells how things are."""
+        with self._taking:
+            if self._ready:
+                self._outbox.put_command({'command': command, **arguments})
 
     def _launch(self, timeout_s: float) -> None:
         with self._lock:
@@ -209,12 +213,12 @@ class EngineClient:
             process.end()
             raise EngineError(message[0]['message'])
         self.info = message[0]['info']
-        if self._paused:
-            process.channel.send({'command': 'pause', 'paused': True})
         with self._taking:
             if self._closed.is_set():
                 raise EngineError('the engine was closed')
             self._ready = True
+            if self._paused:  # No frame waits yet, and commands go first.
+                self._command('pause', paused=True)
 
     def _receive(self, timeout_s: float) -> None:
         attempt = 0
@@ -278,18 +282,20 @@ class EngineClient:
 
     def _send(self) -> None:
         while (item := self._outbox.take()) is not None:
+            # What is for this engine is not for another one, started while a frame is converted.
+            channel = self._process.channel
             try:
                 if isinstance(item, Frame):
-                    self._send_frame(item)
+                    self._send_frame(channel, item)
                 else:
-                    self._process.channel.send(item)
+                    channel.send(item)
             except OSError:
                 pass  # The receiver sees the same end, and reports it.
 
-    def _send_frame(self, frame: Frame) -> None:
+    def _send_frame(self, channel: Channel, frame: Frame) -> None:
         try:
             pixels = frame.load()
-            self._process.channel.send(
+            channel.send(
                 {'command': 'feed', 'shape': pixels.shape, 'stamp_ns': frame.stamp_ns,
                  'received_ns': frame.received_ns}, pixels.data)
         except OSError:
