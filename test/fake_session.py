@@ -25,6 +25,7 @@ SESSION = 'fake_session:FakeSession.open'
 FRAMES_PER_STEP = 2
 TOKEN_S = 0.01
 LONG_ANSWER_TOKENS = 500
+DEFAULT_PROMPT = 'Describe.'
 
 
 class FakeSession:
@@ -33,7 +34,7 @@ class FakeSession:
 
     The model's name chooses what goes wrong: 'bad' does not load, 'slow' takes its time, 'busy'
     computes without a pause and holds the GIL, 'stuck' does not close. The question 'die' kills
-    the process, 'long' is answered at length.
+    the process, 'long' is answered at length, 'prompt' with the prompt.
     """
 
     def __init__(self, model: str, config: SessionConfig) -> None:
@@ -42,6 +43,7 @@ class FakeSession:
         self._work: queue.SimpleQueue = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         self._paused = False
+        self._prompt = config.prompt or DEFAULT_PROMPT
         self._seq = itertools.count()
         self._frames: list[tuple] = []
         self._restart()
@@ -54,7 +56,8 @@ class FakeSession:
         self.info = {
             'model': model, 'position_encoding': 'gdpe', 'wait_k': 3, 'frames_per_step': 2,
             'seconds_per_step': 0.2, 'frame_rate': 10.0, 'parameters': 0, 'dtype': 'float32',
-            'device': 'cpu', 'prompt': config.prompt or 'Describe.'}
+            'device': 'cpu', 'prompt': self._prompt,
+            'default_prompt': DEFAULT_PROMPT}
 
     @classmethod
     def open(cls, model: str, config: SessionConfig) -> FakeSession:
@@ -91,6 +94,7 @@ class FakeSession:
         self._cancelled.add(question_id)
 
     def set_prompt(self, prompt):
+        self._prompt = prompt
         self._restart()
         self._events.put(Restarted('prompt'))
 
@@ -137,9 +141,8 @@ class FakeSession:
                 time.sleep(TOKEN_S)
 
     def _answer(self, question_id, question):
-        words = question.split()
-        if question == 'long':
-            words = ['on'] * LONG_ANSWER_TOKENS
+        words = {'long': ['on'] * LONG_ANSWER_TOKENS,
+                 'prompt': self._prompt.split()}.get(question, question.split())
         for seq, word in enumerate(words):
             if question_id in self._cancelled:
                 self._tell(question_id, seq, '', final='cancelled')

@@ -18,6 +18,7 @@ from sww_ros.engine.client import EngineError
 from sww_ros.engine.outbox import Frame
 from sww_ros.engine.streams import OpenStreams
 from sww_ros.engine.wire import Channel
+from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FramesDropped, StepPerceived, Trouble
 
 
@@ -202,3 +203,30 @@ def test_an_engine_that_dies_once_it_is_loaded_is_restarted_paused(
     listener.wait(lambda: len(listener.lost) == 2 and len(listener.ready) == 3)
     client.feed(frame())
     listener.wait(lambda: FramesDropped('paused', 1) in listener.events)
+
+
+@pytest.mark.parametrize('prompt, answer', [
+    (' count the squares ', 'count the squares'), ('', 'Describe.')])
+@pytest.mark.parametrize('moment', ['dead', 'loaded'])
+def test_a_prompt_set_while_the_engine_restarts_is_kept(
+        monkeypatch: pytest.MonkeyPatch, moment: str, prompt: str, answer: str):
+    receive, once = Channel.receive, iter([True])
+    with listening(config=SessionConfig(prompt='say nothing')) as listener:
+        client = listener.client
+
+        def set_late(channel: Channel) -> tuple[dict, bytearray] | None:
+            message = receive(channel)
+            if message and message[0]['type'] == 'ready' and next(once, False):
+                client.keep_prompt(prompt)
+            return message
+
+        os.kill(client.pid, signal.SIGKILL)
+        listener.wait(lambda: listener.lost)
+        if moment == 'dead':
+            client.keep_prompt(prompt)
+        else:
+            monkeypatch.setattr(Channel, 'receive', set_late)
+        listener.wait(lambda: len(listener.ready) == 2)
+        assert listener.wait_final(client.ask('prompt')).sentence == answer
+        client.keep_prompt('and now?')
+        assert listener.wait_final(client.ask('prompt')).sentence == 'and now?'

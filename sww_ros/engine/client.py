@@ -146,9 +146,21 @@ class EngineClient:
         :raises EngineError: when the engine does not run
         """
         text = check_prompt(text)
-        self._check_ready()
-        self._config = replace(self._config, prompt=text)
-        self._command('set_prompt', prompt=text)
+        with self._taking:
+            self._check_ready()
+            self.keep_prompt(text)
+
+    def keep_prompt(self, text: str) -> None:
+        """
+        Change what the model is told to do; an engine that does not run is told when it does.
+
+        :param text: empty for what the checkpoint says
+        :raises ValueError: for a prompt that is too long
+        """
+        text = check_prompt(text) if text.strip() else ''
+        with self._taking:
+            self._config = replace(self._config, prompt=text)
+            self._command_prompt()
 
     def reset(self) -> None:
         """Begin the stream anew; frames that wait are dropped."""
@@ -181,10 +193,14 @@ class EngineClient:
             raise EngineError('the engine is not running: it is being restarted, or closed')
 
     def _command(self, command: str, **arguments: object) -> None:
-        """Have the engine do something; to one that is not ready, `_launch` tells how things are."""
+        """Have the engine do something; `_launch` tells one that is not ready how things are."""
         with self._taking:
             if self._ready:
                 self._outbox.put_command({'command': command, **arguments})
+
+    def _command_prompt(self) -> None:
+        if self._ready:
+            self._command('set_prompt', prompt=self._config.prompt or self.info['default_prompt'])
 
     def _launch(self, timeout_s: float) -> None:
         with self._lock:
@@ -195,7 +211,8 @@ class EngineClient:
             except (OSError, RuntimeError) as error:  # No memory, file or thread is left for it.
                 raise EngineError(f'the engine could not be started: {error}') from error
         try:
-            process.channel.send(open_request(self._session, self._model, self._config))
+            config = self._config
+            process.channel.send(open_request(self._session, self._model, config))
             if not process.channel.wait_readable(timeout_s):
                 raise EngineError(f'the model {self._model} was not loaded within '
                                   f'{timeout_s:.0f} s')
@@ -212,11 +229,12 @@ class EngineClient:
         if message[0]['type'] != 'ready':
             process.end()
             raise EngineError(message[0]['message'])
-        self.info = message[0]['info']
         with self._taking:
             if self._closed.is_set():
                 raise EngineError('the engine was closed')
-            self._ready = True
+            self.info, self._ready = message[0]['info'], True
+            if self._config.prompt != config.prompt:
+                self._command_prompt()
             if self._paused:  # No frame waits yet, and commands go first.
                 self._command('pause', paused=True)
 

@@ -51,7 +51,6 @@ class Narrator(ManagedNode):
         self._engine: EngineClient | None = None
         self._active = self._watched_before = False
         self._trouble = ''
-        self._default_prompt = ''
 
         group = MutuallyExclusiveCallbackGroup()
         self._camera = Camera(
@@ -97,13 +96,12 @@ class Narrator(ManagedNode):
                 restart=values['restart_engine'], on_event=self._reporter.tell,
                 on_lost=self._engine_lost, on_ready=self._engine_ready, on_line=log.debug)
             log.info(f'loading the model {values["model"]}')
-            info = self._engine.start(values['load_timeout'])
+            self._engine.start(values['load_timeout'])
         except (EngineError, ValueError) as error:
             self._engine = None
             self._trouble = str(error)
             log.error(f'cannot load the model: {error}')
             return TransitionCallbackReturn.FAILURE
-        self._default_prompt = info.get('default_prompt', info['prompt'])
         self._reporter.begin()
         self._watched_before = False
         return TransitionCallbackReturn.SUCCESS
@@ -198,9 +196,11 @@ class Narrator(ManagedNode):
 
     def _serve_prompt(self, request: SetPrompt.Request,
                       response: SetPrompt.Response) -> SetPrompt.Response:
-        prompt = request.prompt or self.get_parameter('prompt').value or self._default_prompt
+        prompt = request.prompt or self.get_parameter('prompt').value
         try:
-            self._active_engine().set_prompt(prompt)
+            engine = self._active_engine()
+            prompt = prompt or engine.info['default_prompt']
+            engine.set_prompt(prompt)
         except (ValueError, EngineError) as error:
             response.message = str(error)
             return response
@@ -236,8 +236,8 @@ class Narrator(ManagedNode):
 
     def _apply_parameters(self, changes: list[Parameter]) -> None:
         for parameter in changes:
-            if parameter.name == 'prompt' and self._engine is not None and self._engine.ready:
-                self._engine.set_prompt(parameter.value or self._default_prompt)
+            if parameter.name == 'prompt' and (engine := self._engine) is not None:
+                engine.keep_prompt(parameter.value)
 
     def _publish_diagnostics(self) -> None:
         engine = self._engine
