@@ -38,6 +38,7 @@ class Questions:
         self._log = node.get_logger()
         self._waiters = threading.BoundedSemaphore(MAX_WAITERS)
         self._asked_by: dict[bytes, Answer] = {}
+        self._cancelled: set[bytes] = set()
         group = ReentrantCallbackGroup()
         node.create_service(Ask, '~/ask', self._serve, callback_group=group)
         self._action = ActionServer(
@@ -106,7 +107,9 @@ class Questions:
         try:
             return self._answer_goal(goal_handle)
         finally:
-            self._asked_by.pop(bytes(goal_handle.goal_id.uuid), None)
+            goal = bytes(goal_handle.goal_id.uuid)
+            self._asked_by.pop(goal, None)
+            self._cancelled.discard(goal)
             self._waiters.release()
 
     def _answer_goal(self, goal_handle) -> AnswerQuestion.Result:
@@ -120,9 +123,12 @@ class Questions:
             result.finish_reason = TextChunk.FINISH_ERROR
             goal_handle.abort()
             return result
-        self._asked_by[bytes(goal_handle.goal_id.uuid)] = answer
-        if goal_handle.is_cancel_requested:  # Before the question was known by its id.
-            self._engine().cancel(answer.question_id)
+        goal = bytes(goal_handle.goal_id.uuid)
+        self._asked_by[goal] = answer
+        # Each side notes first and looks then, so that one of them sees the other. rclpy's own
+        # note (is_cancel_requested) comes too late for that: after our callback.
+        if goal in self._cancelled:
+            self._take_back(answer)
         answer.done.wait()
         result.question_id, result.answer = answer.question_id, answer.text
         result.finish_reason, result.tokens = answer.finish_reason, answer.tokens
@@ -146,10 +152,17 @@ class Questions:
             goal_handle.abort()
 
     def _cancel(self, goal_handle) -> CancelResponse:
-        answer = self._asked_by.get(bytes(goal_handle.goal_id.uuid))
-        if answer is not None:
-            try:
-                self._engine().cancel(answer.question_id)
-            except EngineError:
-                return CancelResponse.REJECT  # Its end is on its way.
-        return CancelResponse.ACCEPT
+        goal = bytes(goal_handle.goal_id.uuid)
+        self._cancelled.add(goal)
+        answer = self._asked_by.get(goal)
+        if answer is None or self._take_back(answer):
+            return CancelResponse.ACCEPT
+        return CancelResponse.REJECT
+
+    def _take_back(self, answer: Answer) -> bool:
+        """Cancel a question; False where there is no engine, and its end is on its way."""
+        try:
+            self._engine().cancel(answer.question_id)
+        except EngineError:
+            return False
+        return True
