@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+import signal
+import sys
 import threading
 from unittest.mock import MagicMock
 
+from fake_session import SESSION
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState
 from narrator_harness import NarratorProcess, probing, wait_until
@@ -17,6 +20,35 @@ from sww_interfaces.msg import TextChunk
 from sww_ros.engine.client import EngineError
 from sww_ros.nodes import questions as questions_module
 from sww_ros.nodes.questions import Questions
+
+CONFIGURES_LATE = f"""
+import threading
+from sww_ros.nodes import narrator, narrator_parameters
+
+released = threading.Event()
+read, release = narrator_parameters.read, narrator.Narrator.release
+
+def read_late(node):
+    print('configuring', flush=True)
+    released.wait(30.0)
+    return read(node)
+
+def tell(node):
+    release(node)
+    released.set()
+
+narrator_parameters.read, narrator.Narrator.release = read_late, tell
+narrator.main(session={SESSION!r})
+"""
+
+
+def test_ctrl_c_before_the_engine_is_made_loads_no_model(ros_domain: int, tmp_path: Path):
+    with NarratorProcess(tmp_path / 'log.txt', 'model:=slow',
+                         command=[sys.executable, '-c', CONFIGURES_LATE]) as narrator:
+        narrator.wait_log('configuring')
+        assert narrator.stop(signal.SIGINT) == 0
+        assert 'the node ends' in narrator.log
+        assert 'loading the model' not in narrator.log
 
 
 def test_a_prompt_set_while_the_model_loads_is_kept(ros_domain: int, tmp_path: Path):

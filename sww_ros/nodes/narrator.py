@@ -49,7 +49,7 @@ class Narrator(ManagedNode):
         self.add_post_set_parameters_callback(self._apply_parameters)
         self._session = session
         self._engine: EngineClient | None = None
-        self._active = self._watched_before = False
+        self._active = self._watched_before = self._released = False
         self._trouble = ''
 
         group = MutuallyExclusiveCallbackGroup()
@@ -75,6 +75,7 @@ class Narrator(ManagedNode):
                 1e-3, self._start, MutuallyExclusiveCallbackGroup(), clock=steady)
 
     def release(self) -> None:
+        self._released = True
         self._active = False
         self._camera.unsubscribe()
         self._free_engine()
@@ -95,6 +96,8 @@ class Narrator(ManagedNode):
                 values['model'], config, session=self._session,
                 restart=values['restart_engine'], on_event=self._reporter.tell,
                 on_lost=self._engine_lost, on_ready=self._engine_ready, on_line=log.debug)
+            if self._released:  # Before there was an engine to close.
+                raise EngineError('the node ends')
             log.info(f'loading the model {values["model"]}')
             self._engine.start(values['load_timeout'])
         except (EngineError, ValueError) as error:
