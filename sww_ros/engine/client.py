@@ -199,7 +199,7 @@ class EngineClient:
                 self._outbox.put_command({'command': command, **arguments})
 
     def _command_prompt(self) -> None:
-        if self._ready:
+        if self._ready:  # Only then is it known what the checkpoint says.
             self._command('set_prompt', prompt=self._config.prompt or self.info['default_prompt'])
 
     def _launch(self, timeout_s: float) -> None:
