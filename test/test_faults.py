@@ -198,11 +198,11 @@ def test_a_checkpoint_that_asks_for_flash_attention_is_loaded_without(tmp_path, 
     asked, honest = [], Qwen2_5_VLForConditionalGeneration.from_pretrained
 
     def noted(*arguments, **options):
-        net = honest(*arguments, **options)
+        net, found = honest(*arguments, **options)
         asked.append((options['attn_implementation'], net.config._attn_implementation,
                       net.config.text_config._attn_implementation,
                       net.config.vision_config._attn_implementation))
-        return net
+        return net, found
 
     monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, 'from_pretrained', noted)
     load(str(tmp_path))
