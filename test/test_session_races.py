@@ -158,16 +158,16 @@ def test_a_pause_parts_two_videos_whose_end_it_throws_away(checkpoint, hold):
 def test_no_frame_slips_in_behind_a_pause(checkpoint, hold):
     with Session(checkpoint, SessionConfig()) as session:
         putting, put = hold(FrameQueue, 'put')
-        feeding = threading.Thread(target=feed, args=[session])
+        feeding = threading.Thread(target=feed, args=[session, 1])
+        pausing = threading.Thread(target=session.pause, args=[True])
         feeding.start()
         assert putting.wait(30)
-        pausing = threading.Thread(target=session.pause, args=[True])
         pausing.start()
+        pausing.join(0.2)  # It has to wait for the frame; else it is done by now.
         put.set()
         feeding.join(30)
         pausing.join(30)
-        assert session.wait_idle(30)
-        assert sum(e.count for e in session.drain() if isinstance(e, FramesDropped)) == 2
+        assert [(e.reason, e.count) for e in session.drain()] == [('paused', 1)]
 
 
 @pytest.mark.parametrize('how', ['closed', 'failed'])
