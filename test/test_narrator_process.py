@@ -4,6 +4,8 @@ import itertools
 import os
 from pathlib import Path
 import signal
+import subprocess
+import sys
 import time
 
 from narrator_harness import NarratorProcess, Probe, is_gone, picture, probing, wait_until
@@ -13,6 +15,21 @@ from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
+SIGNALLED_ELSEWHERE = """
+import signal, threading, time
+from sww_ros.nodes.running import EndingNode, run
+
+def interrupted():
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+class Waiting(EndingNode):
+    def wait_for_end(self):
+        threading.Thread(target=interrupted).start()
+        return super().wait_for_end()
+
+raise SystemExit(run('waiting', lambda: Waiting('waiting')))
+"""
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -90,6 +107,12 @@ def test_ctrl_c_while_the_model_loads_leaves_no_process(ros_domain: int, tmp_pat
         engine, = narrator.children()
         assert narrator.stop(signal.SIGINT) == 0
         assert is_gone(engine)
+
+
+def test_ctrl_c_that_does_not_wake_the_main_thread_is_heard(ros_domain: int):
+    """As one that comes just before that thread begins to wait; here another thread gets it."""
+    ended = subprocess.run([sys.executable, '-c', SIGNALLED_ELSEWHERE], timeout=40.0)
+    assert ended.returncode == 0
 
 
 def test_an_engine_does_not_outlive_a_killed_node(ros_domain: int, tmp_path: Path):

@@ -15,6 +15,8 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNAL_S = 0.2
+"""The longest that a signal goes unnoticed."""
 
 
 class EndingNode(Node):
@@ -30,7 +32,13 @@ class EndingNode(Node):
 
     def wait_for_end(self) -> int:
         """Wait for `end` and return the exit code."""
-        return self._ends.get()
+        while True:
+            try:
+                return self._ends.get(timeout=SIGNAL_S)
+            except queue.Empty:
+                # A signal that reached another thread, or this one just before it began to wait,
+                # wakes nobody: Python handles it now, between two waits.
+                pass
 
     def release(self) -> None:
         """Stop whatever the node started; called once, before it is destroyed."""
