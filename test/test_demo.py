@@ -84,7 +84,7 @@ def make_record(witness: Witness | None) -> Record:
     frames = dict(received=20, perceived=4, dropped=16)
     record = Record('builtin', 'scene 7', START_NS, 5.0, 6.5, witness, dict(
         seed=7, seconds=30.0, difficulty='normal', max_objects=2))
-    record.steps = [Step(0, n, at(n + 0.5), 2_000_000, 8_000_000, 1_000_000 if n < 9 else None,
+    record.steps = [Step(0, at(n + 0.5), 2_000_000, 8_000_000, 1_000_000 if n < 9 else None,
                          0.25 * (n % 2), frames) for n in range(10)]
     said = Line('narration', 'A purple square appears.', at(1.5), at(2.5), at(1.6), 0.1, 5)
     record.sentences = [Sentence(said), Sentence(Line('narration', 'Nonsense.', at(3.5), at(3.5),

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from video_kit import GRAYS, shown, write_video
+from video_kit import GRAYS, needs_x264, shown, write_video
 
 from sww_ros.shapes.render_clips import write_all
 from sww_ros.shapes.tokens import build_tokenizer
@@ -23,11 +23,8 @@ from sww_ros.training.data.limits import Limits
 from sww_ros.training.data.pe_video import read_pe_video
 from sww_ros.training.data.samples import Report, Sample
 
-av = pytest.importorskip('av')
-
 ROOT = Path(__file__).resolve().parents[1]
 CLIPS = ROOT / 'test/data/clips'
-needs_x264 = pytest.mark.skipif('libx264' not in av.codecs_available, reason='PyAV without x264')
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,7 @@ import struct
 
 import numpy as np
 import pytest
-from video_kit import shown, write_video
+from video_kit import needs_x264, shown, write_video
 
 from sww_ros.training.data.errors import VideoError
 from sww_ros.training.data.frames import read_frames
@@ -18,7 +18,6 @@ from sww_ros.training.data.samples import Sample
 av = pytest.importorskip('av')
 
 CLIPS = Path(__file__).resolve().parent / 'data/clips'
-needs_x264 = pytest.mark.skipif('libx264' not in av.codecs_available, reason='PyAV without x264')
 
 
 def test_pictures_are_picked_by_their_times():

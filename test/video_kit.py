@@ -13,6 +13,7 @@ av = pytest.importorskip('av')
 
 GRAYS = 20
 """Between one picture of a test video and the next."""
+needs_x264 = pytest.mark.skipif('libx264' not in av.codecs_available, reason='PyAV without x264')
 
 
 def write_video(path: Path, at_ms: Sequence[int], codec: str = 'mpeg4', **options: str) -> Path:

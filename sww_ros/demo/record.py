@@ -48,7 +48,6 @@ class Step:
     """The latencies of one perceived step [ns], and the counters of frames by then."""
 
     video: int
-    index: int
     stamp_ns: int
     capture_to_callback_ns: int
     perceived_ns: int
@@ -60,7 +59,7 @@ class Step:
     def from_message(cls, message: Any) -> Step:
         """Return what counts of a StepLatency."""
         return cls(
-            message.video, message.step, nanoseconds(message.header.stamp),
+            message.video, nanoseconds(message.header.stamp),
             nanoseconds(message.capture_to_callback), nanoseconds(message.perceived),
             nanoseconds(message.first_token) if message.has_first_token else None,
             message.overlap_ratio,

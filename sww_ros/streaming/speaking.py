@@ -121,8 +121,7 @@ class Speaker:
     def close(self, reason: str) -> None:
         """End all that has been asked, once no thread works any more."""
         self.end_all(reason)
-        while self._inbox:
-            self._inbox.popleft()()
+        self._take_in()
 
     @property
     def idle(self) -> bool:
@@ -138,11 +137,15 @@ class Speaker:
 
     def work(self) -> bool:
         """Run one decode step over all lanes that have something to say."""
-        while self._inbox:
-            self._inbox.popleft()()
+        self._take_in()
         self._follow()
         self._admit()
         return self._decode()
+
+    def _take_in(self) -> None:
+        """Do what other threads have asked for, in turn."""
+        while self._inbox:
+            self._inbox.popleft()()
 
     def _give_up(self, stream: Stream) -> None:
         self._halted = stream
