@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sww_ros.streaming.schedule import SCHEDULES
 
-OVERLAPS = ('threads', 'serial')
+OVERLAPS = ('threads', 'serial', 'fused')
 QUESTION_POLICIES = ('queue', 'interrupt', 'reject')
 MAX_QUESTION_CHARACTERS = 2000
 MAX_PROMPT_CHARACTERS = 4000
@@ -36,6 +36,7 @@ class SessionConfig:
     max_queued: int = 8
     question_policy: str = 'queue'
     max_answer_tokens: int = 128
+    question_timeout_s: float = 10.0
     max_rest_tokens: int = 128
     single_turn: bool = False
     max_steps: int = 0

@@ -11,7 +11,6 @@ import torch
 from sww_ros.streaming.decoder import Chunk, Decoder
 from sww_ros.streaming.kv import Lane, LaneView
 from sww_ros.streaming.positions import Track
-from sww_ros.streaming.schedule import Schedule
 from sww_ros.streaming.text import TextAssembler
 
 
@@ -62,12 +61,14 @@ class TextLane:
 
     def __init__(self, stream_id: str, decoder: Decoder, cache: Lane, track: Track,
                  head: Sequence[int], tokenizer, repetition_penalty: float = 1.0,
-                 before: Sequence[int] = (), record: bool = False) -> None:
+                 before: Sequence[int] = (), record: bool = False,
+                 next_turn: Sequence[int] = ()) -> None:
         """
         Begin with `head`.
 
         :param repetition_penalty: as transformers has it, on what was spoken, `head` and `before`
         :param before: tokens that stand before the head, unseen by this lane's cache
+        :param next_turn: what is fed in place of a token that ends the turn
         """
         self.stream_id = stream_id
         self.text = TextAssembler(tokenizer)
@@ -78,11 +79,13 @@ class TextLane:
         self._decoder, self._cache, self._track = decoder, cache, track
         self._pending, self._owner, self._next_owner = list(head), 1, 1
         self._penalty = repetition_penalty
-        self._used = {*before, *head}
+        self._used, self._next_turn = {*before, *head}, list(next_turn)
 
-    def replace(self, tokens: Sequence[int]) -> None:
-        """Feed these tokens next, in place of the one the model chose."""
-        self._pending, self._owner = list(tokens), 0
+    def end_turn(self) -> str:
+        """Have the next turn opened in place of the token chosen; return what was unfinished."""
+        if self._next_turn:
+            self._pending, self._owner = list(self._next_turn), 0
+        return self.text.flush()
 
     def chunk(self, context: LaneView | None, sees: int, owner: int) -> Chunk:
         """
@@ -132,68 +135,3 @@ class TextLane:
         self._pending, self._owner = [token], self._next_owner
         self.spoken += 1
         return token
-
-
-class NarrationBudget:
-    """
-    How many narration tokens may be spoken now, by the schedule.
-
-    In the live schedule unspent budget is capped, so that a slow speaker does not run after the
-    video for ever: what goes beyond is forfeited. Once the video has ended, all that is still
-    to be said may be, up to `rest_tokens`.
-    """
-
-    def __init__(self, schedule: Schedule, cap: int | None = None, rest_tokens: int = 0) -> None:
-        self.steps, self.index = 0, 0
-        self.schedule, self._cap, self._granted = schedule, cap, 0
-        self._rest_tokens, self.ended = rest_tokens, False
-
-    def perceived(self, steps: int, ended: bool = False) -> None:
-        """Grant what is due now that `steps` steps are perceived."""
-        self.steps = steps
-        if self.ended:
-            return
-        self._granted = self.schedule.granted(steps)
-        if self._cap is not None:
-            self.index = max(self.index, self._granted - self._cap)
-        if ended:
-            self.ended = True
-            self._granted = max(self._granted, self.index) + self._rest_tokens
-
-    @property
-    def left(self) -> int:
-        return self._granted - self.index
-
-    @property
-    def owner(self) -> int:
-        """The step, from 1, to whose text the next token belongs."""
-        return max(1, min(self.schedule.step_of(self.index), self.steps))
-
-    @property
-    def in_rest(self) -> bool:
-        """Whether the schedule has nothing more to say about the next token."""
-        return self.ended and self.index >= self.schedule.granted(self.steps)
-
-    @property
-    def sees(self) -> int:
-        """How many steps the next token sees."""
-        return self.schedule.sees(self.index, self.steps)
-
-    def spend(self) -> None:
-        self.index += 1
-
-    def rest(self) -> None:
-        """
-        Give up what is left of the step whose token was the last one spoken.
-
-        That is all that is granted in the live schedule, and once the video's last step is
-        spoken about; with wait-K steps that perception has got ahead are still to come.
-        """
-        step = self.schedule.step_of(self.index - 1)
-        is_last = self.ended and step >= self.steps
-        everything = self._cap is not None or is_last
-        self.index = max(self.index, self._granted if everything else self.schedule.granted(step))
-
-    def close(self) -> None:
-        """Grant nothing any more."""
-        self.ended, self._granted = True, self.index

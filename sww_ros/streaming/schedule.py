@@ -9,7 +9,6 @@ before the step is spoken about: OSPE reserves its positions by it.
 from __future__ import annotations
 
 from bisect import bisect_right
-import threading
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ SCHEDULES = ('live', 'wait_k', 'random_wait_k', 'offline')
 
 
 class Schedule(Protocol):
-    """Ties the narration's tokens to the steps of the video; used by both sides at once."""
+    """Ties the narration's tokens to the steps of the video; each side has one of its own."""
 
     def granted(self, steps: int) -> int:
         """How many tokens may have been spoken once `steps` steps are perceived."""
@@ -64,13 +63,11 @@ class RandomWaitK:
     def __init__(self, wait_k: int, seed: int = 0) -> None:
         self._wait_k, self._rng = wait_k, np.random.default_rng(seed)
         self._totals = [0]
-        self._lock = threading.Lock()
 
     def granted(self, steps: int) -> int:
-        with self._lock:
-            while len(self._totals) <= steps:
-                drawn = int(self._rng.integers(max(1, self._wait_k // 2), self._wait_k + 1))
-                self._totals.append(self._totals[-1] + drawn)
+        while len(self._totals) <= steps:
+            drawn = int(self._rng.integers(max(1, self._wait_k // 2), self._wait_k + 1))
+            self._totals.append(self._totals[-1] + drawn)
         return self._totals[steps]
 
     def step_of(self, index: int) -> int:
@@ -108,3 +105,68 @@ def make_schedule(name: str, wait_k: int, seed: int = 0) -> Schedule:
     if name == 'random_wait_k':
         return RandomWaitK(wait_k, seed)
     return Live(wait_k) if name == 'live' else WaitK(wait_k)
+
+
+class NarrationBudget:
+    """
+    How many narration tokens may be spoken now, by the schedule.
+
+    In the live schedule unspent budget is capped, so that a slow speaker does not run after the
+    video for ever: what goes beyond is forfeited. Once the video has ended, all that is still
+    to be said may be, up to `rest_tokens`.
+    """
+
+    def __init__(self, schedule: Schedule, cap: int | None = None, rest_tokens: int = 0) -> None:
+        self.steps, self.index = 0, 0
+        self.schedule, self._cap, self._granted = schedule, cap, 0
+        self._rest_tokens, self.ended = rest_tokens, False
+
+    def perceived(self, steps: int, ended: bool = False) -> None:
+        """Grant what is due now that `steps` steps are perceived."""
+        self.steps = steps
+        if self.ended:
+            return
+        self._granted = self.schedule.granted(steps)
+        if self._cap is not None:
+            self.index = max(self.index, self._granted - self._cap)
+        if ended:
+            self.ended = True
+            self._granted = max(self._granted, self.index) + self._rest_tokens
+
+    @property
+    def left(self) -> int:
+        return self._granted - self.index
+
+    @property
+    def owner(self) -> int:
+        """The step, from 1, to whose text the next token belongs."""
+        return max(1, min(self.schedule.step_of(self.index), self.steps))
+
+    @property
+    def in_rest(self) -> bool:
+        """Whether the schedule has nothing more to say about the next token."""
+        return self.ended and self.index >= self.schedule.granted(self.steps)
+
+    @property
+    def sees(self) -> int:
+        """How many steps the next token sees."""
+        return self.schedule.sees(self.index, self.steps)
+
+    def spend(self) -> None:
+        self.index += 1
+
+    def rest(self) -> None:
+        """
+        Give up what is left of the step whose token was the last one spoken.
+
+        That is all that is granted in the live schedule, and once the video's last step is
+        spoken about; with wait-K steps that perception has got ahead are still to come.
+        """
+        step = self.schedule.step_of(self.index - 1)
+        is_last = self.ended and step >= self.steps
+        everything = self._cap is not None or is_last
+        self.index = max(self.index, self._granted if everything else self.schedule.granted(step))
+
+    def close(self) -> None:
+        """Grant nothing any more."""
+        self.ended, self._granted = True, self.index

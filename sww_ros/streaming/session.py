@@ -1,8 +1,8 @@
-"""The façade: feed frames, ask questions, read events."""
+"""The façade: one lock around the core, an executor that does its jobs, a queue of events."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 import itertools
 import queue
 import threading
@@ -13,24 +13,27 @@ import torch
 
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
-from sww_ros.streaming.events import (
-    NARRATION,
-    Event,
-    FramesDropped,
-    StepPerceived,
-    TextDelta,
-    Trouble,
+from sww_ros.streaming.core import Core
+from sww_ros.streaming.events import Event, Trouble
+from sww_ros.streaming.executors import Executor, Rule
+from sww_ros.streaming.jobs import (
+    Asked,
+    Cancelled,
+    Closed,
+    Fed,
+    Frame,
+    Input,
+    Job,
+    Paused,
+    Prompted,
+    Reset,
+    Ticked,
 )
-from sww_ros.streaming.overlap import BusyLog, Turns, make_executor
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import VideoClock, make_scheme
-from sww_ros.streaming.speaking import Speaker
-from sww_ros.streaming.stream import Frame
+from sww_ros.streaming.prompt import question_parts
+from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.trace import Trace
-from sww_ros.streaming.watching import Watcher
-
-MAX_FAILURES = 3
-"""Errors without a step perceived between them that are survived; one more is fatal."""
 
 
 class Session:
@@ -63,22 +66,19 @@ class Session:
                              config.position_gap or defaults.position_gap)
         # Where the video's positions depend on the text, there is nothing to overlap.
         self._overlap = 'serial' if scheme.serial else config.overlap
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._progress = threading.Condition()
-        self._numbers = itertools.count(1)
-        self._closed = self._ended = False
-        self._entering = threading.Lock()
-        decoding = BusyLog()
-        self._perceiving, self._generating = Turns(), Turns()
-        self._failures = 0
-        self._watcher = Watcher(checkpoint, config, scheme, self._emit, decoding,
-                                lambda stream: self._speaker.spoken(stream))
-        self._speaker = Speaker(
-            checkpoint, config, scheme, lambda: self._watcher.stream,
-            lambda: self._watcher.restarting, self._emit, decoding)
-        self._executor = make_executor(self._overlap, self._perceive, self._generate,
-                                       self._take_threads)
         self.scheme = scheme
+        self._core = core = Core(
+            config, prompt=config.prompt or defaults.prompt,
+            wait_k=config.wait_k or defaults.wait_k,
+            max_steps=config.max_steps or defaults.max_steps,
+            frames_per_step=checkpoint.perception.settings.temporal_patch_size,
+            serial=scheme.serial)
+        # The one lock: it guards the core, and wakes whoever waits for a job or for rest.
+        self._changed = threading.Condition()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._numbers = itertools.count(1)
+        self._runner = ModelRunner(checkpoint, config, scheme, core.wait_k, core.max_steps)
+        self._executor = Executor(self._overlap, self, self._runner.run, self._take_threads)
         self._executor.start()
 
     @classmethod
@@ -105,8 +105,8 @@ class Session:
             model=checkpoint.name, parameters=checkpoint.parameters,
             dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
-            wait_k=self._watcher.wait_k, max_steps=self._watcher.max_steps,
-            schedule=self.config.schedule, overlap=self._overlap, prompt=self._watcher.prompt,
+            wait_k=self._core.wait_k, max_steps=self._core.max_steps,
+            schedule=self.config.schedule, overlap=self._overlap, prompt=self._core.prompt,
             default_prompt=checkpoint.defaults.prompt, mismatch=self._mismatch(),
             frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
             frame_rate=settings.temporal_patch_size / seconds)
@@ -126,8 +126,8 @@ class Session:
             found.append(f'schedule {self.config.schedule!r} but was trained with '
                          f'{trained.schedule!r}')
         streams = self.scheme.name == 'offline' and self.config.schedule != 'offline'
-        if streams and self._watcher.max_steps != trained.max_steps:
-            found.append(f'max_steps {self._watcher.max_steps}, after which offline positions '
+        if streams and self._core.max_steps != trained.max_steps:
+            found.append(f'max_steps {self._core.max_steps}, after which offline positions '
                          f'begin their text, but was trained with {trained.max_steps}')
         if not found:
             return ''
@@ -137,7 +137,7 @@ class Session:
     @property
     def decode_steps(self) -> int:
         """How many decode steps have been run."""
-        return self._speaker.decode_steps
+        return self._runner.decode_steps
 
     def feed(self, frame: np.ndarray, stamp_ns: int = 0, received_ns: int = 0,
              last: bool = False) -> None:
@@ -151,16 +151,8 @@ class Session:
         :raises ValueError: for a frame that cannot be perceived
         """
         check_frame(frame)
-        now, frames = time.monotonic_ns(), self._watcher.frames
-        with self._entering:
-            paused, dropped = self._speaker.paused, 1
-            if not paused:
-                dropped = frames.put(Frame(frame, stamp_ns, received_ns or now, now, last))
-            elif last:
-                frames.cut()
-        if dropped:
-            self._emit(FramesDropped('paused' if paused else 'overrun', dropped))
-        self._executor.wake()
+        now = time.monotonic_ns()
+        self._tell(Fed(Frame(frame, stamp_ns, received_ns or now, now, last)))
 
     def ask(self, question: str, question_id: str | None = None) -> str:
         """
@@ -168,19 +160,17 @@ class Session:
 
         :raises ValueError: for a question that is empty or too long
         """
-        question = check_question(question)
-        with self._entering:
-            if self._closed:
+        head = self._checkpoint.encode(*question_parts(check_question(question)))
+        with self._changed:
+            if self._core.closed:
                 raise ValueError('the session is closed: open another one')
             question_id = question_id or f'q{next(self._numbers)}'
-            self._speaker.ask(question_id, question)
-        self._executor.wake()
+            self._tell(Asked(question_id, head))
         return question_id
 
     def cancel(self, question_id: str) -> None:
         """End an answer within one token; an unknown or finished question is left alone."""
-        self._speaker.cancel(question_id)
-        self._executor.wake()
+        self._tell(Cancelled(question_id))
 
     def set_prompt(self, prompt: str) -> None:
         """
@@ -188,22 +178,15 @@ class Session:
 
         :raises ValueError: for a prompt that is empty or too long
         """
-        prompt = check_prompt(prompt)
-        self._restart('prompt', prompt)
+        self._tell(Prompted(check_prompt(prompt)))
 
     def reset(self) -> None:
         """Forget what has been seen and said; answers in progress end."""
-        self._speaker.end_all('reset')
-        self._restart('reset')
+        self._tell(Reset())
 
     def pause(self, paused: bool) -> None:
         """Stop or resume watching and narrating; questions are still answered."""
-        with self._entering:
-            self._speaker.paused = paused
-            count = self._watcher.frames.clear() if paused else 0
-        if count:
-            self._emit(FramesDropped('paused', count))
-        self._executor.wake()
+        self._tell(Paused(paused))
 
     def poll(self, timeout_s: float | None = None) -> Event | None:
         """Return the next event, or None after `timeout_s` seconds or once closed."""
@@ -231,8 +214,8 @@ class Session:
 
     def wait_idle(self, timeout_s: float = 60.0) -> bool:
         """Wait until all frames are perceived and all is said; False after `timeout_s`."""
-        with self._progress:
-            return self._progress.wait_for(self._at_rest, timeout_s)
+        with self._changed:
+            return self._changed.wait_for(lambda: self._core.at_rest, timeout_s)
 
     def trace(self) -> Trace:
         """
@@ -242,20 +225,14 @@ class Session:
         """
         if not self.config.record_trace:
             raise ValueError('this session records no trace: set record_trace')
-        return Trace.of(self._watcher.stream, self._speaker.records)
+        stream = self._core.video.work
+        return Trace.of(stream, stream.records)
 
     def close(self) -> None:
-        """Stop both sides, end all questions and `events()`; what runs is finished first."""
-        with self._entering:
-            if self._ended:
-                return
-            reason = 'error' if self._closed else 'cancelled'
-            self._closed = self._ended = True
-        self._executor.stop()
-        self._speaker.close(reason)
+        """End all questions and `events()`; what is computed just now is finished first."""
+        self._tell(Closed())
+        self._executor.join()
         self._events.put(None)
-        with self._progress:
-            self._progress.notify_all()
 
     def __enter__(self) -> Session:
         return self
@@ -268,57 +245,33 @@ class Session:
         if self._checkpoint.decoder.device.type == 'cpu':
             torch.set_num_threads(self.config.threads)
 
-    def _restart(self, reason: str, prompt: str | None = None) -> None:
-        self._watcher.restart(reason, prompt)
-        self._executor.wake()
+    # What the executor asks (executors.Desk).
 
-    def _emit(self, event: Event) -> None:
-        if isinstance(event, StepPerceived):
-            self._failures = 0
-        self._events.put(event)
-        if isinstance(event, TextDelta) and event.final and event.stream_id == NARRATION:
-            # Whatever is known of frames now: the next video may be waiting for this.
-            self._executor.wake()
+    def take(self, rule: Rule) -> Sequence[Job]:
+        """Wait for jobs, and send the core its ticks meanwhile; none once it is closed."""
+        with self._changed:
+            while not self._core.closed:
+                now, deadline = time.monotonic_ns(), self._core.deadline_ns
+                if deadline is not None and deadline <= now:
+                    self._tell(Ticked())
+                elif jobs := rule(self._core, now):
+                    return jobs
+                else:
+                    self._changed.wait(None if deadline is None else (deadline - now) / 1e9)
+        return ()
 
-    def _at_rest(self) -> bool:
-        def watched() -> bool:
-            return self._perceiving.between(lambda: self._watcher.idle)
+    def hand_in(self, results: Sequence[Input]) -> None:
+        """Have the core take what has come of jobs."""
+        with self._changed:
+            for result in results:
+                self._tell(result)
 
-        # Watched twice: an error in speaking asks for a new stream.
-        return self._closed or (
-            watched() and self._generating.between(lambda: self._speaker.idle) and watched())
-
-    def _perceive(self) -> bool:
-        worked = self._work(self._perceiving, self._watcher.work)
-        if worked:
-            self._executor.wake()
-        return worked
-
-    def _generate(self) -> bool:
-        return self._work(self._generating, self._speaker.work)
-
-    def _work(self, turns: Turns, work: Callable[[], bool]) -> bool:
-        """Do one piece of work; an error is told, and all that was live is given up."""
-        with turns:
-            try:
-                worked = work()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the session goes on
-                self._failed(error)
-                worked = True
-        with self._progress:
-            self._progress.notify_all()
-        return worked and not self._closed
-
-    def _failed(self, error: Exception) -> None:
-        self._failures += 1
-        fatal = self._failures > MAX_FAILURES
-        self._emit(Trouble(f'{type(error).__name__}: {error}', '', fatal))
-        if fatal:
-            self._closed = True
-            self._executor.halt()
-            return
-        self._speaker.failed()
-        self._restart('reset')
+    def _tell(self, given: Input) -> None:
+        """Have the core take an input, and pass on what it tells."""
+        with self._changed:
+            for event in self._core.handle(given, time.monotonic_ns()):
+                self._events.put(event)
+            self._changed.notify_all()
 
     def _warm_up(self) -> None:
         """

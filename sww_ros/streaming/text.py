@@ -28,6 +28,11 @@ class TextAssembler:
         delta, self._said = text[len(self._said):], text
         return delta, self.flush() if delta and _ends_sentence(text) else ''
 
+    @property
+    def unfinished(self) -> str:
+        """What has been said since the last sentence, stripped."""
+        return self._said.strip()
+
     def flush(self) -> str:
         """Return what has been said since the last sentence, stripped, and begin anew."""
         sentence, self._ids, self._said = self._said.strip(), [], ''

@@ -1,0 +1,490 @@
+"""
+The core of a session: the one place where anything is decided, and where nothing is computed.
+
+A pure state machine in the way of h11: no thread, lock, clock, randomness or tensor. All that
+affects its state is in this file and in what it owns (frames.py, the budget of schedule.py).
+`handle(input)` is the only transition, and returns what to tell the listener. `next_perception`
+and `next_decode` hand out jobs that are derived from the state, so there is no wake-up to lose:
+whoever runs jobs asks again after every input. At most one job of each kind is out at a time.
+What comes back about a video or a question that has been forgotten meanwhile changes nothing.
+
+Calls need one lock around each of them; jobs run outside of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+import copy
+from dataclasses import dataclass
+
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import (
+    NARRATION,
+    Event,
+    FirstSight,
+    FramesDropped,
+    QuestionState,
+    Restarted,
+    StepPerceived,
+    TextDelta,
+    Trouble,
+)
+from sww_ros.streaming.frames import PendingFrames
+from sww_ros.streaming.jobs import (
+    Asked,
+    Cancelled,
+    Closed,
+    Decode,
+    Decoded,
+    Failed,
+    Fed,
+    Input,
+    Job,
+    Open,
+    Opened,
+    Paused,
+    Perceive,
+    Perceived,
+    Prompted,
+    Question,
+    Reset,
+    Spoken,
+    StepInfo,
+    Ticked,
+    Turn,
+    Video,
+)
+from sww_ros.streaming.schedule import NarrationBudget, make_schedule
+
+MAX_FAILURES = 3
+"""Failures in a row of one side that are survived; one more is fatal."""
+CAP_STEPS = 4
+"""How many steps' worth of live narration may be owed before the oldest is forfeited."""
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What a piece of text could see of a video, and when its decode step began."""
+
+    video: Video
+    steps: int
+    started_ns: int
+    first_sight: bool = False
+
+
+class Core:
+    """
+    Watches one video after the other, narrates the newest, and answers questions about them.
+
+    :param config: the session's settings, of which those of the model and the machine are not read
+    :param serial: whether the video's positions depend on the text, so that a step can only be
+        perceived once all that may be said has been said
+    """
+
+    def __init__(self, config: SessionConfig, *, prompt: str, wait_k: int, max_steps: int,
+                 frames_per_step: int, serial: bool = False) -> None:
+        self.prompt, self.wait_k, self.max_steps, self.serial = prompt, wait_k, max_steps, serial
+        self.paused = self.closed = False
+        self._config = config
+        self._frames = PendingFrames(frames_per_step, config.max_pending_frames)
+        self.video = self._make_video(0)
+        self._answers: dict[str, Question] = {}
+        self._queue: deque[Question] = deque()
+        self._perceiving: Open | Perceive | None = None
+        self._decoding: Decode | None = None
+        self._decoded: deque[tuple[int, int]] = deque(maxlen=4096)
+        self._failures: Counter[str] = Counter()
+        self._seq: dict[str, int] = {}
+        self._events: list[Event] = []
+        self._now = 0
+
+    # What is asked of it.
+
+    def handle(self, given: Input, now_ns: int) -> list[Event]:
+        """
+        Take an input that came at `now_ns`; return what to tell the listener, in order.
+
+        :raises ValueError: for a question whose id is in use; nothing has changed then
+        """
+        self._now = now_ns
+        if isinstance(given, (Opened, Perceived)):
+            self._perceiving = None
+        elif isinstance(given, Decoded):
+            self._decoding = None
+        elif isinstance(given, Failed):
+            self._perceiving = None if self._perceiving in given.jobs else self._perceiving
+            self._decoding = None if self._decoding in given.jobs else self._decoding
+        if not self.closed:
+            _HANDLERS[type(given)](self, given)
+            self._begin_next_video()
+            self._admit()
+        events, self._events = self._events, []
+        return events
+
+    def next_perception(self) -> Open | Perceive | None:
+        """Hand out what is to be perceived now, if anything; it is out until it comes back."""
+        if self._perceiving is None and self._perception_due:
+            video = self.video
+            if not video.opened:
+                self._perceiving = Open(video)
+            else:
+                frames = self._frames.take()
+                # A stream that is only spoken of at its end has to end once it is full.
+                full = (self._config.schedule == 'offline'
+                        and len(video.steps) + 1 >= self.max_steps)
+                self._perceiving = Perceive(video, frames, frames[-1].last or full)
+            return self._perceiving
+        return None
+
+    def next_decode(self, now_ns: int, riding: Perceive | None = None) -> Decode | None:
+        """
+        Hand out the next decode step, if there is anything to say; it is out until it comes back.
+
+        :param riding: the step in whose pass it goes, which its turns may see already
+        """
+        if self.closed or self._decoding is not None or (self.serial and self._perceiving):
+            return None
+        if turns := self._turns(riding):
+            self._decoding = Decode(tuple(turns), now_ns, riding)
+            return self._decoding
+        return None
+
+    @property
+    def prefers_perception(self) -> bool:
+        """
+        Whether one thread that could do either should perceive.
+
+        A step is perceived between two tokens of a sentence, but where frames come faster than
+        both can be done, each step gets its tokens.
+        """
+        return self.video.budget.left <= self.wait_k
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing goes on, and nothing would without another input."""
+        return self.closed or not (
+            self._perceiving or self._decoding or self._queue or self._perception_due
+            or self._turns())
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """When to send `Ticked`: a question then has waited too long for something to see."""
+        timeout_ns = round(self._config.question_timeout_s * 1e9)
+        if self.closed or not timeout_ns or not self._queue or self.video.steps:
+            return None
+        return self._queue[0].asked_ns + timeout_ns
+
+    @property
+    def open_questions(self) -> list[str]:
+        """Ids of the questions that are not answered yet, oldest first."""
+        return [*self._answers, *(question.question_id for question in self._queue)]
+
+    # What may be done now, derived from the state.
+
+    @property
+    def _perception_due(self) -> bool:
+        video = self.video
+        if self.closed:
+            return False
+        if not video.opened:
+            return True
+        if not self._frames.complete or (video.ended and self._is_owed(video)):
+            return False
+        return not (self.serial and (self._decoding or self._turns()))
+
+    def _is_owed(self, video: Video) -> bool:
+        """Whether something is left to say of a video that has ended."""
+        return self._config.narrate and not self.paused and not video.spoken
+
+    def _turns(self, riding: Perceive | None = None) -> list[Turn]:
+        """Who speaks in the next decode step; one video's speakers side by side."""
+        narration = self._narration_turn(riding)
+        turns = [narration] if narration else []
+        for question in self._answers.values():
+            video = question.video
+            ahead = riding is not None and riding.video is video
+            sees = question.sees if self.serial else len(video.steps) + ahead
+            turns.append(Turn(video, question, sees, owner=1))
+        return sorted(turns, key=lambda turn: turn.video.number)
+
+    def _narration_turn(self, riding: Perceive | None) -> Turn | None:
+        """The narrator's turn, if it may speak: the schedule says what its token sees."""
+        video = self.video
+        if not self._config.narrate or self.paused or video.spoken:
+            return None
+        budget = video.budget
+        if riding is not None and riding.video is video:
+            budget = copy.copy(budget)
+            budget.perceived(len(video.steps) + 1, riding.last)
+        if budget.left <= 0:
+            return None
+        return Turn(video, None, budget.steps if self.serial else budget.sees, budget.owner)
+
+    # Inputs.
+
+    def _fed(self, given: Fed) -> None:
+        if self.paused:
+            self._frames.cut |= given.frame.last
+            self._drop('paused', 1)
+        else:
+            self._drop('overrun', self._frames.put(given.frame))
+
+    def _asked(self, given: Asked) -> None:
+        question_id = given.question_id
+        if question_id == NARRATION or question_id in self.open_questions:
+            raise ValueError(f'the id {question_id!r} is in use: give each question its own')
+        config = self._config
+        taken = len(self._answers) + len(self._queue)
+        if taken >= config.max_answers:
+            if config.question_policy == 'interrupt':
+                self._end(self.open_questions[0], 'interrupted')
+            elif (config.question_policy == 'reject'
+                  or taken >= config.max_answers + config.max_queued):
+                self._tell(QuestionState(
+                    question_id, 'rejected',
+                    f'{len(self._answers)} questions are being answered and '
+                    f'{len(self._queue)} wait: ask again later'))
+                return
+        self._queue.append(Question(question_id, given.head, self._now))
+        if len(self.open_questions) > config.max_answers or not self.video.steps:
+            self._tell(QuestionState(question_id, 'queued', ''))
+
+    def _cancelled(self, given: Cancelled) -> None:
+        self._end(given.question_id, 'cancelled')
+
+    def _prompted(self, given: Prompted) -> None:
+        self.prompt = given.prompt
+        self._drop('reset', self._frames.clear())
+        self._switch('prompt')
+
+    def _reset(self, given: Reset) -> None:
+        self._forget('reset')
+
+    def _paused(self, given: Paused) -> None:
+        self.paused = given.paused
+        if self.paused:
+            self._drop('paused', self._frames.clear())
+
+    def _ticked(self, given: Ticked) -> None:
+        while self.deadline_ns is not None and self.deadline_ns <= self._now:
+            self._end(self._queue[0].question_id, 'no_video')
+
+    def _closed(self, given: Closed) -> None:
+        self._close('cancelled')
+
+    # Jobs that come back.
+
+    def _opened(self, given: Opened) -> None:
+        given.job.video.opened = True
+
+    def _perceived(self, given: Perceived) -> None:
+        job, video, frames = given.job, given.job.video, given.job.frames
+        self._failures['perception'] = 0
+        is_current, index = video is self.video, len(video.steps)
+        if is_current or (self._decoding and self._decoding.riding is job):
+            before = video.steps[-1].frames_total if video.steps else 0
+            video.steps.append(StepInfo(frames[-1].stamp_ns, before + len(frames)))
+        if not is_current:
+            return  # Its frames were dropped when it was forgotten; answers in its pass saw it.
+        video.ended = job.last
+        video.budget.perceived(len(video.steps), video.ended)
+        self._tell(StepPerceived(
+            index=index, stamp_ns=frames[-1].stamp_ns, frames=len(frames),
+            received_ns=frames[-1].received_ns, fed_ns=frames[-1].fed_ns,
+            started_ns=given.started_ns, preprocessed_ns=given.preprocessed_ns,
+            vision_ns=given.vision_ns, perceived_ns=given.perceived_ns,
+            overlap_ns=self._overlap_ns(given), video=video.number))
+
+    def _overlap_ns(self, given: Perceived) -> int:
+        """How long decoding ran too while a step was perceived by a thread of its own."""
+        start, stop = given.started_ns, given.perceived_ns
+        spans = [*self._decoded]
+        if self._decoding and self._decoding.riding is not given.job:
+            spans.append((self._decoding.started_ns, stop))
+        return sum(max(0, min(end, stop) - max(begin, start)) for begin, end in spans)
+
+    def _was_decoded(self, given: Decoded) -> None:
+        job = given.job
+        self._failures['decoding'] = 0
+        if not job.riding:
+            self._decoded.append((job.started_ns, given.decoded_ns))
+        live = [(turn, spoken) for turn, spoken in zip(job.turns, given.spoken, strict=True)
+                if self._is_live(turn)]
+        sighted = {turn.video: turn.video.sighted for turn, _ in live}
+        for turn, _ in live:
+            self._sight(turn, job.started_ns, given.decoded_ns)
+        for turn, spoken in live:
+            if spoken is not None:
+                speak = self._narrate if turn.question is None else self._answer
+                speak(turn, spoken, _Moment(turn.video, turn.sees, job.started_ns,
+                                            turn.sees > sighted[turn.video]))
+
+    def _is_live(self, turn: Turn) -> bool:
+        if turn.question is None:
+            return turn.video is self.video and not turn.video.spoken
+        return self._answers.get(turn.question.question_id) is turn.question
+
+    def _sight(self, turn: Turn, started_ns: int, decoded_ns: int) -> None:
+        """Tell of the steps that this decode step was the first to see."""
+        video = turn.video
+        for index in range(video.sighted, turn.sees):
+            self._tell(FirstSight(index, video.steps[index].stamp_ns, started_ns, decoded_ns,
+                                  video.number))
+        video.sighted = max(video.sighted, turn.sees)
+
+    def _narrate(self, turn: Turn, spoken: Spoken, moment: _Moment) -> None:
+        budget = turn.video.budget
+        resting, reason = budget.in_rest, 'length'
+        budget.spend()
+        if spoken.kind == 'silence' and resting:
+            budget.rest()
+            reason = 'stop'
+        elif spoken.kind == 'stop':
+            # A checkpoint without a silence token ends its turn: the next step opens a new one.
+            reason = 'stop'
+            if self._config.single_turn:
+                budget.close()
+            else:
+                budget.rest()
+        if budget.ended and budget.left <= 0:
+            turn.video.spoken = True
+            self._tell_text(NARRATION, moment, spoken.delta,
+                            spoken.sentence or spoken.unfinished, reason)
+        elif spoken.delta or spoken.sentence:
+            self._tell_text(NARRATION, moment, spoken.delta, spoken.sentence)
+
+    def _answer(self, turn: Turn, spoken: Spoken, moment: _Moment) -> None:
+        question = turn.question
+        question.spoken += 1
+        reason = 'stop' if spoken.kind == 'stop' else ''
+        if not reason and question.spoken >= self._config.max_answer_tokens:
+            reason = 'length'
+        if reason:
+            del self._answers[question.question_id]
+            self._tell_text(question.question_id, moment, spoken.delta,
+                            spoken.sentence or spoken.unfinished, reason)
+        elif spoken.delta:
+            self._tell_text(question.question_id, moment, spoken.delta, spoken.sentence)
+
+    def _failed(self, given: Failed) -> None:
+        """Tell of it; all that is live is given up, so that nothing is tried for ever."""
+        side = 'decoding' if isinstance(given.jobs[0], Decode) else 'perception'
+        self._failures[side] += 1
+        fatal = self._failures[side] > MAX_FAILURES
+        relevant = fatal
+        for job in given.jobs:
+            if isinstance(job, Decode):
+                relevant |= any(map(self._is_live, job.turns))
+            elif job.video is self.video:
+                relevant = True
+                self._drop('bad', _count(job))
+        self._tell(Trouble(given.message, '', fatal))
+        if fatal:
+            self._close('error')
+        elif relevant:
+            self._forget('error')
+
+    # What follows from them.
+
+    def _begin_next_video(self) -> None:
+        """Turn to another video, once its first step is there and the last one is told of."""
+        video = self.video
+        if self.closed or self._perceiving is not None or not self._perception_due:
+            return
+        if video.ended or (self._frames.cut and video.steps):
+            self._switch('ended')
+        elif len(video.steps) >= self.max_steps:
+            self._switch('capacity')
+
+    def _admit(self) -> None:
+        """Begin to answer questions that wait, once there is something to see."""
+        if self.closed or not self.video.steps or (self.serial and self._perceiving):
+            return
+        while self._queue and len(self._answers) < self._config.max_answers:
+            question = self._queue.popleft()
+            question.video, question.sees = self.video, len(self.video.steps)
+            self._answers[question.question_id] = question
+            self._tell(QuestionState(question.question_id, 'answering', ''))
+
+    def _forget(self, reason: str) -> None:
+        """End all that is asked, and begin anew."""
+        self._end_all(reason)
+        self._drop('reset', self._frames.clear())
+        self._switch(reason)
+
+    def _switch(self, reason: str) -> None:
+        """Begin another video; a narration that is not over is cut."""
+        old = self.video
+        if self._perceiving is not None and self._perceiving.video is old:
+            self._drop('reset', _count(self._perceiving))
+        if self._config.narrate and not old.spoken:
+            self._tell_text(NARRATION, self._moment_of(old), reason=reason)
+        self.video = self._make_video(old.number + 1)
+        self._tell(Restarted(reason, self.video.number))
+
+    def _close(self, reason: str) -> None:
+        self._end_all(reason)
+        count = self._frames.clear()
+        if self._perceiving is not None and self._perceiving.video is self.video:
+            count += _count(self._perceiving)
+        self._drop('closed', count)
+        self.closed = True
+
+    def _end_all(self, reason: str) -> None:
+        for question_id in self.open_questions:
+            self._end(question_id, reason)
+
+    def _end(self, question_id: str, reason: str) -> None:
+        """End an answer, or a question that still waits, before its time."""
+        answer = self._answers.pop(question_id, None)
+        waiting = [question for question in self._queue if question.question_id == question_id]
+        for question in waiting:
+            self._queue.remove(question)
+        if answer or waiting:
+            video = answer.video if answer else self.video
+            self._tell_text(question_id, self._moment_of(video), reason=reason)
+
+    def _make_video(self, number: int) -> Video:
+        config = self._config
+        schedule = make_schedule(config.schedule, self.wait_k, config.schedule_seed)
+        cap = CAP_STEPS * self.wait_k if config.schedule == 'live' else None
+        return Video(number, self.prompt, NarrationBudget(schedule, cap, config.max_rest_tokens))
+
+    def _moment_of(self, video: Video) -> _Moment:
+        return _Moment(video, video.sighted, self._now)
+
+    # What is told.
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+
+    def _drop(self, reason: str, count: int) -> None:
+        if count:
+            self._tell(FramesDropped(reason, count))
+
+    def _tell_text(self, stream_id: str, moment: _Moment, delta: str = '', sentence: str = '',
+                   reason: str = '') -> None:
+        """Tell a piece of text, which is the last of its stream if there is a `reason`."""
+        seq = self._seq.pop(stream_id, 0)
+        if not reason or stream_id == NARRATION:  # Which goes on being numbered over its ends.
+            self._seq[stream_id] = seq + 1
+        video, steps = moment.video, moment.steps
+        info = video.steps[steps - 1] if steps else StepInfo(0, 0)
+        self._tell(TextDelta(
+            stream_id=stream_id, seq=seq, delta=delta, sentence=sentence, final=bool(reason),
+            finish_reason=reason, step=steps - 1, steps_seen=steps,
+            frames_seen=info.frames_total, stamp_ns=info.stamp_ns,
+            started_ns=moment.started_ns, emitted_ns=self._now,
+            first_sight=moment.first_sight, video=video.number))
+
+
+def _count(job: Job) -> int:
+    """How many frames a job holds."""
+    return len(job.frames) if isinstance(job, Perceive) else 0
+
+
+_HANDLERS = {
+    Fed: Core._fed, Asked: Core._asked, Cancelled: Core._cancelled, Prompted: Core._prompted,
+    Reset: Core._reset, Paused: Core._paused, Ticked: Core._ticked, Closed: Core._closed,
+    Opened: Core._opened, Perceived: Core._perceived, Decoded: Core._was_decoded,
+    Failed: Core._failed}

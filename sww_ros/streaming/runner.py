@@ -1,0 +1,205 @@
+"""Does the core's jobs with a model: frames to cached steps, lanes to tokens, tokens to text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import time
+
+import torch
+
+from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.decoder import Chunk
+from sww_ros.streaming.events import NARRATION
+from sww_ros.streaming.generation import TextLane
+from sww_ros.streaming.jobs import (
+    Decode,
+    Decoded,
+    Frame,
+    Input,
+    Job,
+    Open,
+    Opened,
+    Perceive,
+    Perceived,
+    Question,
+    Spoken,
+    Turn,
+    Video,
+)
+from sww_ros.streaming.kv import Lane, LaneView
+from sww_ros.streaming.perception import fit_size
+from sww_ros.streaming.positions import Scheme, Track
+from sww_ros.streaming.prompt import ASSISTANT_HEAD, NEXT_TURN, VIDEO_TAIL, prefix_parts
+from sww_ros.streaming.schedule import make_schedule
+from sww_ros.streaming.stream import Stream
+
+
+class ModelRunner:
+    """
+    Computes; what to compute, and what follows from it, the core decides.
+
+    Perception and decode jobs may run at the same time, but no two of the same kind. A job that
+    raises has changed nothing that a later job of another video reads.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: Scheme,
+                 wait_k: int, max_steps: int) -> None:
+        self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
+        self._wait_k, self._max_steps = wait_k, max_steps
+        self._silence = checkpoint.vocabulary.silence
+        self._next_turn = checkpoint.encode(NEXT_TURN)
+        self.decode_steps = 0
+
+    def run(self, jobs: Sequence[Job]) -> list[Input]:
+        """Do one job, or a decode step in the pass of the step that it rides on."""
+        if len(jobs) == 2:
+            return self._perceive(*jobs)
+        job = jobs[0]
+        if isinstance(job, Open):
+            return [self._open(job)]
+        return self._perceive(job) if isinstance(job, Perceive) else [self._decode(job)]
+
+    def _open(self, job: Open) -> Opened:
+        job.video.work = stream = self._begin(job.video)
+        stream.prefill_prefix()
+        return Opened(job)
+
+    def _begin(self, video: Video) -> Stream:
+        checkpoint, config = self._checkpoint, self._config
+        prefix = checkpoint.encode(*prefix_parts(checkpoint.defaults.system, video.prompt))
+        head = checkpoint.encode(ASSISTANT_HEAD)
+        schedule = make_schedule(config.schedule, self._wait_k, config.schedule_seed)
+        timeline = self._scheme.timeline(
+            len(prefix), granted=schedule.granted, head_tokens=len(head),
+            reserved_steps=0 if config.schedule == 'offline' else self._max_steps)
+        lane = checkpoint.decoder.new_lane(len(prefix) + 256)
+        narration = self._open_lane(NARRATION, head, timeline.narration(), prefix,
+                                    lane if self._scheme.serial else None, self._next_turn)
+        stream = Stream(checkpoint.decoder, self._scheme, timeline, prefix,
+                        checkpoint.encode(VIDEO_TAIL), lane, narration)
+        _keep_record(stream, narration)
+        return stream
+
+    def _open_lane(self, stream_id: str, head: Sequence[int], track: Track,
+                   before: Sequence[int], cache: Lane | None = None,
+                   next_turn: Sequence[int] = ()) -> TextLane:
+        """
+        Return a speaker that begins with `head`, placed on `track`.
+
+        :param before: the prefix, which the repetition penalty counts as used
+        :param cache: the lane it writes to; one of its own if not given
+        :param next_turn: what is fed in place of a token that ends its turn
+        """
+        checkpoint, config = self._checkpoint, self._config
+        if cache is None:
+            cache = checkpoint.decoder.new_lane(len(head) + 64)
+        return TextLane(stream_id, checkpoint.decoder, cache, track, head, checkpoint.tokenizer,
+                        config.repetition_penalty, before, config.record_trace, next_turn)
+
+    # Perception.
+
+    def _perceive(self, job: Perceive, riding: Decode | None = None) -> list[Input]:
+        """Perceive a step; a decode step rides in the same pass, where its turns see the step."""
+        stream, perception = job.video.work, self._checkpoint.perception
+        started = time.monotonic_ns()
+        if not stream.size[0]:
+            self._choose_size(stream, job.frames[0])
+        patches = perception.patches([frame.pixels for frame in job.frames], *stream.size)
+        preprocessed = time.monotonic_ns()
+        embeds = perception.embed(patches, *stream.size)
+        seen = time.monotonic_ns()
+        chunk = stream.step_chunk(embeds, job.last)
+        turns = riding.turns if riding else ()
+        due, chunks = self._chunks(turns, (stream, chunk))
+        logits = self._checkpoint.decoder.step([chunk, *chunks])
+        stream.perceived(chunk, logits[0])
+        if self._config.record_trace:
+            stream.patches.append(patches)
+        done = [Perceived(job, started, preprocessed, seen, time.monotonic_ns())]
+        if riding:
+            done.append(self._choose(riding, due, logits[1:]))
+        return done
+
+    def _choose_size(self, stream: Stream, frame: Frame) -> None:
+        """Fix the size of all frames of a stream: as configured, or fitted to the first one."""
+        settings = self._checkpoint.perception.settings
+        if self._config.frame_width and self._config.frame_height:
+            wanted = (self._config.frame_height, self._config.frame_width)
+            stream.size = tuple(max(1, side // settings.unit) * settings.unit for side in wanted)
+        else:
+            stream.size = fit_size(*frame.pixels.shape[:2], settings)
+        stream.grid = self._checkpoint.perception.grid(*stream.size)
+
+    # Generation.
+
+    def _decode(self, job: Decode) -> Decoded:
+        due, chunks = self._chunks(job.turns)
+        logits = self._checkpoint.decoder.step(chunks) if chunks else []
+        return self._choose(job, due, logits)
+
+    def _chunks(self, turns: Sequence[Turn], riding: tuple[Stream, Chunk] | None = None,
+                ) -> tuple[list[TextLane], list[Chunk]]:
+        """
+        Return the lanes that feed rows, and their chunks.
+
+        Where the prefill of a step has given the narration's logits, no row is due.
+        """
+        due, chunks = [], []
+        for turn in turns:
+            lane = self._lane_of(turn)
+            if lane.ready is None:
+                stream = turn.video.work
+                context = self._context(turn, stream, riding)
+                # One running lane counts what is seen in rows, not in steps.
+                serial = stream.scheme.serial and context
+                due.append(lane)
+                chunks.append(lane.chunk(context, context.length if serial else turn.sees,
+                                         turn.owner))
+        return due, chunks
+
+    def _lane_of(self, turn: Turn) -> TextLane:
+        stream, question = turn.video.work, turn.question
+        if question is None:
+            return stream.narration
+        if question.work is None:
+            lane = self._open_lane(question.question_id, question.head,
+                                   stream.timeline.answer(turn.sees), stream.prefix)
+            _keep_record(stream, lane)
+            # An answer beside one running lane sees it as it was when the answer began.
+            question.work = lane, stream.lane.view() if self._scheme.serial else None
+        return question.work[0]
+
+    def _context(self, turn: Turn, stream: Stream,
+                 riding: tuple[Stream, Chunk] | None) -> LaneView | None:
+        if stream.scheme.serial:
+            return turn.question.work[1] if turn.question else None
+        if riding and riding[0] is stream:
+            return stream.first(stream.lane.reserve(riding[1].rows), turn.sees)
+        return stream.first(stream.lane.view(), turn.sees)
+
+    def _choose(self, job: Decode, due: Sequence[TextLane],
+                logits: Sequence[torch.Tensor | None]) -> Decoded:
+        """Choose every turn's token; `logits` are those of the lanes that fed rows."""
+        given = {id(lane): row for lane, row in zip(due, logits, strict=True)}
+        spoken = []
+        for turn in job.turns:
+            lane = self._lane_of(turn)
+            row = given.get(id(lane), lane.ready)
+            spoken.append(None if row is None else self._speak(lane, row))
+        self.decode_steps += 1
+        return Decoded(job, tuple(spoken), time.monotonic_ns())
+
+    def _speak(self, lane: TextLane, row: torch.Tensor) -> Spoken:
+        token = lane.choose(row, self._silence)
+        if token == self._silence:
+            return Spoken('silence', unfinished=lane.text.unfinished)
+        if token in self._checkpoint.vocabulary.stop:
+            return Spoken('stop', sentence=lane.end_turn())
+        delta, sentence = lane.text.add(token)
+        return Spoken('text', delta, sentence, lane.text.unfinished)
+
+
+def _keep_record(stream: Stream, lane: TextLane) -> None:
+    if lane.record:
+        stream.records.append(lane.record)
