@@ -108,7 +108,7 @@ def test_what_was_trained_opens_and_says_how(tmp_path, capsys):
             session.feed(np.zeros((200, 200, 3), np.uint8))
         assert session.wait_idle(30)
         assert any(isinstance(event, StepPerceived) for event in session.drain())
-        assert session._watcher.stream.grid == (2, 2), 'frames are as large as in training'
+        assert session._core.video.work.grid == (2, 2), 'frames are as large as in training'
     assert not list(tmp_path.glob('state-*'))
 
 

@@ -22,7 +22,6 @@ from sww_ros.streaming.jobs import (
     Opened,
     Perceive,
     Perceived,
-    Question,
     Spoken,
     Turn,
     Video,
