@@ -13,7 +13,7 @@ from sww_ros.engine import memory
 from sww_ros.engine.outbox import Frame, Outbox
 from sww_ros.engine.sampler import Choice, FrameSampler
 from sww_ros.engine.streams import OpenStreams
-from sww_ros.engine.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
+from sww_ros.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, FirstSight, QuestionState, Restarted, TextDelta
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 
-from sww_ros.engine.wire import Channel
+from sww_ros.wire import Channel
 
 WORKER = 'sww_ros.engine.worker'
 GRACE_S = 5.0

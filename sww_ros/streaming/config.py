@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sww_ros.streaming.schedule import SCHEDULES
 
-OVERLAPS = ('threads', 'serial', 'fused')
+OVERLAPS = ('threads', 'processes', 'serial', 'fused')
 QUESTION_POLICIES = ('queue', 'interrupt', 'reject')
 MAX_QUESTION_CHARACTERS = 2000
 MAX_PROMPT_CHARACTERS = 4000

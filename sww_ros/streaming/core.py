@@ -370,7 +370,7 @@ class Core:
         """Tell of it; all that is live is given up, so that nothing is tried for ever."""
         side = 'decoding' if isinstance(given.jobs[0], Decode) else 'perception'
         self._failures[side] += 1
-        fatal = self._failures[side] > MAX_FAILURES
+        fatal = given.fatal or self._failures[side] > MAX_FAILURES
         relevant = fatal
         for job in given.jobs:
             if isinstance(job, Decode):

@@ -221,10 +221,11 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Failed:
-    """Jobs of one pass could not be done."""
+    """Jobs of one pass could not be done; `fatal` if no later one can."""
 
     jobs: tuple[Job, ...]
     message: str
+    fatal: bool = False
 
 
 Input = (Fed | Asked | Cancelled | Prompted | Reset | Paused | Ticked | Closed

@@ -59,6 +59,9 @@ class ModelRunner:
             return [self._open(job)]
         return self._perceive(job) if isinstance(job, Perceive) else [self._decode(job)]
 
+    def close(self) -> None:
+        """Free what it holds beside memory; no job runs any more."""
+
     def _open(self, job: Open) -> Opened:
         job.video.work = stream = self._begin(job.video)
         stream.prefill_prefix()
@@ -72,13 +75,16 @@ class ModelRunner:
         timeline = self._scheme.timeline(
             len(prefix), granted=schedule.granted, head_tokens=len(head),
             reserved_steps=0 if config.schedule == 'offline' else self._max_steps)
-        lane = checkpoint.decoder.new_lane(len(prefix) + 256)
+        lane = self._new_video_lane(len(prefix) + 256)
         narration = self._open_lane(NARRATION, head, timeline.narration(), prefix,
                                     lane if self._scheme.serial else None, self._next_turn)
         stream = Stream(checkpoint.decoder, self._scheme, timeline, prefix,
                         checkpoint.encode(VIDEO_TAIL), lane, narration)
         _keep_record(stream, narration)
         return stream
+
+    def _new_video_lane(self, rows: int) -> Lane:
+        return self._checkpoint.decoder.new_lane(rows)
 
     def _open_lane(self, stream_id: str, head: Sequence[int], track: Track,
                    before: Sequence[int], cache: Lane | None = None,
@@ -174,7 +180,7 @@ class ModelRunner:
         if stream.scheme.serial:
             return turn.question.work[1] if turn.question else None
         if riding and riding[0] is stream:
-            return stream.first(stream.lane.reserve(riding[1].rows), turn.sees)
+            return stream.first(stream.lane.ahead(riding[1].rows), turn.sees)
         return stream.first(stream.lane.view(), turn.sees)
 
     def _choose(self, job: Decode, due: Sequence[TextLane],
@@ -202,3 +208,8 @@ class ModelRunner:
 def _keep_record(stream: Stream, lane: TextLane) -> None:
     if lane.record:
         stream.records.append(lane.record)
+
+
+def describe(error: Exception) -> str:
+    """Return an error in words, with its kind."""
+    return f'{type(error).__name__}: {error}'

@@ -32,6 +32,7 @@ from sww_ros.streaming.jobs import (
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import VideoClock, make_scheme
 from sww_ros.streaming.prompt import question_parts
+from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.trace import Trace
 
@@ -77,7 +78,8 @@ class Session:
         self._changed = threading.Condition()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
-        self._runner = ModelRunner(checkpoint, config, scheme, core.wait_k, core.max_steps)
+        make_runner = ForkingRunner if self._overlap == 'processes' else ModelRunner
+        self._runner = make_runner(checkpoint, config, scheme, core.wait_k, core.max_steps)
         self._executor = Executor(self._overlap, self, self._runner.run, self._take_threads)
         self._executor.start()
 
@@ -232,6 +234,7 @@ class Session:
         """End all questions and `events()`; what is computed just now is finished first."""
         self._tell(Closed())
         self._executor.join()
+        self._runner.close()
         self._events.put(None)
 
     def __enter__(self) -> Session:
