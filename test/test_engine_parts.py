@@ -13,9 +13,9 @@ from sww_ros.engine import memory
 from sww_ros.engine.outbox import Frame, Outbox
 from sww_ros.engine.sampler import Choice, FrameSampler
 from sww_ros.engine.streams import OpenStreams
-from sww_ros.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, FirstSight, QuestionState, Restarted, TextDelta
+from sww_ros.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
 
 SECOND = 1_000_000_000
 FRAME = Frame(lambda: np.zeros((2, 2, 3), np.uint8), 0, 0)

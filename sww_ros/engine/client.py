@@ -13,10 +13,10 @@ import uuid
 from sww_ros.engine.outbox import Frame, Outbox
 from sww_ros.engine.process import WorkerProcess
 from sww_ros.engine.streams import OpenStreams
-from sww_ros.wire import Channel
 from sww_ros.engine.worker import open_request
 from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import Event, FramesDropped, Trouble, event_from_dict
+from sww_ros.wire import Channel
 
 SESSION = 'sww_ros.streaming.session:Session.open'
 WAITING_FRAMES = 2

@@ -15,9 +15,9 @@ import threading
 import numpy as np
 
 from sww_ros.engine.memory import available_bytes, check_memory
-from sww_ros.wire import Channel
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Event, FramesDropped, QuestionState, Trouble, event_to_dict
+from sww_ros.wire import Channel
 
 POLL_S = 0.2
 LAST_STEP_S = 3.0

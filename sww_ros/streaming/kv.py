@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-
 Allocate = Callable[[Sequence[int], torch.dtype], torch.Tensor]
 """Makes a buffer of a shape and type, in shared memory say."""
 

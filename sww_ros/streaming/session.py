@@ -31,8 +31,8 @@ from sww_ros.streaming.jobs import (
 )
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import VideoClock, make_scheme
-from sww_ros.streaming.prompt import question_parts
 from sww_ros.streaming.processes import ForkingRunner
+from sww_ros.streaming.prompt import question_parts
 from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.trace import Trace
 
