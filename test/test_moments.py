@@ -280,3 +280,17 @@ def test_a_narration_ends_with_the_reason_of_what_cut_it():
     play.perceive()
     play.feed()
     assert play.finals() == ['capacity']
+
+
+def test_one_thread_perceives_in_mid_sentence_unless_it_is_behind():
+    play = Play(wait_k=3)
+    play.feed()
+    play.perceive()
+    play.speak(steps=1)
+    play.feed()
+    assert play.core.prefers_perception, 'a hazard is not kept waiting by a sentence'
+    play.feed()
+    play.done(play.take_perception())
+    assert not play.core.prefers_perception, 'each step gets its tokens'
+    play.speak(steps=3)
+    assert play.core.prefers_perception

@@ -26,13 +26,15 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from sww_ros.evaluation.disturbance import disturbed
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.streaming.config import OVERLAPS, SessionConfig
+from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import TextDelta, Trouble
+from sww_ros.streaming.executors import RULES
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
 
+EXECUTORS = tuple(RULES)
 KINDS = len(SCHEMES) * len(SCHEDULES)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
@@ -84,7 +86,7 @@ def run_case(subject: Subject, seed: int) -> Outcome:
         position_encoding=SCHEMES[seed % len(SCHEMES)], position_gap=chance.randint(0, 20_000),
         schedule=SCHEDULES[seed // len(SCHEMES) % len(SCHEDULES)], schedule_seed=seed,
         max_rest_tokens=chance.randint(1, 12),
-        overlap=OVERLAPS[seed // KINDS % len(OVERLAPS)], max_answers=3,
+        overlap=EXECUTORS[seed // KINDS % len(EXECUTORS)], max_answers=3,
         max_answer_tokens=chance.randint(1, 12), max_pending_frames=64)
     steps, ends = chance.randint(1, 6), chance.random() < 0.5 or config.schedule == 'offline'
     before = chance.choice(('nothing', 'nothing', 'nothing', 'video', 'reset', 'prompt'))

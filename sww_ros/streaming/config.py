@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sww_ros.streaming.schedule import SCHEDULES
 
-OVERLAPS = ('threads', 'processes', 'serial', 'fused')
+OVERLAPS = ('auto', 'threads', 'processes', 'serial', 'fused')
 QUESTION_POLICIES = ('queue', 'interrupt', 'reject')
 MAX_QUESTION_CHARACTERS = 2000
 MAX_PROMPT_CHARACTERS = 4000
@@ -30,7 +30,7 @@ class SessionConfig:
     position_gap: int = 0
     schedule: str = 'live'
     schedule_seed: int = 0
-    overlap: str = 'threads'
+    overlap: str = 'auto'
     wait_k: int = 0
     max_answers: int = 4
     max_queued: int = 8

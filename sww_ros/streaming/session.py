@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 import itertools
 import queue
 import threading
@@ -30,7 +31,7 @@ from sww_ros.streaming.jobs import (
     Ticked,
 )
 from sww_ros.streaming.perception import check_frame
-from sww_ros.streaming.positions import VideoClock, make_scheme
+from sww_ros.streaming.positions import Scheme, VideoClock, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.prompt import question_parts
 from sww_ros.streaming.runner import ModelRunner
@@ -62,11 +63,11 @@ class Session:
             raise ValueError('frame_width and frame_height must be given together, not '
                              f'{config.frame_width} and {config.frame_height}')
         self._checkpoint, defaults = checkpoint, checkpoint.defaults
-        scheme = make_scheme(config.position_encoding or defaults.position_encoding,
-                             VideoClock(defaults.tokens_per_second, defaults.seconds_per_step),
-                             config.position_gap or defaults.position_gap)
-        # Where the video's positions depend on the text, there is nothing to overlap.
-        self._overlap = 'serial' if scheme.serial else config.overlap
+        scheme = _scheme_of(checkpoint, config)
+        # Where the video's positions depend on the text, there is nothing to overlap. One pass
+        # for both suits every machine; `open` tries whether another way is better on this one.
+        overlap = 'fused' if config.overlap == 'auto' else config.overlap
+        self._overlap, self._why = ('serial' if scheme.serial else overlap), ''
         self.scheme = scheme
         self._core = core = Core(
             config, prompt=config.prompt or defaults.prompt,
@@ -78,10 +79,12 @@ class Session:
         self._changed = threading.Condition()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
-        make_runner = ForkingRunner if self._overlap == 'processes' else ModelRunner
-        self._runner = make_runner(checkpoint, config, scheme, core.wait_k, core.max_steps)
+        self._runner = self._make_runner(checkpoint, config, scheme, core.wait_k, core.max_steps)
         self._executor = Executor(self._overlap, self, self._runner.run, self._take_threads)
         self._executor.start()
+
+    def _make_runner(self, *arguments: object) -> ModelRunner:
+        return (ForkingRunner if self._overlap == 'processes' else ModelRunner)(*arguments)
 
     @classmethod
     def open(cls, model: str = 'builtin', config: SessionConfig | None = None) -> Session:
@@ -94,7 +97,13 @@ class Session:
         config = config or SessionConfig()
         checkpoint = load(model, device=config.device, dtype=config.dtype,
                           allow_download=config.allow_download)
+        why = ''
+        if config.overlap == 'auto' and not _scheme_of(checkpoint, config).serial:
+            from sww_ros.streaming.choosing import choose_overlap
+            choice = choose_overlap(checkpoint, config)
+            config, why = replace(config, overlap=choice.overlap), choice.why
         session = cls(checkpoint, config)
+        session._why = why
         session._warm_up()
         return session
 
@@ -108,7 +117,8 @@ class Session:
             dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._core.wait_k, max_steps=self._core.max_steps,
-            schedule=self.config.schedule, overlap=self._overlap, prompt=self._core.prompt,
+            schedule=self.config.schedule, overlap=self._overlap,
+            overlap_why=self._why, prompt=self._core.prompt,
             default_prompt=checkpoint.defaults.prompt, mismatch=self._mismatch(),
             frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
             frame_rate=settings.temporal_patch_size / seconds)
@@ -294,3 +304,10 @@ class Session:
             if isinstance(event, Trouble):
                 self.close()
                 raise ValueError(f'the model cannot run: {event.message}')
+
+
+def _scheme_of(checkpoint: Checkpoint, config: SessionConfig) -> Scheme:
+    defaults = checkpoint.defaults
+    return make_scheme(config.position_encoding or defaults.position_encoding,
+                       VideoClock(defaults.tokens_per_second, defaults.seconds_per_step),
+                       config.position_gap or defaults.position_gap)
