@@ -75,7 +75,9 @@ SESSION_SETTINGS = (
              # A camera has no end at which an offline narrator could begin to speak.
              choices=tuple(name for name in SCHEDULES if name != 'offline')),
     _session('schedule_seed', 'Seed of the random schedule.', high=1_000_000),
-    _session('overlap', 'How perception and generation share the hardware.', choices=OVERLAPS),
+    _session('overlap', 'How perception and generation share the hardware: in two threads, in two '
+             'processes, one piece of work after the other, or fused into one pass; auto: what '
+             'proves best here when the model is loaded.', choices=OVERLAPS),
     _session('wait_k', 'Tokens of narration per step of video; 0: as the checkpoint was trained.',
              high=64),
     _session('max_answers', 'Questions answered at once.', low=1, high=16),
