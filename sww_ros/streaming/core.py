@@ -171,9 +171,11 @@ class Core:
     def deadline_ns(self) -> int | None:
         """When to send `Ticked`: a question then has waited too long for something to see."""
         timeout_ns = round(self._config.question_timeout_s * 1e9)
-        if self.closed or not timeout_ns or not self._queue or self.video.steps:
+        sees_soon = self.video.steps or self._frames.complete or (
+            isinstance(self._perceiving, Perceive) and self._perceiving.video is self.video)
+        if self.closed or not timeout_ns or not self._queue or sees_soon:
             return None
-        return self._queue[0].asked_ns + timeout_ns
+        return self._queue[0].since_ns + timeout_ns
 
     @property
     def open_questions(self) -> list[str]:
@@ -247,8 +249,18 @@ class Core:
                     f'{len(self._queue)} wait: ask again later'))
                 return
         self._queue.append(Question(question_id, given.head, self._now))
-        if len(self.open_questions) > config.max_answers or not self.video.steps:
-            self._tell(QuestionState(question_id, 'queued', ''))
+        if reason := self._why_queued():
+            self._tell(QuestionState(question_id, 'queued', reason))
+
+    def _why_queued(self) -> str:
+        """In words, why the last question waits; empty if it does not."""
+        if not self.video.steps:
+            timeout_s = self._config.question_timeout_s
+            return ('nothing has been seen yet: the answer begins with the first step of video'
+                    + (f', or the question ends after {timeout_s:g} s' if timeout_s else ''))
+        if len(self.open_questions) > self._config.max_answers:
+            return f'{len(self._answers)} questions are being answered: it waits for its turn'
+        return ''
 
     def _cancelled(self, given: Cancelled) -> None:
         self._end(given.question_id, 'cancelled')
@@ -423,6 +435,8 @@ class Core:
         if self._config.narrate and not old.spoken:
             self._tell_text(NARRATION, self._moment_of(old), reason=reason)
         self.video = self._make_video(old.number + 1)
+        for question in self._queue:
+            question.since_ns = self._now
         self._tell(Restarted(reason, self.video.number))
 
     def _close(self, reason: str) -> None:

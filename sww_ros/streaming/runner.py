@@ -34,6 +34,10 @@ from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.stream import Stream
 
 
+HEAD_ROWS = 64
+"""How much of questions, all together, is prefilled in one decode step: narration waits for it."""
+
+
 class ModelRunner:
     """
     Computes; what to compute, and what follows from it, the core decides.
@@ -150,9 +154,14 @@ class ModelRunner:
 
         Where the prefill of a step has given the narration's logits, no row is due.
         """
-        due, chunks = [], []
+        due, chunks, left = [], [], HEAD_ROWS
         for turn in turns:
             lane = self._lane_of(turn)
+            rows = min(lane.pending, max(left, 1)) if turn.question else lane.pending
+            if lane.pending > 1:
+                if turn.question and left <= 0:
+                    continue  # Its turn comes when the heads before it are in the cache.
+                left -= rows
             if lane.ready is None:
                 stream = turn.video.work
                 context = self._context(turn, stream, riding)
@@ -160,7 +169,7 @@ class ModelRunner:
                 serial = stream.scheme.serial and context
                 due.append(lane)
                 chunks.append(lane.chunk(context, context.length if serial else turn.sees,
-                                         turn.owner))
+                                         turn.owner, rows))
         return due, chunks
 
     def _lane_of(self, turn: Turn) -> TextLane:
