@@ -89,6 +89,9 @@ class Worker:
         except ValueError as error:
             if command == 'feed':
                 self._tell(FramesDropped('bad', 1))
+            if command == 'set_prompt':
+                self._channel.send({'type': 'refused', 'prompt': header['prompt'],
+                                    'kept': self._session.info['prompt']})
             if command == 'ask':
                 self._tell(QuestionState(header['question_id'], 'rejected', str(error)))
             else:

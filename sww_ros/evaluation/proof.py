@@ -100,7 +100,7 @@ def run_case(subject: Subject, seed: int) -> Outcome:
         events = session.drain()
         trouble = [event for event in events if isinstance(event, Trouble)]
         assert not trouble, f'case {seed}: {trouble[0].message}'
-        assert not any(isinstance(event, TextDelta) and event.finish_reason == 'reset'
+        assert not any(isinstance(event, TextDelta) and event.finish_reason in ('reset', 'ended')
                        for event in events), f'case {seed}: a text was cut by the next video'
         trace = session.trace()
     verdict = replay(trace, subject.oracle)

@@ -12,7 +12,13 @@ import numpy as np
 import torch
 
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
+from sww_ros.streaming.config import (
+    MAX_PROMPT_TOKENS,
+    MAX_QUESTION_TOKENS,
+    SessionConfig,
+    check_prompt,
+    check_question,
+)
 from sww_ros.streaming.events import (
     NARRATION,
     Event,
@@ -24,6 +30,7 @@ from sww_ros.streaming.events import (
 from sww_ros.streaming.overlap import BusyLog, Turns, make_executor
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import VideoClock, make_scheme
+from sww_ros.streaming.prompt import question_parts
 from sww_ros.streaming.speaking import Speaker
 from sww_ros.streaming.stream import Frame
 from sww_ros.streaming.trace import Trace
@@ -50,13 +57,14 @@ class Session:
         """
         Start watching with a loaded checkpoint.
 
-        :raises ValueError: for an unknown position scheme, or one side of a frame size without
-            the other
+        :raises ValueError: for an unknown position scheme, one side of a frame size without the
+            other, or a prompt of too many tokens
         """
         self.config = config = config or SessionConfig()
         if bool(config.frame_width) != bool(config.frame_height):
             raise ValueError('frame_width and frame_height must be given together, not '
                              f'{config.frame_width} and {config.frame_height}')
+        checkpoint.check_tokens('prompt', config.prompt, MAX_PROMPT_TOKENS)
         self._checkpoint, defaults = checkpoint, checkpoint.defaults
         scheme = make_scheme(config.position_encoding or defaults.position_encoding,
                              VideoClock(defaults.tokens_per_second, defaults.seconds_per_step),
@@ -166,14 +174,17 @@ class Session:
         """
         Ask about what has been seen; the answer streams as events under the returned id.
 
-        :raises ValueError: for a question that is empty or too long
+        :raises ValueError: for a question that is no text, empty or too long
         """
-        question = check_question(question)
+        checkpoint = self._checkpoint
+        question = checkpoint.check_tokens('question', check_question(question),
+                                           MAX_QUESTION_TOKENS)
+        head = checkpoint.encode(*question_parts(question))
         with self._entering:
             if self._closed:
                 raise ValueError('the session is closed: open another one')
             question_id = question_id or f'q{next(self._numbers)}'
-            self._speaker.ask(question_id, question)
+            self._speaker.ask(question_id, head)
         self._executor.wake()
         return question_id
 
@@ -186,9 +197,9 @@ class Session:
         """
         Change the standing question; the stream begins anew, answers in progress go on.
 
-        :raises ValueError: for a prompt that is empty or too long
+        :raises ValueError: for a prompt that is no text, empty or too long
         """
-        prompt = check_prompt(prompt)
+        prompt = self._checkpoint.check_tokens('prompt', check_prompt(prompt), MAX_PROMPT_TOKENS)
         self._restart('prompt', prompt)
 
     def reset(self) -> None:
@@ -318,7 +329,7 @@ class Session:
             self._executor.halt()
             return
         self._speaker.failed()
-        self._restart('reset')
+        self._restart('error')
 
     def _warm_up(self) -> None:
         """

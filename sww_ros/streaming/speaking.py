@@ -22,7 +22,7 @@ from sww_ros.streaming.kv import LaneView
 from sww_ros.streaming.lanes import open_lane
 from sww_ros.streaming.overlap import BusyLog
 from sww_ros.streaming.positions import Scheme
-from sww_ros.streaming.prompt import NEXT_TURN, question_parts
+from sww_ros.streaming.prompt import NEXT_TURN
 from sww_ros.streaming.stream import Stream
 
 
@@ -83,7 +83,7 @@ class Speaker:
         self._inbox: deque[Callable[[], None]] = deque()
         self._stream = current()
         self._answers: dict[str, _Answer] = {}
-        self._queue: deque[tuple[str, str]] = deque()
+        self._queue: deque[tuple[str, list[int]]] = deque()
         self._seq: dict[str, int] = {}
         self._open: set[str] = set()
         self._halted: Stream | None = None
@@ -94,16 +94,16 @@ class Speaker:
 
     # Called from any thread.
 
-    def ask(self, question_id: str, question: str) -> None:
+    def ask(self, question_id: str, head: list[int]) -> None:
         """
-        Take a question.
+        Take a question, as the tokens that its text group begins with.
 
         :raises ValueError: for an id that another open stream has
         """
         if question_id == NARRATION or question_id in self._open:
             raise ValueError(f'the id {question_id!r} is in use: give each question its own')
         self._open.add(question_id)
-        self._inbox.append(lambda: self._enqueue(question_id, question))
+        self._inbox.append(lambda: self._enqueue(question_id, head))
 
     def cancel(self, question_id: str) -> None:
         self._inbox.append(lambda: self._end(question_id, 'cancelled'))
@@ -162,8 +162,8 @@ class Speaker:
             return
         old, self._stream = self._stream, stream
         if not old.spoken:
-            self._tell(NARRATION, '', old.narration.text.flush(), self._moment_of(old),
-                       final=True, reason='reset')
+            # What was being said is no sentence.
+            self._tell(NARRATION, '', '', self._moment_of(old), final=True, reason=old.cut_by)
         self.records = []
         self._keep(stream.narration)
 
@@ -171,7 +171,7 @@ class Speaker:
         if lane.record:
             self.records.append(lane.record)
 
-    def _enqueue(self, question_id: str, question: str) -> None:
+    def _enqueue(self, question_id: str, head: list[int]) -> None:
         config = self._config
         taken = len(self._answers) + len(self._queue)
         if taken >= config.max_answers:
@@ -186,7 +186,7 @@ class Speaker:
                     f'{len(self._answers)} questions are being answered and '
                     f'{len(self._queue)} wait: ask again later'))
                 return
-        self._queue.append((question_id, question))
+        self._queue.append((question_id, head))
         taken = len(self._answers) + len(self._queue)
         if taken > config.max_answers or not self._stream.visible()[1]:
             self._emit(QuestionState(question_id, 'queued', ''))
@@ -198,11 +198,9 @@ class Speaker:
                 or not self._stream.visible()[1]):
             return
         while self._queue and len(self._answers) < self._config.max_answers:
-            question_id, question = self._queue[0]
-            checkpoint = self._checkpoint
-            head = checkpoint.encode(*question_parts(question))
+            question_id, head = self._queue[0]
             seen = self._stream.visible()
-            lane = open_lane(checkpoint, self._config, question_id, head,
+            lane = open_lane(self._checkpoint, self._config, question_id, head,
                              self._stream.timeline.answer(seen[1]), self._stream.prefix)
             self._answers[question_id] = _Answer(lane, self._stream,
                                                  seen if self._scheme.serial else None)
@@ -322,8 +320,8 @@ class Speaker:
         """End an answer, or a question that still waits, before its time."""
         answer = self._answers.pop(question_id, None)
         if answer is not None:
-            self._tell(question_id, '', answer.lane.text.flush(),
-                       self._moment_of(answer.stream), final=True, reason=reason)
+            self._tell(question_id, '', '', self._moment_of(answer.stream), final=True,
+                       reason=reason)
             return
         waiting = [entry for entry in self._queue if entry[0] == question_id]
         for entry in waiting:

@@ -30,7 +30,8 @@ class Stream:
 
     `infos` and `ends`, the rows of the lane up to each step's last, grow before the lane's length
     is published, so that every visible step has its info. `tail` follows the last step of a
-    video that ends, and is published with it; `spoken` says that no more is said of it.
+    video that ends, and is published with it; `spoken` says that no more is said of it. `cut_by`
+    is why another stream has taken its place.
     """
 
     decoder: Decoder
@@ -46,6 +47,7 @@ class Stream:
     ends: list[int] = field(default_factory=list)
     ended: bool = False
     spoken: bool = False
+    cut_by: str = ''
     placed: list[np.ndarray] = field(default_factory=list)
     grid: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (0, 0)

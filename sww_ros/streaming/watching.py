@@ -109,7 +109,9 @@ class Watcher:
             self._emit(FramesDropped(reason, count))
 
     def _switch(self, request: _Request) -> None:
-        self.stream = self._begin(self.stream.number + 1)
+        stream = self._begin(self.stream.number + 1)
+        self.stream.cut_by = request.reason  # Before the speaker can see that it was replaced.
+        self.stream = stream
         with self._lock:
             # A request that came meanwhile, with another prompt perhaps, has yet to be met.
             if self._requested is request:
