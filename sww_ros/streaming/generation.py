@@ -84,25 +84,34 @@ class TextLane:
         """Feed these tokens next, in place of the one the model chose."""
         self._pending, self._owner = list(tokens), 0
 
-    def chunk(self, context: LaneView | None, sees: int, owner: int) -> Chunk:
+    @property
+    def pending(self) -> int:
+        """How many tokens are yet to be fed."""
+        return len(self._pending)
+
+    def chunk(self, context: LaneView | None, sees: int, owner: int,
+              rows: int | None = None) -> Chunk:
         """
-        Return the pending tokens as a chunk that sees `context`.
+        Return the pending tokens as a chunk that sees `context`, and predicts if it is all.
 
         :param sees: how much that is, for the record
         :param owner: the step, from 1, to whose text the token to be chosen belongs
+        :param rows: take no more than so many of them
         """
-        ids, placed = self._place(owner, sees)
+        ids, placed = self._place(owner, sees, rows)
         self.begun = True
         return Chunk(self._cache, self._decoder.embed(ids), torch.from_numpy(placed), context,
-                     predict=True)
+                     predict=not self._pending)
 
     def hand_over(self) -> tuple[list[int], np.ndarray]:
         """Give up the pending tokens and their positions (3, n), to go before the next step."""
         return self._place(1, 0)
 
-    def _place(self, owner: int, sees: int) -> tuple[list[int], np.ndarray]:
+    def _place(self, owner: int, sees: int,
+               rows: int | None = None) -> tuple[list[int], np.ndarray]:
         """The pending tokens belong to the step for which they were chosen, not to the next."""
-        ids, self._pending = self._pending, []
+        rows = self.pending if rows is None else rows
+        ids, self._pending = self._pending[:rows], self._pending[rows:]
         placed = self._track.place(len(ids), self._owner or owner)
         self._next_owner = owner
         if self.record:

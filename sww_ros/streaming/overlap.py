@@ -11,6 +11,9 @@ from typing import Protocol
 Work = Callable[[], bool]
 """Does one piece of work (a step of video, a decode step); False when there is none."""
 
+Patience = Callable[[], float | None]
+"""How long there will be no work unless somebody brings some [s]; None: for ever."""
+
 
 class BusyLog:
     """When something was running, to tell how much of another interval it covered."""
@@ -75,9 +78,10 @@ class Executor(Protocol):
 class _Loop(threading.Thread):
     """A thread that works while there is work, and else sleeps until it is woken."""
 
-    def __init__(self, name: str, work: Work, prepare: Callable[[], None]) -> None:
+    def __init__(self, name: str, work: Work, prepare: Callable[[], None],
+                 patience: Patience = lambda: None) -> None:
         super().__init__(name=name, daemon=True)
-        self._work, self._prepare = work, prepare
+        self._work, self._prepare, self._patience = work, prepare, patience
         self._event = threading.Event()
         self._stopping = False
 
@@ -94,7 +98,7 @@ class _Loop(threading.Thread):
             # Cleared before looking for work: a wake in between is not lost.
             self._event.clear()
             if not self._work() and not self._stopping:
-                self._event.wait()
+                self._event.wait(self._patience())
 
 
 class _LoopExecutor:
@@ -121,11 +125,12 @@ class _LoopExecutor:
 
 
 def make_executor(overlap: str, perceive: Work, generate: Work,
-                  prepare: Callable[[], None] = lambda: None) -> Executor:
+                  prepare: Callable[[], None] = lambda: None,
+                  patience: Patience = lambda: None) -> Executor:
     """
     Return the executor called `overlap`; `prepare` runs first on each of its threads.
 
-    The pieces of work must not raise.
+    The pieces of work must not raise. `patience` is that of generation.
 
     'threads' perceives and generates at the same time; 'serial' finishes what can be spoken
     before it perceives the next step, as a model with interleaved positions must.
@@ -134,7 +139,7 @@ def make_executor(overlap: str, perceive: Work, generate: Work,
     """
     if overlap == 'threads':
         return _LoopExecutor(_Loop('perception', perceive, prepare),
-                             _Loop('generation', generate, prepare))
+                             _Loop('generation', generate, prepare, patience))
     if overlap == 'serial':
-        return _LoopExecutor(_Loop('serial', lambda: generate() or perceive(), prepare))
+        return _LoopExecutor(_Loop('serial', lambda: generate() or perceive(), prepare, patience))
     raise ValueError(f'unknown overlap {overlap!r}; one of threads, serial')

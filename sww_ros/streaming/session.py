@@ -83,9 +83,9 @@ class Session:
                                 lambda stream: self._speaker.spoken(stream))
         self._speaker = Speaker(
             checkpoint, config, scheme, lambda: self._watcher.stream,
-            lambda: self._watcher.restarting, self._emit, decoding)
+            lambda: self._watcher.restarting, self._step_comes, self._emit, decoding)
         self._executor = make_executor(self._overlap, self._perceive, self._generate,
-                                       self._take_threads)
+                                       self._take_threads, self._speaker.patience)
         self.scheme = scheme
         self._executor.start()
 
@@ -291,13 +291,15 @@ class Session:
             # Whatever is known of frames now: the next video may be waiting for this.
             self._executor.wake()
 
-    def _at_rest(self) -> bool:
-        def watched() -> bool:
-            return self._perceiving.between(lambda: self._watcher.idle)
+    def _step_comes(self) -> bool:
+        """Whether a step is being perceived, or its frames are there."""
+        return not self._perceiving.between(lambda: self._watcher.idle)
 
+    def _at_rest(self) -> bool:
         # Watched twice: an error in speaking asks for a new stream.
         return self._closed or (
-            watched() and self._generating.between(lambda: self._speaker.idle) and watched())
+            not self._step_comes() and self._generating.between(lambda: self._speaker.idle)
+            and not self._step_comes())
 
     def _perceive(self) -> bool:
         worked = self._work(self._perceiving, self._watcher.work)

@@ -25,6 +25,11 @@ from sww_ros.streaming.positions import Scheme
 from sww_ros.streaming.prompt import NEXT_TURN
 from sww_ros.streaming.stream import Stream
 
+_HEAD_ROWS = 64
+"""How much of questions, all together, is prefilled in one decode step: narration waits for it."""
+_LOOK_AGAIN_S = 0.05
+"""How often it is seen whether a step that was coming has come to nothing."""
+
 
 @dataclass
 class _Answer:
@@ -40,19 +45,34 @@ class _Answer:
     fork: tuple[LaneView, int] | None = None
 
 
+@dataclass
+class _Waiting:
+    """A question that waits, as the tokens of its head; `since` it has waited for video [s]."""
+
+    question_id: str
+    head: list[int]
+    since: float
+
+
 @dataclass(frozen=True)
 class _Turn:
-    """A lane's part in a decode step: what it sees of which stream, as rows and as steps."""
+    """
+    A lane's part in a decode step: what it sees of which stream, as rows and as steps.
+
+    No more than `rows` of what it has to feed are fed, if that is given.
+    """
 
     lane: TextLane
     stream: Stream
     context: LaneView | None
     steps: int
     owner: int
+    rows: int | None = None
 
     def chunk(self) -> Chunk:
         rows = self.stream.scheme.serial and self.context
-        return self.lane.chunk(self.context, rows.length if rows else self.steps, self.owner)
+        return self.lane.chunk(self.context, rows.length if rows else self.steps, self.owner,
+                               self.rows)
 
 
 @dataclass(frozen=True)
@@ -74,16 +94,17 @@ class Speaker:
 
     def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: Scheme,
                  current: Callable[[], Stream], restarting: Callable[[], bool],
+                 step_comes: Callable[[], bool],
                  emit: Callable[[Event], None], decoding: BusyLog) -> None:
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
-        self._current, self._restarting = current, restarting
+        self._current, self._restarting, self._step_comes = current, restarting, step_comes
         self._emit, self._decoding = emit, decoding
         self._silence = checkpoint.vocabulary.silence
         self._next_turn = checkpoint.encode(NEXT_TURN)
         self._inbox: deque[Callable[[], None]] = deque()
         self._stream = current()
         self._answers: dict[str, _Answer] = {}
-        self._queue: deque[tuple[str, list[int]]] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._seq: dict[str, int] = {}
         self._open: set[str] = set()
         self._halted: Stream | None = None
@@ -140,7 +161,16 @@ class Speaker:
         self._take_in()
         self._follow()
         self._admit()
+        self._give_up_waiting()
         return self._decode()
+
+    def patience(self) -> float | None:
+        """How long nothing will have to be done unless something comes [s]; None: for ever."""
+        timeout_s = self._config.question_timeout_s
+        if not timeout_s or not self._queue or self._stream.visible()[1]:
+            return None
+        due = min(waiting.since for waiting in self._queue) + timeout_s
+        return max(due - time.monotonic(), _LOOK_AGAIN_S)
 
     def _take_in(self) -> None:
         """Do what other threads have asked for, in turn."""
@@ -151,8 +181,19 @@ class Speaker:
         self._halted = stream
         self._end_all('error')
 
+    def _give_up_waiting(self) -> None:
+        """End questions that have found nothing to see for too long, unless a step is coming."""
+        timeout_s = self._config.question_timeout_s
+        # In this order: a step that came before the first check shows in the second.
+        if not timeout_s or not self._queue or self._step_comes() or self._stream.visible()[1]:
+            return
+        now = time.monotonic()
+        for waiting in [*self._queue]:
+            if now - waiting.since >= timeout_s:
+                self._end(waiting.question_id, 'no_video')
+
     def _end_all(self, reason: str) -> None:
-        for question_id in [*self._answers, *(q for q, _ in self._queue)]:
+        for question_id in [*self._answers, *(waiting.question_id for waiting in self._queue)]:
             self._end(question_id, reason)
 
     def _follow(self) -> None:
@@ -164,6 +205,8 @@ class Speaker:
         if not old.spoken:
             # What was being said is no sentence.
             self._tell(NARRATION, '', '', self._moment_of(old), final=True, reason=old.cut_by)
+        for waiting in self._queue:
+            waiting.since = time.monotonic()
         self.records = []
         self._keep(stream.narration)
 
@@ -176,7 +219,7 @@ class Speaker:
         taken = len(self._answers) + len(self._queue)
         if taken >= config.max_answers:
             if config.question_policy == 'interrupt':
-                oldest = next(iter(self._answers), None) or self._queue[0][0]
+                oldest = next(iter(self._answers), None) or self._queue[0].question_id
                 self._end(oldest, 'interrupted')
             elif (config.question_policy == 'reject'
                   or taken >= config.max_answers + config.max_queued):
@@ -186,10 +229,19 @@ class Speaker:
                     f'{len(self._answers)} questions are being answered and '
                     f'{len(self._queue)} wait: ask again later'))
                 return
-        self._queue.append((question_id, head))
-        taken = len(self._answers) + len(self._queue)
-        if taken > config.max_answers or not self._stream.visible()[1]:
-            self._emit(QuestionState(question_id, 'queued', ''))
+        self._queue.append(_Waiting(question_id, head, time.monotonic()))
+        if reason := self._why_queued():
+            self._emit(QuestionState(question_id, 'queued', reason))
+
+    def _why_queued(self) -> str:
+        """In words, why the last question waits; empty if it does not."""
+        if not self._stream.visible()[1]:
+            timeout_s = self._config.question_timeout_s
+            return ('nothing has been seen yet: the answer begins with the first step of video'
+                    + (f', or the question ends after {timeout_s:g} s' if timeout_s else ''))
+        if len(self._answers) + len(self._queue) > self._config.max_answers:
+            return f'{len(self._answers)} questions are being answered: it waits for its turn'
+        return ''
 
     def _admit(self) -> None:
         """Open lanes for questions that wait, once there is something to see."""
@@ -198,9 +250,8 @@ class Speaker:
                 or not self._stream.visible()[1]):
             return
         while self._queue and len(self._answers) < self._config.max_answers:
-            question_id, head = self._queue[0]
-            seen = self._stream.visible()
-            lane = open_lane(self._checkpoint, self._config, question_id, head,
+            question_id, seen = self._queue[0].question_id, self._stream.visible()
+            lane = open_lane(self._checkpoint, self._config, question_id, self._queue[0].head,
                              self._stream.timeline.answer(seen[1]), self._stream.prefix)
             self._answers[question_id] = _Answer(lane, self._stream,
                                                  seen if self._scheme.serial else None)
@@ -212,8 +263,8 @@ class Speaker:
         answers = list(self._answers.values())
         streams = {id(a.stream): a.stream for a in answers} | {id(self._stream): self._stream}
         seen = {key: stream.visible() for key, stream in streams.items()}
-        turns = [_Turn(a.lane, a.stream, *(a.fork or seen[id(a.stream)]), owner=1)
-                 for a in answers]
+        turns = [_Turn(a.lane, a.stream, *(a.fork or seen[id(a.stream)]), owner=1, rows=rows)
+                 for a, rows in zip(answers, _shares([a.lane.pending for a in answers])) if rows]
         # Neighbours share their context's attention, so lanes are kept together by stream.
         turns.sort(key=lambda turn: id(turn.stream))
         narration = self._narration_turn(*seen[id(self._stream)])
@@ -231,12 +282,14 @@ class Speaker:
             tokens = []
             for turn in turns:
                 row = next(logits) if turn.lane.ready is None else turn.lane.ready
-                tokens.append(turn.lane.choose(row, self._silence))
+                tokens.append(None if row is None else turn.lane.choose(row, self._silence))
         self.decode_steps += 1
+        # Who has only fed a part of its question has spoken no token yet.
+        spoken = [(turn, token) for turn, token in zip(turns, tokens) if token is not None]
         sighted = {key: stream.sighted for key, stream in streams.items()}
-        for turn in turns:
+        for turn, _ in spoken:
             self._sight(turn.stream, turn.steps, started)
-        for turn, token in zip(turns, tokens):
+        for turn, token in spoken:
             stream = turn.stream
             speak = self._narrate if turn.lane is stream.narration else self._answer
             speak(turn.lane, token,
@@ -323,7 +376,7 @@ class Speaker:
             self._tell(question_id, '', '', self._moment_of(answer.stream), final=True,
                        reason=reason)
             return
-        waiting = [entry for entry in self._queue if entry[0] == question_id]
+        waiting = [entry for entry in self._queue if entry.question_id == question_id]
         for entry in waiting:
             self._queue.remove(entry)
             self._tell(question_id, '', '', self._moment_of(self._stream), final=True,
@@ -348,3 +401,14 @@ class Speaker:
             stamp_ns=info.stamp_ns if info else 0, started_ns=moment.started_ns,
             emitted_ns=time.monotonic_ns(), first_sight=moment.first_sight,
             video=moment.stream.number))
+
+
+def _shares(pending: list[int]) -> list[int]:
+    """How many rows each of the answers may feed now: one each, or what is left for heads."""
+    left, shares = _HEAD_ROWS, []
+    for rows in pending:
+        if rows > 1:
+            rows = min(rows, left)
+            left -= rows
+        shares.append(rows)
+    return shares
