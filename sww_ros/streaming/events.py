@@ -121,6 +121,10 @@ class Restarted:
     video: int = 0
 
 
+class SessionClosed(ValueError):
+    """Something was asked of a session that has been closed, or has given up."""
+
+
 Event = (StepPerceived | TextDelta | FirstSight | FramesDropped | QuestionState | Trouble
          | Restarted)
 _TYPES = {cls.type: cls for cls in Event.__args__}

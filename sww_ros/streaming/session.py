@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import itertools
+import os
 import queue
 import threading
 import time
@@ -23,6 +24,7 @@ from sww_ros.streaming.events import (
     NARRATION,
     Event,
     FramesDropped,
+    SessionClosed,
     StepPerceived,
     TextDelta,
     Trouble,
@@ -45,12 +47,13 @@ class Session:
     Watches a video and speaks about it at the same time.
 
     All methods may be called from any thread, and none waits for the model but `wait_idle` and
-    `close`.
+    `close`. Once the session is closed, or has given up after a fatal trouble, `feed`, `ask`,
+    `set_prompt`, `reset` and `pause` raise SessionClosed; what was told before can still be read.
 
-        session = Session.open('builtin')
-        session.feed(frame)
-        session.ask('What colour is the square?')
-        for event in session.events(): ...
+        with Session.open('builtin') as session:
+            for frame in camera:
+                session.feed(frame)
+                for event in session.drain(): ...
     """
 
     def __init__(self, checkpoint: Checkpoint, config: SessionConfig | None = None) -> None:
@@ -75,6 +78,7 @@ class Session:
         self._progress = threading.Condition()
         self._numbers = itertools.count(1)
         self._closed = self._ended = False
+        self._gave_up = ''
         self._entering = threading.Lock()
         decoding = BusyLog()
         self._perceiving, self._generating = Turns(), Turns()
@@ -90,7 +94,8 @@ class Session:
         self._executor.start()
 
     @classmethod
-    def open(cls, model: str = 'builtin', config: SessionConfig | None = None) -> Session:
+    def open(cls, model: str | os.PathLike = 'builtin',
+             config: SessionConfig | None = None) -> Session:
         """
         Load a checkpoint ('builtin', a folder, a hub id), warm it up, and start watching.
 
@@ -98,7 +103,7 @@ class Session:
         """
         from sww_ros.models.loading import load
         config = config or SessionConfig()
-        checkpoint = load(model, device=config.device, dtype=config.dtype,
+        checkpoint = load(os.fspath(model), device=config.device, dtype=config.dtype,
                           allow_download=config.allow_download)
         session = cls(checkpoint, config)
         session._warm_up()
@@ -157,10 +162,12 @@ class Session:
         :param last: whether the video ends with it; what is left to say is said then, and the
             next frame begins another video
         :raises ValueError: for a frame that cannot be perceived
+        :raises SessionClosed: once the session is closed, as all that follows
         """
         check_frame(frame)
         now, frames = time.monotonic_ns(), self._watcher.frames
         with self._entering:
+            self._check_open()
             paused, dropped = self._speaker.paused, 1
             if not paused:
                 dropped = frames.put(Frame(frame, stamp_ns, received_ns or now, now, last))
@@ -181,8 +188,7 @@ class Session:
                                            MAX_QUESTION_TOKENS)
         head = checkpoint.encode(*question_parts(question))
         with self._entering:
-            if self._closed:
-                raise ValueError('the session is closed: open another one')
+            self._check_open()
             question_id = question_id or f'q{next(self._numbers)}'
             self._speaker.ask(question_id, head)
         self._executor.wake()
@@ -200,16 +206,21 @@ class Session:
         :raises ValueError: for a prompt that is no text, empty or too long
         """
         prompt = self._checkpoint.check_tokens('prompt', check_prompt(prompt), MAX_PROMPT_TOKENS)
-        self._restart('prompt', prompt)
+        with self._entering:
+            self._check_open()
+            self._restart('prompt', prompt)
 
     def reset(self) -> None:
         """Forget what has been seen and said; answers in progress end."""
-        self._speaker.end_all('reset')
-        self._restart('reset')
+        with self._entering:
+            self._check_open()
+            self._speaker.end_all('reset')
+            self._restart('reset')
 
     def pause(self, paused: bool) -> None:
         """Stop or resume watching and narrating; questions are still answered."""
         with self._entering:
+            self._check_open()
             self._speaker.paused = paused
             count = self._watcher.frames.clear() if paused else 0
         if count:
@@ -279,6 +290,10 @@ class Session:
         if self._checkpoint.decoder.device.type == 'cpu':
             torch.set_num_threads(self.config.threads)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionClosed(f'the session is closed{self._gave_up}: open another one')
+
     def _restart(self, reason: str, prompt: str | None = None) -> None:
         self._watcher.restart(reason, prompt)
         self._executor.wake()
@@ -327,6 +342,7 @@ class Session:
         fatal = self._failures > MAX_FAILURES
         self._emit(Trouble(f'{type(error).__name__}: {error}', '', fatal))
         if fatal:
+            self._gave_up = f', after {type(error).__name__}: {error}'
             self._closed = True
             self._executor.halt()
             return
@@ -345,8 +361,9 @@ class Session:
             # Offline nothing is decoded before the video has ended.
             self.feed(blank, last=not left and self.config.schedule == 'offline')
         self.wait_idle(300.0)
-        self.reset()
-        self.wait_idle(300.0)
+        if not self._closed:
+            self.reset()
+            self.wait_idle(300.0)
         for event in self.drain():
             if isinstance(event, Trouble):
                 self.close()
