@@ -37,9 +37,12 @@ def checkpoint():
     return random_checkpoint(SMALL, 3, silence_token='<|silence|>', max_steps=50)[1]
 
 
-def session_threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate()} & {
-        'perception', 'generation', 'serial'}
+@pytest.fixture
+def session_threads():
+    """Return the threads begun in this test, but that of a progress bar (of loading a model)."""
+    before = threading.enumerate()
+    return lambda: [thread for thread in threading.enumerate()
+                    if thread not in before and type(thread).__name__ != 'TMonitor']
 
 
 def test_to_import_the_package_loads_no_model_code():
@@ -72,7 +75,7 @@ def test_types_are_for_whoever_installs_it():
     assert "PACKAGE: ['py.typed']" in (ROOT / 'setup.py').read_text()
 
 
-def test_frames_are_narrated_to_their_end(frames):
+def test_frames_are_narrated_to_their_end(frames, session_threads):
     said = list(sww_ros.narrate(iter(frames)))
     assert any('circle' in sentence.text for sentence in said)
     assert [s.seconds for s in said] == sorted(s.seconds for s in said)
@@ -88,7 +91,7 @@ def test_a_folder_and_a_file_are_narrated_as_their_frames_are(frames, tmp_path):
     assert isinstance(list(sww_ros.narrate(write_video(tmp_path / 'a.mp4'))), list)
 
 
-def test_whoever_has_heard_enough_may_leave(frames):
+def test_whoever_has_heard_enough_may_leave(frames, session_threads):
     narration = sww_ros.narrate(itertools.cycle(frames))
     next(narration)
     assert session_threads()
@@ -96,7 +99,7 @@ def test_whoever_has_heard_enough_may_leave(frames):
     assert not session_threads()
 
 
-def test_what_cannot_be_narrated_is_refused_in_words(tmp_path):
+def test_what_cannot_be_narrated_is_refused_in_words(tmp_path, session_threads):
     # At once, not when the first sentence is asked for, after a model has been loaded.
     with pytest.raises(ValueError, match=r'cannot read the video .*nowhere\.mp4'):
         sww_ros.narrate(tmp_path / 'nowhere.mp4', model='no-such-model')
@@ -109,7 +112,7 @@ def test_what_cannot_be_narrated_is_refused_in_words(tmp_path):
     assert not session_threads()
 
 
-def test_trouble_ends_a_narration(frames, monkeypatch):
+def test_trouble_ends_a_narration(frames, session_threads, monkeypatch):
     from sww_ros.streaming.perception import Perception
     narration = sww_ros.narrate(itertools.cycle(frames))
     next(narration)
@@ -154,7 +157,8 @@ def assert_closed(session: sww_ros.Session, words: str) -> None:
 
 
 @pytest.mark.parametrize('example', EXAMPLES, ids=range(len(EXAMPLES)))
-def test_the_examples_of_the_readme_run_and_end(example, frames, tmp_path, monkeypatch, capsys):
+def test_the_examples_of_the_readme_run_and_end(
+        example, frames, session_threads, tmp_path, monkeypatch):
     write_video(tmp_path / 'video.mp4')
     monkeypatch.chdir(tmp_path)
     told = []

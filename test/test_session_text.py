@@ -19,7 +19,13 @@ from sww_ros.streaming.config import (
     check_prompt,
     check_question,
 )
-from sww_ros.streaming.events import NARRATION, StepPerceived, TextDelta, Trouble
+from sww_ros.streaming.events import (
+    NARRATION,
+    QuestionState,
+    StepPerceived,
+    TextDelta,
+    Trouble,
+)
 from sww_ros.streaming.session import Session
 from sww_ros.streaming.text import TextAssembler
 
@@ -88,7 +94,7 @@ def test_tokens_are_limited_not_only_characters(checkpoint):
         Session(checkpoint, SessionConfig(prompt=prompt))
 
 
-def test_a_prompt_that_only_the_engine_can_refuse_is_not_kept_for_its_restart(
+def test_what_only_the_engine_can_refuse_is_refused_and_not_kept_for_its_restart(
         tmp_path, monkeypatch):
     monkeypatch.setattr(client_module, 'BACKOFF_S', (0.1,))
     save_random(tmp_path, SMALL, 3)
@@ -96,6 +102,15 @@ def test_a_prompt_that_only_the_engine_can_refuse_is_not_kept_for_its_restart(
     client = listener.client
     try:
         client.start(START_S)
+        for text, words in BAD[:2]:
+            with pytest.raises(ValueError, match=words):
+                client.set_prompt(text)
+            with pytest.raises(ValueError, match=words):
+                client.ask(text)
+        question = client.ask(EMOJI * MAX_QUESTION_TOKENS)
+        assert listener.wait_final(question).finish_reason == 'error'
+        refused, = listener.of(QuestionState)
+        assert 'the question has 2048 tokens, at most 512' in refused.reason
         client.set_prompt('Look out for doors.')
         client.set_prompt(EMOJI * (MAX_PROMPT_TOKENS // 2))
         listener.wait(lambda: listener.of(Trouble))
