@@ -8,7 +8,13 @@ from session_kit import FRAME, feed, opened, speak_only, states, texts, until
 
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import MAX_QUESTION_TOKENS, SessionConfig
-from sww_ros.streaming.events import NARRATION, QuestionState, StepPerceived, TextDelta
+from sww_ros.streaming.events import (
+    NARRATION,
+    QuestionState,
+    Restarted,
+    StepPerceived,
+    TextDelta,
+)
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
 
@@ -135,7 +141,9 @@ def test_waiting_for_ones_turn_is_not_waiting_for_something_to_see(checkpoint):
         until(session, lambda _: time.monotonic() > asked + 1.2)
         # Now the video is empty, and a second is left from here on.
         session.set_prompt('Something else.')
+        until(session, lambda e: isinstance(e, Restarted))
         session.cancel(first)
+        until(session, is_final(first))
         feed_one(session)
         events = until(session, lambda e: (
             isinstance(e, TextDelta) and e.stream_id == second))
