@@ -7,12 +7,13 @@ Watches a video file without ROS and prints what is said of it.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 import sys
 
 from sww_ros.lookahead import with_last
 from sww_ros.nodes.readers import PictureFolder, VideoFile
-from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.schedule import SCHEDULES
@@ -74,10 +75,21 @@ def parse_question(text: str) -> tuple[float, str]:
     """Return (seconds, question) of 'SECONDS: QUESTION'."""
     at, _, question = text.partition(':')
     try:
-        return float(at), question.strip()
+        at_s = float(at)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f'{text!r} does not say when to ask: write it as "SECONDS: QUESTION"') from None
+            f'{ascii(text)} does not say when to ask: write it as "SECONDS: QUESTION"') from None
+    return at_s, checked(check_question)(question)
+
+
+def checked(check: Callable[[str], str]) -> Callable[[str], str]:
+    """Return the check of a text as one of a command line's argument."""
+    def argument(text: str) -> str:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return argument
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
                         help="'builtin', a folder, or a hub id (default: %(default)s)")
     parser.add_argument('--allow-download', action='store_true',
                         help='fetch a hub id that is not in the local cache')
-    parser.add_argument('--prompt', default='', help='the standing question')
+    parser.add_argument('--prompt', type=checked(check_prompt), default=None,
+                        help='the standing question (default: as the checkpoint says)')
     parser.add_argument('--ask', type=parse_question, action='append', default=[],
                         metavar='"SECONDS: QUESTION"', help='ask at a time; may be repeated')
     parser.add_argument('--position-encoding', choices=SCHEMES, default='',
@@ -112,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config = SessionConfig(
-            prompt=options.prompt, device=options.device, dtype=options.dtype,
+            prompt=options.prompt or '', device=options.device, dtype=options.dtype,
             position_encoding=options.position_encoding, position_gap=options.position_gap,
             schedule=options.schedule, schedule_seed=options.schedule_seed, wait_k=options.wait_k,
             max_steps=options.max_steps, max_rest_tokens=options.max_rest_tokens,

@@ -129,7 +129,9 @@ def test_answers_stream_and_end(opened):
 def test_a_question_before_the_first_step_waits_for_it(opened):
     session = opened(max_answer_tokens=2)
     question_id = session.ask('what?')
-    assert session.poll(5) == QuestionState(question_id, 'queued', '')
+    queued = session.poll(5)
+    assert (queued.question_id, queued.state) == (question_id, 'queued')
+    assert 'nothing has been seen yet' in queued.reason
     feed(session, 1)
     assert texts(session.drain(), question_id)[-1].final
 

@@ -276,9 +276,18 @@ class EngineClient:
         channel = self._process.channel
         try:
             while (message := channel.receive()) is not None:
-                self._emit(event_from_dict(message[0]))
+                self._take(message[0])
         except ValueError as error:
             self._emit(Trouble(f'the engine does not speak our language: {error}', '', True))
+
+    def _take(self, message: dict) -> None:
+        """Take an event, or that a prompt was refused: an engine must not begin with it anew."""
+        if message.get('type') != 'refused':
+            self._emit(event_from_dict(message))
+            return
+        with self._taking:
+            if self._config.prompt == message.get('prompt'):
+                self._config = replace(self._config, prompt=str(message.get('kept', '')))
 
     def _report_loss(self, report: str) -> None:
         _tell(self._on_lost, report)

@@ -16,7 +16,14 @@ import numpy as np
 
 from sww_ros.engine.memory import available_bytes, check_memory
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import Event, FramesDropped, QuestionState, Trouble, event_to_dict
+from sww_ros.streaming.events import (
+    Event,
+    FramesDropped,
+    QuestionState,
+    SessionClosed,
+    Trouble,
+    event_to_dict,
+)
 from sww_ros.wire import Channel
 
 POLL_S = 0.2
@@ -86,9 +93,15 @@ class Worker:
                 getattr(self._session, command)(**header)
             else:
                 raise ValueError(f'unknown command {command!r}')
+        except SessionClosed as error:
+            if command == 'ask':  # Of all else nothing needs to be said: the process is ending.
+                self._tell(QuestionState(header['question_id'], 'rejected', str(error)))
         except ValueError as error:
             if command == 'feed':
                 self._tell(FramesDropped('bad', 1))
+            if command == 'set_prompt':
+                self._channel.send({'type': 'refused', 'prompt': header['prompt'],
+                                    'kept': self._session.info['prompt']})
             if command == 'ask':
                 self._tell(QuestionState(header['question_id'], 'rejected', str(error)))
             else:

@@ -86,6 +86,8 @@ SESSION_SETTINGS = (
              'it waits, it takes the place of the oldest, or it is refused.',
              choices=QUESTION_POLICIES),
     _session('max_answer_tokens', 'Longest answer [tokens].', low=1, high=4096),
+    _session('question_timeout_s', 'A question that has found nothing to see for so long ends [s]; '
+             '0: it waits.', high=86400.0),
     _session('max_steps', 'Steps of video that are remembered; the stream begins anew when it is '
              'reached; 0: as the checkpoint allows.', high=100_000),
     _session('max_pending_frames', 'Frames that may wait for perception; the oldest are dropped.',

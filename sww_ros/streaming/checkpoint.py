@@ -57,3 +57,16 @@ class Checkpoint:
                 ids += self.tokenizer(part, add_special_tokens=False,
                                       split_special_tokens=bool(index % 2))['input_ids']
         return ids
+
+    def check_tokens(self, name: str, text: str, limit: int) -> str:
+        """
+        Return the user's text.
+
+        :param name: what it is, for the error
+        :raises ValueError: for one of more than `limit` tokens
+        """
+        count = len(self.encode('', text))
+        if count > limit:
+            raise ValueError(f'the {name} has {count} tokens, at most {limit} are taken: '
+                             'shorten it')
+        return text

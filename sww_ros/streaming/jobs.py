@@ -62,8 +62,9 @@ class Question:
     """
     A question: `head` is what is fed before its answer (token ids, to the core just a value).
 
-    It waits for something to see since `since_ns`. Once it is answered, `video` is the one it is about, and `sees` how many steps it saw when
-    it began, which is all that it ever sees where positions are interleaved.
+    It waits for something to see since `since_ns`. Once it is answered, `video` is the one it is
+    about, and `sees` how many steps it saw when it began, which is all that it ever sees where
+    positions are interleaved.
     """
 
     question_id: str

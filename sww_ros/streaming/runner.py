@@ -33,7 +33,6 @@ from sww_ros.streaming.prompt import ASSISTANT_HEAD, NEXT_TURN, VIDEO_TAIL, pref
 from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.stream import Stream
 
-
 HEAD_ROWS = 64
 """How much of questions, all together, is prefilled in one decode step: narration waits for it."""
 

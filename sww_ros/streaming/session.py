@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 import itertools
+import os
 import queue
 import threading
 import time
@@ -13,9 +14,15 @@ import numpy as np
 import torch
 
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
+from sww_ros.streaming.config import (
+    MAX_PROMPT_TOKENS,
+    MAX_QUESTION_TOKENS,
+    SessionConfig,
+    check_prompt,
+    check_question,
+)
 from sww_ros.streaming.core import Core
-from sww_ros.streaming.events import Event, Trouble
+from sww_ros.streaming.events import Event, SessionClosed, Trouble
 from sww_ros.streaming.executors import Executor, Rule
 from sww_ros.streaming.jobs import (
     Asked,
@@ -43,25 +50,27 @@ class Session:
     Watches a video and speaks about it at the same time.
 
     All methods may be called from any thread, and none waits for the model but `wait_idle` and
-    `close`.
+    `close`. Once the session is closed, or has given up after a fatal trouble, `feed`, `ask`,
+    `set_prompt`, `reset` and `pause` raise SessionClosed; what was told before can still be read.
 
-        session = Session.open('builtin')
-        session.feed(frame)
-        session.ask('What colour is the square?')
-        for event in session.events(): ...
+        with Session.open('builtin') as session:
+            for frame in camera:
+                session.feed(frame)
+                for event in session.drain(): ...
     """
 
     def __init__(self, checkpoint: Checkpoint, config: SessionConfig | None = None) -> None:
         """
         Start watching with a loaded checkpoint.
 
-        :raises ValueError: for an unknown position scheme, or one side of a frame size without
-            the other
+        :raises ValueError: for an unknown position scheme, one side of a frame size without the
+            other, or a prompt of too many tokens
         """
         self.config = config = config or SessionConfig()
         if bool(config.frame_width) != bool(config.frame_height):
             raise ValueError('frame_width and frame_height must be given together, not '
                              f'{config.frame_width} and {config.frame_height}')
+        checkpoint.check_tokens('prompt', config.prompt, MAX_PROMPT_TOKENS)
         self._checkpoint, defaults = checkpoint, checkpoint.defaults
         scheme = _scheme_of(checkpoint, config)
         # Where the video's positions depend on the text, there is nothing to overlap. One pass
@@ -78,7 +87,7 @@ class Session:
         # The one lock: it guards the core, and wakes whoever waits for a job or for rest.
         self._changed = threading.Condition()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._numbers = itertools.count(1)
+        self._numbers, self._gave_up = itertools.count(1), ''
         self._runner = self._make_runner(checkpoint, config, scheme, core.wait_k, core.max_steps)
         self._executor = Executor(self._overlap, self, self._runner.run, self._take_threads)
         self._executor.start()
@@ -87,7 +96,8 @@ class Session:
         return (ForkingRunner if self._overlap == 'processes' else ModelRunner)(*arguments)
 
     @classmethod
-    def open(cls, model: str = 'builtin', config: SessionConfig | None = None) -> Session:
+    def open(cls, model: str | os.PathLike = 'builtin',
+             config: SessionConfig | None = None) -> Session:
         """
         Load a checkpoint ('builtin', a folder, a hub id), warm it up, and start watching.
 
@@ -95,7 +105,7 @@ class Session:
         """
         from sww_ros.models.loading import load
         config = config or SessionConfig()
-        checkpoint = load(model, device=config.device, dtype=config.dtype,
+        checkpoint = load(os.fspath(model), device=config.device, dtype=config.dtype,
                           allow_download=config.allow_download)
         why = ''
         if config.overlap == 'auto' and not _scheme_of(checkpoint, config).serial:
@@ -161,23 +171,24 @@ class Session:
         :param last: whether the video ends with it; what is left to say is said then, and the
             next frame begins another video
         :raises ValueError: for a frame that cannot be perceived
+        :raises SessionClosed: once the session is closed, as all that follows
         """
         check_frame(frame)
         now = time.monotonic_ns()
-        self._tell(Fed(Frame(frame, stamp_ns, received_ns or now, now, last)))
+        self._ask_core(Fed(Frame(frame, stamp_ns, received_ns or now, now, last)))
 
     def ask(self, question: str, question_id: str | None = None) -> str:
         """
         Ask about what has been seen; the answer streams as events under the returned id.
 
-        :raises ValueError: for a question that is empty or too long
+        :raises ValueError: for a question that is no text, empty or too long
         """
-        head = self._checkpoint.encode(*question_parts(check_question(question)))
-        with self._changed:
-            if self._core.closed:
-                raise ValueError('the session is closed: open another one')
-            question_id = question_id or f'q{next(self._numbers)}'
-            self._tell(Asked(question_id, head))
+        checkpoint = self._checkpoint
+        question = checkpoint.check_tokens('question', check_question(question),
+                                           MAX_QUESTION_TOKENS)
+        head = checkpoint.encode(*question_parts(question))
+        question_id = question_id or f'q{next(self._numbers)}'
+        self._ask_core(Asked(question_id, head))
         return question_id
 
     def cancel(self, question_id: str) -> None:
@@ -188,17 +199,18 @@ class Session:
         """
         Change the standing question; the stream begins anew, answers in progress go on.
 
-        :raises ValueError: for a prompt that is empty or too long
+        :raises ValueError: for a prompt that is no text, empty or too long
         """
-        self._tell(Prompted(check_prompt(prompt)))
+        prompt = self._checkpoint.check_tokens('prompt', check_prompt(prompt), MAX_PROMPT_TOKENS)
+        self._ask_core(Prompted(prompt))
 
     def reset(self) -> None:
         """Forget what has been seen and said; answers in progress end."""
-        self._tell(Reset())
+        self._ask_core(Reset())
 
     def pause(self, paused: bool) -> None:
         """Stop or resume watching and narrating; questions are still answered."""
-        self._tell(Paused(paused))
+        self._ask_core(Paused(paused))
 
     def poll(self, timeout_s: float | None = None) -> Event | None:
         """Return the next event, or None after `timeout_s` seconds or once closed."""
@@ -279,11 +291,19 @@ class Session:
             for result in results:
                 self._tell(result)
 
+    def _ask_core(self, given: Input) -> None:
+        with self._changed:
+            if self._core.closed:
+                raise SessionClosed(f'the session is closed{self._gave_up}: open another one')
+            self._tell(given)
+
     def _tell(self, given: Input) -> None:
         """Have the core take an input, and pass on what it tells."""
         with self._changed:
             for event in self._core.handle(given, time.monotonic_ns()):
                 self._events.put(event)
+                if isinstance(event, Trouble) and event.fatal:
+                    self._gave_up = f', after {event.message}'
             self._changed.notify_all()
 
     def _warm_up(self) -> None:
@@ -298,8 +318,9 @@ class Session:
             # Offline nothing is decoded before the video has ended.
             self.feed(blank, last=not left and self.config.schedule == 'offline')
         self.wait_idle(300.0)
-        self.reset()
-        self.wait_idle(300.0)
+        if not self._core.closed:
+            self.reset()
+            self.wait_idle(300.0)
         for event in self.drain():
             if isinstance(event, Trouble):
                 self.close()
