@@ -1,6 +1,10 @@
 """Shows a scene of the shapes world, narrates it, prints it: ros2 launch sww_ros demo.launch.py."""
 
-from launch.actions import DeclareLaunchArgument
+from launch.actions import (
+    DeclareLaunchArgument,
+    PopLaunchConfigurations,
+    PushLaunchConfigurations,
+)
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -9,26 +13,19 @@ from launch import LaunchDescription
 from sww_ros.nodes import console, shapes_camera
 from sww_ros.nodes.settings import Setting
 
-NODE_ARGUMENTS = [
-    DeclareLaunchArgument(
-        'model', default_value='builtin',
-        description="The checkpoint: 'builtin', a folder, or the id of a hub."),
-    DeclareLaunchArgument(
-        'namespace', default_value='', description='Namespace of the three nodes.'),
-    DeclareLaunchArgument(
-        'log_level', default_value='warn', choices=['debug', 'info', 'warn', 'error', 'fatal'],
-        description='What is logged; the narration comes from the console.'),
-]
+NODE_SETTINGS = (
+    Setting('model', 'builtin', "The checkpoint: 'builtin', a folder, or the id of a hub."),
+    Setting('namespace', '', 'Namespace of the three nodes.'),
+    Setting('log_level', 'warn', 'What is logged; the narration comes from the console.',
+            choices=('debug', 'info', 'warn', 'error', 'fatal')),
+)
 
 
 def argument_of(setting: Setting) -> DeclareLaunchArgument:
     """Return the argument that sets a parameter; its default is the node's own."""
-    default, choices = setting.default, list(setting.choices) or None
-    if isinstance(default, bool):
-        default, choices = str(default).lower(), ['true', 'false']
     return DeclareLaunchArgument(
-        setting.name, default_value=str(default), choices=choices,
-        description=setting.description)
+        setting.name, default_value=setting.default_text, description=setting.description,
+        choices=list(setting.choice_texts) or None)
 
 
 def value_of(name: str, value_type: type = str) -> ParameterValue:
@@ -48,11 +45,14 @@ def node(executable: str, **parameters: ParameterValue) -> Node:
 
 def generate_launch_description() -> LaunchDescription:
     """Return what to launch."""
-    settings = (*shapes_camera.SETTINGS, *console.SETTINGS)
+    settings = (*NODE_SETTINGS, *shapes_camera.SETTINGS, *console.SETTINGS)
     camera = {s.name: value_of(s.name, type(s.default)) for s in shapes_camera.SETTINGS}
     return LaunchDescription([
-        *NODE_ARGUMENTS, *[argument_of(setting) for setting in settings],
+        # Or these defaults would count as given to what is launched beside it.
+        PushLaunchConfigurations(),
+        *[argument_of(setting) for setting in settings],
         node('narrator', model=value_of('model'), image_transport=value_of('transport')),
         node('shapes_camera', **camera),
         node('console', style=value_of('style')),
+        PopLaunchConfigurations(),
     ])

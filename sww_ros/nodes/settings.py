@@ -10,6 +10,8 @@ if TYPE_CHECKING:  # Launch files read the tables too, outside of any node.
     from rclpy.node import Node
 
 Value = bool | int | float | str
+BOOLEAN_TEXTS = ('true', 'false', 'True', 'False')
+"""YAML takes them all, and launch files are given both spellings."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class Setting:
     def kind(self) -> str:
         """The type in ROS's words: bool, integer, double or string."""
         return {bool: 'bool', int: 'integer', float: 'double', str: 'string'}[type(self.default)]
+
+    @property
+    def default_text(self) -> str:
+        """The default as it is written in YAML and as an argument of a launch file."""
+        return str(self.default).lower() if self.kind == 'bool' else str(self.default)
+
+    @property
+    def choice_texts(self) -> tuple[str, ...]:
+        """All that an argument of a launch file may be; empty if that is no list."""
+        return BOOLEAN_TEXTS if self.kind == 'bool' else self.choices
 
     def check(self, value: Value) -> Value:
         """
