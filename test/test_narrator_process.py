@@ -3,6 +3,7 @@
 import itertools
 import os
 from pathlib import Path
+import re
 import signal
 import subprocess
 import sys
@@ -125,12 +126,70 @@ def test_an_engine_does_not_outlive_a_killed_node(ros_domain: int, tmp_path: Pat
     ('model:=bad', 'cannot load the model: the checkpoint bad has no config.json'),
     ('max_answers:=99', 'max_answers'),
     ('overlap:=magic', 'overlap must be one of'),
+    ('qos_overrides./image.subscription.reliability:=reliabel',
+     "must be one of system_default, reliable, best_effort, best_available, not 'reliabel'"),
+    ('qos_overrides./image.subscription.history:=keep', 'must be one of system_default, keep_last'),
+    ('qos_overrides./image.subscription.depth:=-3', 'depth must be 0 to 100000, not -3'),
+    ('qos_overrides./image.subscription.depth:=many', "depth must be an integer, not 'many'"),
 ])
 def test_a_bad_start_ends_in_words(ros_domain: int, tmp_path: Path, parameter: str, words: str):
     with NarratorProcess(tmp_path / 'log.txt', parameter) as narrator:
         assert narrator.process.wait(40.0) == 1
         assert words in narrator.log
         assert 'Traceback' not in narrator.log
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--params-file', '/none.yaml'], "'--params-file /none.yaml'. Error: Error opening YAML"),
+    (['--params-file', 'BROKEN'], 'Error at line 1'),
+    (['-r', '__node:=a-b'], "Couldn't parse remap rule: '-r __node:=a-b'"),
+    (['nonsense'], "ROS cannot begin with these arguments: ['nonsense']"),
+    (['--log-level', 'loud'], 'does not use a valid severity level'),
+])
+def test_arguments_that_ros_cannot_read_are_told(
+        ros_domain: int, tmp_path: Path, arguments: list[str], words: str):
+    broken = tmp_path / 'broken.yaml'
+    broken.write_text('narrator: [1, 2\n')
+    arguments = [str(broken) if text == 'BROKEN' else text for text in arguments]
+    with NarratorProcess(tmp_path / 'log.txt', 'model:=fake', arguments=arguments) as narrator:
+        assert narrator.process.wait(40.0) == 1
+        assert words in narrator.log
+        assert 'Traceback' not in narrator.log and '.c:' not in narrator.log
+
+
+def test_parameters_that_nobody_reads_are_told_with_the_nearest_name(
+        ros_domain: int, tmp_path: Path):
+    file = tmp_path / 'mine.yaml'
+    file.write_text("""
+/narrator:
+  ros__parameters:
+    max_answer: 2
+    use_sim_tme: true
+    max_queued: 3
+    start_type_description_service: true
+    qos_overrides:
+      /image:
+        subscription: {depth: 2, reliabilty: reliable}
+      /elsewhere:
+        subscription: {depth: 2}
+/other:
+  ros__parameters: {threads_: 2}
+""")
+    with NarratorProcess(tmp_path / 'log.txt', 'model:=fake',
+                         arguments=['--params-file', str(file)]) as narrator:
+        narrator.wait_log('watching /image')
+        with probing() as probe:
+            probe.wait_active()
+            probe.reconfigure()
+        told = re.findall(r'the parameter (\S+) is set, but there is none of that name'
+                          r'(?:: did you mean (\S+)\?)?', narrator.log)
+    assert sorted(told) == [
+        ('max_answer', 'max_answers'),
+        ('qos_overrides./elsewhere.subscription.depth',
+         'qos_overrides./image.subscription.depth'),
+        ('qos_overrides./image.subscription.reliabilty',
+         'qos_overrides./image.subscription.reliability'),
+        ('use_sim_tme', 'use_sim_time')]
 
 
 def test_it_keeps_to_simulated_time_and_its_namespace(ros_domain: int, tmp_path: Path):

@@ -118,6 +118,7 @@ class Narrator(ManagedNode):
         self._active = self._watched_before = True
         self._camera.subscribe(self.get_parameter('image_transport').value,
                                self._engine.info['frame_rate'])
+        self.warn_of_unknown_parameters()  # The names of the topic's QoS are known now.
         return TransitionCallbackReturn.SUCCESS
 
     @logged

@@ -48,7 +48,8 @@ class Setting:
         """
         if type(value) is not type(self.default):
             hint = f': write {float(value)}' if self.kind == 'double' and type(value) is int else ''
-            raise ValueError(f'{self.name} must be a {self.kind}, not {value!r}{hint}')
+            article = 'an' if self.kind == 'integer' else 'a'
+            raise ValueError(f'{self.name} must be {article} {self.kind}, not {value!r}{hint}')
         if self.choices and value not in self.choices:
             raise ValueError(f'{self.name} must be one of {", ".join(self.choices)}, '
                              f'not {value!r}')
