@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 
+from fake_session import SESSION
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState
 from narrator_harness import NarratorProcess, Probe, is_gone, picture, probing, wait_until
 import numpy as np
 import pytest
@@ -30,6 +33,47 @@ class Waiting(EndingNode):
         return super().wait_for_end()
 
 raise SystemExit(run('waiting', lambda: Waiting('waiting')))
+"""
+ENDED_IN_A_TRANSITION = """
+import os, signal, threading, time
+from rclpy.lifecycle import TransitionCallbackReturn
+from sww_ros.nodes.managed import ManagedNode
+from sww_ros.nodes.running import run
+
+class Loading(ManagedNode):
+    def __init__(self):
+        super().__init__('loading')
+        self.released = threading.Event()
+        self.timer = self.create_timer(0.01, self.load)
+
+    def load(self):
+        self.timer.cancel()
+        self.change(self.trigger_configure)
+
+    def on_configure(self, state):
+        os.kill(os.getpid(), signal.SIGINT)
+        self.released.wait()
+        time.sleep(1.0)
+        return TransitionCallbackReturn.FAILURE
+
+    def release(self):
+        self.released.set()
+
+raise SystemExit(run('loading', Loading, threads=2))
+"""
+ENDED_BEFORE_ACTIVATE = f"""
+import os, signal, time
+from sww_ros.nodes.narrator import Narrator
+from sww_ros.nodes.running import run
+
+class Ended(Narrator):
+    def trigger_activate(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        while self._engine is not None:
+            time.sleep(0.01)
+        return super().trigger_activate()
+
+raise SystemExit(run('narrator', lambda: Ended({SESSION!r}), threads=4))
 """
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,6 +150,34 @@ def test_ctrl_c_while_the_model_loads_leaves_no_process(ros_domain: int, tmp_pat
         engine, = narrator.children()
         assert narrator.stop(signal.SIGINT) == 0
         assert is_gone(engine)
+        assert 'ERROR' not in narrator.log and 'never retrieved' not in narrator.log
+        assert 'the node ends: the model is not loaded' in narrator.log
+
+
+def test_the_end_waits_for_a_transition_under_way(ros_domain: int):
+    ended = subprocess.run([sys.executable, '-c', ENDED_IN_A_TRANSITION], timeout=40.0,
+                           stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (0, '')
+
+
+def test_ctrl_c_between_loading_and_watching_ends_in_silence(ros_domain: int, tmp_path: Path):
+    with NarratorProcess(tmp_path / 'log.txt', 'model:=fake',
+                         command=[sys.executable, '-c', ENDED_BEFORE_ACTIVATE]) as narrator:
+        assert narrator.process.wait(40.0) == 0, narrator.log
+        assert 'Traceback' not in narrator.log and 'ERROR' not in narrator.log, narrator.log
+
+
+def test_states_are_told_in_words(ros_domain: int, tmp_path: Path):
+    with NarratorProcess(tmp_path / 'log.txt', 'model:=stuck') as narrator, probing() as probe:
+        narrator.wait_log('watching /image')
+        probe.wait_active()
+        assert probe.change(Transition.TRANSITION_DEACTIVATE)
+        assert 'the narrator is inactive' in probe.ask('there?').reason
+        cleanup = Transition(id=Transition.TRANSITION_CLEANUP)
+        cleaned = probe.begin_call(ChangeState, 'change_state', transition=cleanup)
+        wait_until(lambda: probe.state() == State.TRANSITION_STATE_CLEANINGUP)
+        assert 'the narrator is cleaning up' in probe.ask('there?').reason
+        assert probe.result(cleaned).success
 
 
 def test_ctrl_c_that_does_not_wake_the_main_thread_is_heard(ros_domain: int):
