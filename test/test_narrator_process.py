@@ -107,8 +107,10 @@ def noise() -> Image:
 def test_the_installed_narrator_speaks_with_a_real_checkpoint(
         ros_domain: int, tmp_path: Path, checkpoint: Path):
     with NarratorProcess(tmp_path / 'log.txt', f'model:={checkpoint}', 'max_answer_tokens:=20',
-                         command=installed()) as narrator:
+                         command=installed(),
+                         arguments=('--log-level', 'narrator:=debug')) as narrator:
         narrator.wait_log('watching /image')
+        assert 'Loading weights' not in narrator.log, 'a progress bar'
         with probing() as probe:
             stamps = probe.film(noise, lambda: len(probe.captions) >= 6)
             assert {chunk.header.frame_id for chunk in list(probe.captions)} == {'eye'}
