@@ -53,38 +53,23 @@ def parameters_file(text: str) -> list[str]:
     return [str(path)] if text else []
 
 
-def seconds(name: str, text: str) -> float:
-    """
-    Return the time that an argument names [s].
-
-    :raises ValueError: for anything but a number from 0 on
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float('inf'):
-        raise ValueError(f'{name} must be a number of seconds, 0 or more, not {text!r}')
-    return value
-
-
 def start(context: LaunchContext, given: set[str]) -> list[Node]:
     """Start the node with the file's parameters, and those given as arguments."""
-    def argument(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
+    text = {setting.name: LaunchConfiguration(setting.name).perform(context)
+            for setting in (*LAUNCH_SETTINGS, *PARAMETERS)}
+    chosen = {setting.name: setting.parse(text[setting.name]) for setting in LAUNCH_SETTINGS}
+    # launch_ros would read plain text as YAML.
     parameters = {
         setting.name: ParameterValue(
-            LaunchConfiguration(setting.name), value_type=type(setting.default))
+            setting.parse(text[setting.name]), value_type=type(setting.default))
         for setting in PARAMETERS if setting.name in given}
     return [Node(
-        package='sww_ros', executable='narrator', name=argument('name'),
-        namespace=argument('namespace'), output='screen', emulate_tty=True,
-        remappings=[('image', argument('image'))],
-        parameters=[*parameters_file(argument('params_file')), *filter(None, [parameters])],
-        ros_arguments=['--log-level', argument('log_level')],
-        respawn=argument('respawn').lower() == 'true',
-        respawn_delay=seconds('respawn_delay', argument('respawn_delay')))]
+        package='sww_ros', executable='narrator', name=chosen['name'],
+        namespace=chosen['namespace'], output='screen', emulate_tty=True,
+        remappings=[('image', chosen['image'])],
+        parameters=[*parameters_file(chosen['params_file']), *filter(None, [parameters])],
+        ros_arguments=['--log-level', chosen['log_level']],
+        respawn=chosen['respawn'], respawn_delay=chosen['respawn_delay'])]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -57,6 +57,22 @@ class Setting:
             raise ValueError(f'{self.name} must be {self.low:g} to {self.high:g}, not {value!r}')
         return value
 
+    def parse(self, text: str) -> Value:
+        """
+        Return the value that an argument of a launch file stands for.
+
+        :raises ValueError: for text of another type, or a value out of the range
+        """
+        value: Value = text
+        try:
+            if self.kind == 'bool' and text in BOOLEAN_TEXTS:
+                value = text.lower() == 'true'
+            elif self.kind in ('integer', 'double'):
+                value = type(self.default)(text)
+        except ValueError:
+            pass  # It stays text, which is refused.
+        return self.check(value)
+
 
 def declare(node: Node, settings: Iterable[Setting]) -> dict[str, Value]:
     """
