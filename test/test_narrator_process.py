@@ -249,14 +249,18 @@ def test_parameters_that_nobody_reads_are_told_with_the_nearest_name(
 /other:
   ros__parameters: {threads_: 2}
 """)
+    other = tmp_path / 'other.yaml'
+    other.write_text('/left/narrator: {ros__parameters: {max_steps: 2}}')
     with NarratorProcess(tmp_path / 'log.txt', 'model:=fake',
-                         arguments=['--params-file', str(file)]) as narrator:
+                         arguments=['--params-file', str(file), '--params-file', str(other)]
+                         ) as narrator:
         narrator.wait_log('watching /image')
         with probing() as probe:
             probe.wait_active()
             probe.reconfigure()
         told = re.findall(r'the parameter (\S+) is set, but there is none of that name'
                           r'(?:: did you mean (\S+)\?)?', narrator.log)
+    assert f'{other} sets no parameter of /narrator, only of /left/narrator' in narrator.log
     assert sorted(told) == [
         ('max_answer', 'max_answers'),
         ('qos_overrides./elsewhere.subscription.depth',

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import difflib
+from itertools import pairwise
+from pathlib import Path
+import re
 
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, ReliabilityPolicy
+import yaml
 
 from sww_ros.nodes.settings import Setting
 
@@ -55,3 +59,40 @@ def unknown_overrides(node: Node) -> dict[str, str]:
     known = list(node.get_parameters_by_prefix(''))
     has_qos = any(name.startswith(QOS) for name in known)
     return unknown([name for name in overrides(node) if has_qos or not name.startswith(QOS)], known)
+
+
+def files_of_others(arguments: Sequence[str], node: str) -> dict[str, list[str]]:
+    """
+    Return the parameter files of a command line that name other nodes only, with their names.
+
+    :param node: the node's full name
+    """
+    files = [path for option, path in pairwise(arguments) if option == '--params-file']
+    named = {path: list(_named(_read(path))) for path in files}
+    return {path: names for path, names in named.items()
+            if names and not any(_pattern(name).fullmatch(node) for name in names)}
+
+
+def _read(path: str) -> object:
+    """Return what a file holds; nothing, where ROS can read it and Python cannot."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def _named(tree: object, above: str = '') -> Iterator[str]:
+    """Yield the names of nodes for which a file holds parameters."""
+    if isinstance(tree, dict):
+        if 'ros__parameters' in tree:
+            yield above
+        for name, part in tree.items():
+            if name != 'ros__parameters':
+                yield from _named(part, f'{above}/{str(name).strip("/")}')
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """Return what a name stands for: * is any one part of a name, ** any number of them."""
+    parts = {'/**': '(/[^/]+)*', '/*': '/[^/]+'}
+    return re.compile(''.join(
+        parts.get(part, re.escape(part)) for part in re.findall('/[^/]*', name)))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import queue
 import re
 import signal
+import sys
 import threading
 
 import rclpy
@@ -15,7 +16,7 @@ from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from sww_ros.nodes.overrides import check_qos, overrides, unknown_overrides
+from sww_ros.nodes.overrides import check_qos, files_of_others, overrides, unknown_overrides
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SIGNAL_S = 0.2
@@ -87,6 +88,7 @@ def run(name: str, make_node: Callable[[], EndingNode], args: list[str] | None =
         except (NameValidationException, ParameterException, ValueError) as error:
             get_logger(name).fatal(str(error))
             return 1
+        _warn_of_files(node, sys.argv if args is None else args)
         node.warn_of_unknown_parameters()
         for number in SIGNALS:
             signal.signal(number, lambda *_: node.end(0))
@@ -109,6 +111,13 @@ def run(name: str, make_node: Callable[[], EndingNode], args: list[str] | None =
         # Python gives its handlers up before the process has ended; all there was to end is.
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _warn_of_files(node: EndingNode, arguments: list[str]) -> None:
+    name = node.get_fully_qualified_name()
+    for path, others in files_of_others(arguments, name).items():
+        node.get_logger().warning(
+            f'the file {path} sets no parameter of {name}, only of {", ".join(others)}')
 
 
 def _in_words(error: RuntimeError) -> str:
