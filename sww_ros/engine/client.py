@@ -148,19 +148,24 @@ class EngineClient:
         text = check_prompt(text)
         with self._taking:
             self._check_ready()
-            self.keep_prompt(text)
+            self._config = replace(self._config, prompt=text)
+            self._command_prompt()
 
     def keep_prompt(self, text: str) -> None:
         """
         Change what the model is told to do; an engine that does not run is told when it does.
+
+        The stream goes on if it is told the same already.
 
         :param text: empty for what the checkpoint says
         :raises ValueError: for a prompt that is too long
         """
         text = check_prompt(text) if text.strip() else ''
         with self._taking:
+            told, default = self._config.prompt, self.info.get('default_prompt', '')
             self._config = replace(self._config, prompt=text)
-            self._command_prompt()
+            if (text or default) != (told or default):
+                self._command_prompt()
 
     def reset(self) -> None:
         """Begin the stream anew; frames that wait are dropped."""

@@ -123,6 +123,8 @@ def open_session(request: dict):
     :param request: `session` ('module:callable'), `model` and `config`, plain data
     :raises ValueError: for a bad model or setting, or too little memory
     """
+    # Nobody sees a bar grow here: each of its states would be a line of the log. Read at import.
+    os.environ.setdefault('TQDM_DISABLE', '1')
     config = SessionConfig(**request['config'])
     check_memory(request['model'], available_bytes())
     return find_callable(request['session'])(request['model'], config)

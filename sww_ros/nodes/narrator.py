@@ -97,11 +97,14 @@ class Narrator(ManagedNode):
                 restart=values['restart_engine'], on_event=self._reporter.tell,
                 on_lost=self._engine_lost, on_ready=self._engine_ready, on_line=log.debug)
             if self._released:  # Before there was an engine to close.
-                raise EngineError('the node ends')
+                raise EngineError('the engine was closed')
             log.info(f'loading the model {values["model"]}')
             self._engine.start(values['load_timeout'])
         except (EngineError, ValueError) as error:
             self._engine = None
+            if self._released:
+                log.info('the node ends: the model is not loaded')
+                return TransitionCallbackReturn.FAILURE
             self._trouble = str(error)
             log.error(f'cannot load the model: {error}')
             return TransitionCallbackReturn.FAILURE
@@ -111,21 +114,25 @@ class Narrator(ManagedNode):
 
     @logged
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        if (engine := self._engine) is None:  # The node ends.
+            return TransitionCallbackReturn.FAILURE
         super().on_activate(state)
         if self._watched_before:
-            self._engine.reset()  # What was seen before the break is of no use now.
-        self._engine.pause(False)
+            engine.reset()  # What was seen before the break is of no use now.
+        engine.pause(False)
         self._active = self._watched_before = True
         self._camera.subscribe(self.get_parameter('image_transport').value,
-                               self._engine.info['frame_rate'])
+                               engine.info['frame_rate'])
+        self.warn_of_unknown_parameters()  # The names of the topic's QoS are known now.
         return TransitionCallbackReturn.SUCCESS
 
     @logged
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._active = False
         self._camera.unsubscribe()
-        self._engine.pause(True)
-        self._engine.cancel_all()
+        if (engine := self._engine) is not None:
+            engine.pause(True)
+            engine.cancel_all()
         self._questions.answers.wait_empty(LAST_WORDS_S)
         return super().on_deactivate(state)
 
@@ -191,8 +198,7 @@ class Narrator(ManagedNode):
     def _active_engine(self) -> EngineClient:
         engine = self._engine
         if engine is None or not self._active:
-            raise EngineError(f'the narrator is {self._state_machine.current_state[1]}: '
-                              'activate it first')
+            raise EngineError(f'the narrator is {self.state}: activate it first')
         return engine
 
     # Services and parameters.
@@ -245,7 +251,7 @@ class Narrator(ManagedNode):
     def _publish_diagnostics(self) -> None:
         engine = self._engine
         health = Health(
-            state=self._state_machine.current_state[1], trouble=self._trouble,
+            state=self.state, trouble=self._trouble,
             topic=self._camera.topic, watching=self._camera.open, paused=self._camera.paused,
             silent_s=self._camera.silent_s, camera_rate=self._camera.rate.value(),
             camera_timeout=self.get_parameter('camera_timeout').value,
