@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sww_ros.streaming.schedule import SCHEDULES
+from sww_ros.streaming.schedule import MAX_WAIT_K, SCHEDULES
 
 OVERLAPS = ('threads', 'serial')
 QUESTION_POLICIES = ('queue', 'interrupt', 'reject')
@@ -62,6 +62,8 @@ class SessionConfig:
                      'frame_width', 'frame_height'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
+        if self.wait_k > MAX_WAIT_K:
+            raise ValueError(f'wait_k must be at most {MAX_WAIT_K}, not {self.wait_k}')
         if self.record_trace and self.repetition_penalty != 1.0:
             raise ValueError('a run with a repetition_penalty cannot be replayed: leave out '
                              'record_trace, or the penalty')
