@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
                         help='for random_wait_k; clip n draws with the seed + n, from half of '
                         "its caption's tokens per step up to all of them")
     speech.add_argument('--repetition-penalty', type=float, default=_DEFAULTS.repetition_penalty,
-                        help="default: %(default)s, the paper's; 1 is none")
+                        help="1 is none, 1.15 the paper's (default: the checkpoint's)")
     speech.add_argument('--max-rest-tokens', type=int, default=_DEFAULTS.max_rest_tokens,
                         help="tokens after a clip's end (default: %(default)s)")
     speech.add_argument('--live', action='store_true',

@@ -46,7 +46,7 @@ class Options:
     position_gap: int = 0
     wait_k: int = 0
     schedule_seed: int = 0
-    repetition_penalty: float = 1.15
+    repetition_penalty: float = 0.0
     max_rest_tokens: int = 256
     max_steps: int = 0
     max_pixels: int = 0
@@ -74,6 +74,8 @@ class Options:
         return replace(self, modes=tuple(dict.fromkeys(self.modes)), position_encoding=scheme.name,
                        position_gap=self.position_gap or defaults.position_gap,
                        wait_k=self.wait_k or defaults.wait_k,
+                       repetition_penalty=(self.repetition_penalty
+                                           or checkpoint.repetition_penalty),
                        max_steps=self.max_steps or defaults.max_steps)
 
     def session(self, mode: str) -> SessionConfig:

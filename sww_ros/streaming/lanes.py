@@ -21,4 +21,17 @@ def open_lane(checkpoint: Checkpoint, config: SessionConfig, stream_id: str, hea
     if cache is None:
         cache = decoder.new_lane(len(head) + 64)
     return TextLane(stream_id, decoder, cache, track, head, checkpoint.tokenizer,
-                    config.repetition_penalty, before, config.record_trace)
+                    repetition_penalty(checkpoint, config), before, config.record_trace)
+
+
+def repetition_penalty(checkpoint: Checkpoint, config: SessionConfig) -> float:
+    """
+    Return the penalty that a session speaks with: its own, or that of the checkpoint.
+
+    :raises ValueError: for a session that records its run, which cannot be replayed with one
+    """
+    penalty = config.repetition_penalty or checkpoint.repetition_penalty
+    if config.record_trace and penalty != 1.0:
+        raise ValueError(f'the checkpoint asks for a repetition penalty of {penalty:g}, and a run '
+                         'with one cannot be replayed: set repetition_penalty to 1.0')
+    return penalty

@@ -21,6 +21,7 @@ from sww_ros.streaming.events import (
     TextDelta,
     Trouble,
 )
+from sww_ros.streaming.lanes import repetition_penalty
 from sww_ros.streaming.overlap import BusyLog, Turns, make_executor
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import VideoClock, make_scheme
@@ -106,6 +107,7 @@ class Session:
             dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._watcher.wait_k, max_steps=self._watcher.max_steps,
+            repetition_penalty=repetition_penalty(checkpoint, self.config),
             schedule=self.config.schedule, overlap=self._overlap, prompt=self._watcher.prompt,
             default_prompt=checkpoint.defaults.prompt, mismatch=self._mismatch(),
             frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
