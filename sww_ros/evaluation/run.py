@@ -137,8 +137,9 @@ def evaluate(checkpoint: Checkpoint, clips: Sequence[Sample], options: Options, 
     for mode, config in sessions.items():
         with Player(checkpoint, config, options.live) as player:
             mismatch = player.info['mismatch']
-            if mismatch:
-                warn(f'warning: {mismatch}')
+            for told in (mismatch, player.info['warning']):
+                if told:
+                    warn(f'warning: {told}')
             skipped = _play_all(player, mode, clips, options, log, warn)
         results[mode] = dict(mismatch=mismatch, skipped=skipped, **_figures(
             mode, clips, log, options, checkpoint.defaults.seconds_per_step, bleurt, judge))

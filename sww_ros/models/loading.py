@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+import sys
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
 
 from sww_ros.models.checks import check_config, check_penalty, check_sizes, check_weights
 from sww_ros.models.files import JSON_FILES, CheckpointError, Files
@@ -52,6 +54,9 @@ def _load(model: str, source: str, device: str, dtype: str, allow_download: bool
     files = Files(source, local=not allow_download)
     config = _config(source, files, options)
     kind = _dtype(dtype, device, config)
+    if not sys.stderr.isatty():
+        # In a log, bars are lines without end.
+        disable_progress_bar()
     try:
         net, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             source, config=config, dtype=kind, use_safetensors=True, attn_implementation='sdpa',

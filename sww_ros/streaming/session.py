@@ -23,6 +23,7 @@ from sww_ros.streaming.events import (
 )
 from sww_ros.streaming.lanes import repetition_penalty
 from sww_ros.streaming.overlap import BusyLog, Turns, make_executor
+from sww_ros.streaming.pace import Pace, advice, measure
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import VideoClock, make_scheme
 from sww_ros.streaming.speaking import Speaker
@@ -72,6 +73,7 @@ class Session:
         decoding = BusyLog()
         self._perceiving, self._generating = Turns(), Turns()
         self._failures = 0
+        self._pace: Pace | None = None
         self._watcher = Watcher(checkpoint, config, scheme, self._emit, decoding,
                                 lambda stream: self._speaker.spoken(stream))
         self._speaker = Speaker(
@@ -95,13 +97,24 @@ class Session:
                           allow_download=config.allow_download)
         session = cls(checkpoint, config)
         session._warm_up()
+        try:
+            session._pace = measure(checkpoint, config)
+        except RuntimeError as error:
+            session.close()
+            raise ValueError(f'the model cannot run at its full size: {error}') from error
         return session
 
     @property
     def info(self) -> dict:
-        """What is running, as plain data."""
+        """
+        What is running, as plain data.
+
+        `step_seconds` and `token_seconds` are what `open` has measured, 0 where nothing has;
+        `warning` says what to expect of a checkpoint that was not trained to stream, or is too
+        slow here.
+        """
         checkpoint, settings = self._checkpoint, self._checkpoint.perception.settings
-        seconds = checkpoint.defaults.seconds_per_step
+        seconds, pace = checkpoint.defaults.seconds_per_step, self._pace
         return dict(
             model=checkpoint.name, parameters=checkpoint.parameters,
             dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
@@ -110,6 +123,9 @@ class Session:
             repetition_penalty=repetition_penalty(checkpoint, self.config),
             schedule=self.config.schedule, overlap=self._overlap, prompt=self._watcher.prompt,
             default_prompt=checkpoint.defaults.prompt, mismatch=self._mismatch(),
+            warning=advice(checkpoint, self._watcher.wait_k, pace),
+            step_seconds=pace.step_seconds if pace else 0.0,
+            token_seconds=pace.token_seconds if pace else 0.0,
             frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
             frame_rate=settings.temporal_patch_size / seconds)
 
