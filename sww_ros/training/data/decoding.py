@@ -65,6 +65,9 @@ def fit(height: int, width: int, max_pixels: int | None) -> tuple[int, int]:
 
 
 def _open(path: Path):
+    # To open a FIFO is to wait for whoever may write to it.
+    if path.exists() and not path.is_file():
+        raise VideoError(f'cannot read the video {path}: it is no file')
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
