@@ -4,6 +4,7 @@ from dataclasses import replace
 import json
 import math
 from pathlib import Path
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 from peft import PeftModel
 import pytest
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 import torch
 from training_kit import DATA, Bench, noise
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -208,6 +209,38 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert 'cannot write the state' in said and 'No space left' in said and 'kept' in said
     assert not list(tmp_path.glob('state-*'))
+
+
+def test_what_could_not_be_written_is_told_as_the_system_says_it(tmp_path, capsys):
+    """The optimizer's file is what is too large here; torch calls that an unexpected position."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, before[1]))
+    try:
+        assert main(['--model', 'builtin', '--data', str(PE_VIDEO), '--out', str(tmp_path),
+                     '--steps', '2', '--batch', '1', '--save-every', '1']) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err
+    assert 'cannot write the state' in said and 'File too large' in said
+    assert 'unexpected pos' not in said
+    assert not list(tmp_path.glob('state-*'))
+
+
+def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path):
+    train(recipe(tmp_path, steps=1, lora_rank=2))
+    usual = (tmp_path / 'config.json').stat().st_mode
+    files = [*tmp_path.rglob('*.safetensors')]
+    assert len(files) == 2 and all(file.stat().st_mode == usual for file in files)
+
+
+def test_weights_that_are_no_numbers_are_not_trained_on(tmp_path):
+    spoiled = tmp_path / 'spoiled'
+    shutil.copytree(builtin_path(), spoiled)
+    content = weights(spoiled)
+    content['model.layers.2.mlp.up_proj.weight'][3, 4] = math.nan
+    save_file(content, spoiled / 'model.safetensors', metadata=dict(format='pt'))
+    with pytest.raises(ValueError, match=r'no finite numbers in .*layers\.2\.mlp\.up_proj'):
+        train(recipe(tmp_path / 'out', model=str(spoiled)))
 
 
 def test_an_update_does_not_depend_on_how_it_is_cut(tmp_path):
