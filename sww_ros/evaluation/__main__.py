@@ -127,7 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     clips.add_argument('--max-steps', type=int, default=0,
                        help="longer clips are skipped (default: the checkpoint's)")
     clips.add_argument('--max-pixels', type=int, default=0,
-                       help='larger frames are scaled down as they are read, to save memory')
+                       help='larger frames are scaled down as they are decoded (default: '
+                       'those of 16 times what is perceived)')
     speech = parser.add_argument_group('speech')
     speech.add_argument('--position-encoding', choices=SCHEMES, default='',
                         help="default: the checkpoint's")
