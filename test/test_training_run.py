@@ -432,3 +432,20 @@ def test_a_checkpoint_in_bf16_is_written_in_bf16(tmp_path):
     assert size == dict(shortest_edge=56 * 56, longest_edge=308 * 28 * 28)
     with Session.open(str(out)) as session:
         assert session._checkpoint.trained
+
+
+@pytest.mark.parametrize('options, said', [
+    (['--data', '/nowhere.jsonl'], 'cannot read the annotations /nowhere.jsonl'),
+    (['--data', str(DATA)], f'cannot read the annotations {DATA}'),
+    (['--out', f'{__file__}/out'], 'out: Not a directory'),
+    (['--out', '/proc/out'], '/proc/out: No such file'),
+])
+def test_what_is_wrong_with_the_files_is_said_before_a_model_is_loaded(tmp_path, monkeypatch,
+                                                                       capsys, options, said):
+    def load(*_):
+        raise AssertionError('loaded')
+
+    monkeypatch.setattr('sww_ros.training.run.load_trainee', load)
+    arguments = ['--model', 'builtin', '--data', str(PE_VIDEO), '--out', str(tmp_path / 'out')]
+    assert main([*arguments, *options]) == 2
+    assert said in capsys.readouterr().err

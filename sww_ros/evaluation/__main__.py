@@ -25,6 +25,7 @@ from sww_ros.streaming.config import check_prompt
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.training.data.forms import FORMS
 from sww_ros.training.data.limits import PAPER
+from sww_ros.training.data.records import check_there
 from sww_ros.training.data.samples import Report
 
 _DEFAULTS = Options()
@@ -57,6 +58,9 @@ def _evaluate(given: argparse.Namespace) -> dict:
             'bootstrap_seed')})
     for mode in options.modes:
         options.session(mode)  # Says what is wrong before a large checkpoint is loaded.
+    check_there(given.data)
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = load(given.model, device=given.device, dtype=given.dtype,
                       allow_download=given.allow_download)
     report = Report()

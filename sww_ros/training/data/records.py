@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 import json
 import math
@@ -75,6 +75,18 @@ class Record:
     def malformed(self, what: str, advice: str) -> Rejected:
         """Return the error for a record that is not as it must be."""
         return Rejected('malformed', f'{self.source}: {what}; {advice}')
+
+
+def check_there(paths: Iterable[Path]) -> None:
+    """
+    Check that annotation files are there, before what takes long.
+
+    :raises ValueError: for one that is not, or is a folder
+    """
+    for path in paths:
+        if not path.exists() or path.is_dir():
+            reason = 'Is a directory' if path.is_dir() else 'No such file or directory'
+            raise ValueError(f'cannot read the annotations {path}: {reason}')
 
 
 def read_records(path: Path) -> Iterator[Record]:
