@@ -108,6 +108,24 @@ def test_a_setting_that_makes_no_sense_is_named(copied, path, values, words):
     refused(copied, words)
 
 
+def test_the_flat_form_of_a_config_is_held_to_the_same(copied):
+    """Qwen2.5-VL's own files have the text's settings at the top, and `rope_scaling`."""
+    def flatten(content):
+        text = content.pop('text_config')
+        rotary = text.pop('rope_parameters')
+        text.pop('model_type')
+        return content | text | dict(rope_theta=rotary['rope_theta'], rope_scaling=dict(
+            type='mrope', mrope_section=rotary['mrope_section']))
+
+    edit(copied, 'config.json', flatten)
+    checkpoint = load(str(copied))
+    assert checkpoint.decoder.layer_count == 2 and not checkpoint.trained
+    edit(copied, 'config.json', put(('rope_scaling',), mrope_section=[1, 1, 1]))
+    refused(copied, 'mrope_section [1, 1, 1] adds up to 3, not to 6')
+    edit(copied, 'config.json', put((), num_hidden_layers=10 ** 9))
+    refused(copied, 'num_hidden_layers')
+
+
 @pytest.mark.parametrize('file', ['config.json', 'generation_config.json', 'tokenizer.json',
                                   'tokenizer_config.json', 'preprocessor_config.json',
                                   'model.safetensors.index.json'])

@@ -17,7 +17,7 @@ _LARGEST = {
     'num_attention_heads': 1024, 'num_key_value_heads': 1024, 'head_dim': 4096,
     'vocab_size': 1 << 24, 'depth': 1024, 'num_heads': 1024, 'out_hidden_size': 1 << 16,
     'patch_size': 256, 'temporal_patch_size': 64, 'spatial_merge_size': 64,
-    'window_size': 1 << 16, 'tokens_per_second': 1000}
+    'window_size': 1 << 16}
 """Whole numbers from 1 to far beyond any Qwen2.5-VL."""
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 
@@ -66,6 +66,7 @@ def check_config(config) -> None:
         _check_divides('num_attention_heads', text.num_attention_heads, 'hidden_size',
                        text.hidden_size)
     _check_positive('rms_norm_eps', text.rms_norm_eps)
+    _check_positive('tokens_per_second of the vision tower', vision.tokens_per_second)
     _check_rotary(text)
     _check_divides('num_heads of the vision tower', 4 * vision.num_heads,
                    'hidden_size of the vision tower', vision.hidden_size, 'four times ')
