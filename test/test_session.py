@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
 from sww_ros.streaming.config import OVERLAPS, SessionConfig
@@ -82,7 +81,7 @@ def test_silence_is_fed_but_never_published(models, opened, monkeypatch):
 
     def hush(self, logits, silent):
         logits = logits.clone()
-        logits[silence] = torch.inf
+        logits[silence] = 1e9
         return honest(self, logits, silent)
 
     monkeypatch.setattr(TextLane, 'choose', hush)
@@ -99,7 +98,7 @@ def test_a_turn_that_ends_is_followed_by_a_new_one(models, opened, monkeypatch):
 
     def end(self, logits, silent):
         logits = logits.clone()
-        logits[stop if self.spoken % 2 else letter] = torch.inf
+        logits[stop if self.spoken % 2 else letter] = 1e9
         return honest(self, logits, silent)
 
     monkeypatch.setattr(TextLane, 'choose', end)

@@ -171,9 +171,11 @@ class Narrator(ManagedNode):
         self.get_logger().info(
             f'the model {info["model"]} runs on {info["device"]} ({info["dtype"]}, '
             f'{info["position_encoding"]}, wait-{info["wait_k"]}, {info["frame_rate"]:g} frames '
-            'per second)')
-        if info.get('mismatch'):
-            self.get_logger().warning(info['mismatch'])
+            f'per second); a step takes about {info.get("step_seconds", 0):.2g} s here, a token '
+            f'{info.get("token_seconds", 0):.2g} s')
+        for kind in ('mismatch', 'warning'):
+            if info.get(kind):
+                self.get_logger().warning(info[kind])
 
     def _engine_lost(self, report: str) -> None:
         self._trouble = report.partition('\n')[0]

@@ -101,8 +101,8 @@ SESSION_SETTINGS = (
     _session('dtype', "Type of the weights, such as 'float32' or 'bfloat16'; empty: as the "
              'device likes it.'),
     _session('threads', 'Threads of one computation on the CPU.', low=1, high=256),
-    _session('repetition_penalty', 'Above 1.0, tokens already said become less likely.', low=1.0,
-             high=10.0),
+    _session('repetition_penalty', 'Above 1.0, tokens already said become less likely; 0: as the '
+             'checkpoint says (its generation_config.json), else 1.0, none.', high=10.0),
     _session('allow_download', 'Whether a checkpoint that is not on this machine may be '
              'downloaded from the hub.'),
 )

@@ -21,6 +21,7 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FirstSight, Trouble
 from sww_ros.streaming.generation import TextLane
 from sww_ros.streaming.jobs import Spoken
+from sww_ros.streaming.pace import Pace, working_size
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.session import Session
@@ -41,13 +42,15 @@ class Choice:
     measured: dict[str, dict[str, float]]
 
 
-def choose_overlap(checkpoint: Checkpoint, config: SessionConfig) -> Choice:
+def choose_overlap(checkpoint: Checkpoint, config: SessionConfig, pace: Pace) -> Choice:
     """
     Return the executor to take for a checkpoint on this machine, positions permitting.
 
+    :param pace: how fast it runs here
     :raises ValueError: when the model cannot run
     """
-    slow = _Trial(checkpoint, config, 'fused').load_s(1)
+    wait_k = config.wait_k or checkpoint.defaults.wait_k
+    slow = pace.step_seconds + wait_k * pace.token_seconds
     if slow > LONG_S:
         return Choice('fused', f'a step and its words take {slow:.1f} s, too long to try all: '
                       'one pass for both reads the weights once', {})
@@ -90,9 +93,8 @@ class _Trial:
         self._checkpoint = checkpoint
         self._config = replace(config, overlap=overlap, record_trace=False, narrate=True,
                                max_pending_frames=1000, max_steps=1000)
-        settings = checkpoint.perception.settings
-        side = 6 * settings.unit
-        size = (settings.temporal_patch_size, side, side, 3)
+        frames = checkpoint.perception.settings.temporal_patch_size
+        size = (frames, *working_size(checkpoint, config), 3)
         self._frames = np.random.default_rng(0).integers(0, 256, size, np.uint8)
 
     def sights_s(self) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import math
 
-from sww_ros.streaming.schedule import SCHEDULES
+from sww_ros.streaming.schedule import MAX_WAIT_K, SCHEDULES
 
 OVERLAPS = ('auto', 'threads', 'processes', 'serial', 'fused')
 QUESTION_POLICIES = ('queue', 'interrupt', 'reject')
@@ -52,7 +52,7 @@ class SessionConfig:
     device: str = 'cpu'
     dtype: str = ''
     threads: int = 1
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = 0.0
     record_trace: bool = False
     allow_download: bool = False
 
@@ -70,15 +70,18 @@ class SessionConfig:
                      'frame_width', 'frame_height'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
+        if self.wait_k > MAX_WAIT_K:
+            raise ValueError(f'wait_k must be at most {MAX_WAIT_K}, not {self.wait_k}')
         if not 0 <= self.question_timeout_s < math.inf:
             raise ValueError('question_timeout_s must be a time in seconds, or 0 for none, '
                              f'not {self.question_timeout_s}')
-        if self.record_trace and self.repetition_penalty != 1.0:
+        penalty = self.repetition_penalty
+        if self.record_trace and penalty not in (0.0, 1.0):
             raise ValueError('a run with a repetition_penalty cannot be replayed: leave out '
                              'record_trace, or the penalty')
-        if not self.repetition_penalty >= 1.0:
-            raise ValueError('repetition_penalty must be at least 1.0, '
-                             f'not {self.repetition_penalty}')
+        if penalty and not 1.0 <= penalty < math.inf:
+            raise ValueError(f'repetition_penalty must be at least 1.0, not {penalty}; 0 '
+                             'means that of the checkpoint')
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

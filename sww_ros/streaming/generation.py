@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+import math
 
 import numpy as np
 import torch
@@ -128,13 +129,21 @@ class TextLane:
         self.ready = logits
 
     def choose(self, logits: torch.Tensor, silence: int) -> int:
-        """Choose the next token greedily from (vocabulary,) logits; it is fed with the next."""
+        """
+        Choose the next token greedily from (vocabulary,) logits; it is fed with the next.
+
+        :raises ArithmeticError: for logits that are no finite numbers
+        """
         if self._penalty != 1.0 and self._used:
             used = torch.tensor(sorted(self._used), device=logits.device)
             logits = logits.clone()
             liked = logits[used]
             logits[used] = torch.where(liked > 0, liked / self._penalty, liked * self._penalty)
         token = int(logits.argmax())
+        # A NaN counts as the largest, so the token's own logit tells of one anywhere.
+        if not math.isfinite(best := float(logits[token])):
+            raise ArithmeticError(f'the model computes no finite numbers ({best}): its weights '
+                                  'are broken, or float16 is too narrow for it')
         if self.record:
             self.record.logits.append(logits.clone())
             self.record.predicted[-1] = token

@@ -50,6 +50,7 @@ class ModelRunner:
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
         self._wait_k, self._max_steps = wait_k, max_steps
         self._silence = checkpoint.vocabulary.silence
+        self._penalty = repetition_penalty(checkpoint, config)
         self._next_turn = checkpoint.encode(NEXT_TURN)
         self.decode_steps = 0
 
@@ -103,7 +104,7 @@ class ModelRunner:
         if cache is None:
             cache = checkpoint.decoder.new_lane(len(head) + 64)
         return TextLane(stream_id, checkpoint.decoder, cache, track, head, checkpoint.tokenizer,
-                        config.repetition_penalty, before, config.record_trace, next_turn)
+                        self._penalty, before, config.record_trace, next_turn)
 
     # Perception.
 
@@ -216,6 +217,19 @@ class ModelRunner:
 def _keep_record(stream: Stream, lane: TextLane) -> None:
     if lane.record:
         stream.records.append(lane.record)
+
+
+def repetition_penalty(checkpoint: Checkpoint, config: SessionConfig) -> float:
+    """
+    Return the penalty that a session speaks with: its own, or that of the checkpoint.
+
+    :raises ValueError: for a session that records its run, which cannot be replayed with one
+    """
+    penalty = config.repetition_penalty or checkpoint.repetition_penalty
+    if config.record_trace and penalty != 1.0:
+        raise ValueError(f'the checkpoint asks for a repetition penalty of {penalty:g}, and a run '
+                         'with one cannot be replayed: set repetition_penalty to 1.0')
+    return penalty
 
 
 def describe(error: Exception) -> str:

@@ -37,11 +37,12 @@ from sww_ros.streaming.jobs import (
     Reset,
     Ticked,
 )
+from sww_ros.streaming.pace import Pace, advice, measure, mismatch
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import Scheme, VideoClock, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.prompt import question_parts
-from sww_ros.streaming.runner import ModelRunner
+from sww_ros.streaming.runner import ModelRunner, repetition_penalty
 from sww_ros.streaming.trace import Trace
 
 
@@ -77,6 +78,7 @@ class Session:
         # for both suits every machine; `open` tries whether another way is better on this one.
         overlap = 'fused' if config.overlap == 'auto' else config.overlap
         self._overlap, self._why = ('serial' if scheme.serial else overlap), ''
+        self._pace: Pace | None = None
         self.scheme = scheme
         self._core = core = Core(
             config, prompt=config.prompt or defaults.prompt,
@@ -107,54 +109,45 @@ class Session:
         config = config or SessionConfig()
         checkpoint = load(os.fspath(model), device=config.device, dtype=config.dtype,
                           allow_download=config.allow_download)
-        why = ''
+        try:
+            pace, why = measure(checkpoint, config), ''
+        except RuntimeError as error:
+            raise ValueError(f'the model cannot run at its full size: {error}') from error
         if config.overlap == 'auto' and not _scheme_of(checkpoint, config).serial:
             from sww_ros.streaming.choosing import choose_overlap
-            choice = choose_overlap(checkpoint, config)
+            choice = choose_overlap(checkpoint, config, pace)
             config, why = replace(config, overlap=choice.overlap), choice.why
         session = cls(checkpoint, config)
-        session._why = why
+        session._pace, session._why = pace, why
         session._warm_up()
         return session
 
     @property
     def info(self) -> dict:
-        """What is running, as plain data."""
+        """
+        What is running, as plain data.
+
+        `step_seconds` and `token_seconds` are what `open` has measured, 0 where nothing has;
+        `warning` says what to expect of a checkpoint that was not trained to stream, or is too
+        slow here.
+        """
         checkpoint, settings = self._checkpoint, self._checkpoint.perception.settings
-        seconds = checkpoint.defaults.seconds_per_step
+        seconds, pace = checkpoint.defaults.seconds_per_step, self._pace
         return dict(
             model=checkpoint.name, parameters=checkpoint.parameters,
             dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._core.wait_k, max_steps=self._core.max_steps,
+            repetition_penalty=repetition_penalty(checkpoint, self.config),
             schedule=self.config.schedule, overlap=self._overlap,
             overlap_why=self._why, prompt=self._core.prompt,
-            default_prompt=checkpoint.defaults.prompt, mismatch=self._mismatch(),
+            default_prompt=checkpoint.defaults.prompt,
+            mismatch=mismatch(checkpoint, self.scheme, self.config.schedule, self._core.max_steps),
+            warning=advice(checkpoint, self._core.wait_k, pace),
+            step_seconds=pace.step_seconds if pace else 0.0,
+            token_seconds=pace.token_seconds if pace else 0.0,
             frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
             frame_rate=settings.temporal_patch_size / seconds)
-
-    def _mismatch(self) -> str:
-        """In words, how this session differs from what the checkpoint was trained for."""
-        trained, found = self._checkpoint.defaults, []
-        if not self._checkpoint.trained:
-            return ''
-        if self.scheme.name != trained.position_encoding:
-            found.append(f'position_encoding {self.scheme.name!r} but was trained with '
-                         f'{trained.position_encoding!r}')
-        if self.scheme.name == 'gipe' and self.scheme.gap != trained.position_gap:
-            found.append(f'position_gap {self.scheme.gap} but was trained with '
-                         f'{trained.position_gap}')
-        if (self.config.schedule == 'offline') != (trained.schedule == 'offline'):
-            found.append(f'schedule {self.config.schedule!r} but was trained with '
-                         f'{trained.schedule!r}')
-        streams = self.scheme.name == 'offline' and self.config.schedule != 'offline'
-        if streams and self._core.max_steps != trained.max_steps:
-            found.append(f'max_steps {self._core.max_steps}, after which offline positions '
-                         f'begin their text, but was trained with {trained.max_steps}')
-        if not found:
-            return ''
-        return (f'{self._checkpoint.name!r} runs with {" and with ".join(found)}: expect worse '
-                'text, or set what it was trained with')
 
     @property
     def decode_steps(self) -> int:
