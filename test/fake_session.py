@@ -33,8 +33,9 @@ class FakeSession:
     Says one sentence of three tokens per step, and answers with the question's words.
 
     The model's name chooses what goes wrong: 'bad' does not load, 'slow' takes its time, 'busy'
-    computes without a pause and holds the GIL, 'stuck' does not close. The question 'die' kills
-    the process, 'long' is answered at length, 'prompt' with the prompt.
+    computes without a pause and holds the GIL, 'stuck' does not close, 'tidy' closes slowly and
+    says when it has. The question 'die' kills the process, 'long' is answered at length, 'prompt'
+    with the prompt.
     """
 
     def __init__(self, model: str, config: SessionConfig) -> None:
@@ -116,6 +117,10 @@ class FakeSession:
         self._stop.set()
         if self._model == 'stuck':
             time.sleep(60.0)
+        if self._model == 'tidy':
+            time.sleep(0.5)
+            sys.stderr.write('all is put away\n')
+            sys.stderr.flush()
 
     def _restart(self):
         self._steps, self._stamp = 0, 0

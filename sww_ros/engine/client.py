@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 import logging
+import queue
 import threading
 import time
 import uuid
@@ -90,16 +91,16 @@ class EngineClient:
         :param timeout_s: how long loading may take [s]
         :raises EngineError: with the engine's own words, or when the time is over
         """
+        launched: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         try:
-            self._launch(timeout_s)
-        except EngineError:
+            self._start_thread('engine sender', self._send)
+            self._start_thread('engine', self._supervise, timeout_s, launched)
+        except RuntimeError as error:  # No thread is left for it.
             self.close()
-            raise
-        for name, run in (('engine', self._receive), ('engine sender', self._send)):
-            thread = threading.Thread(target=run, args=[timeout_s] * (run == self._receive),
-                                      name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            raise EngineError(f'the engine could not be started: {error}') from error
+        if (failure := launched.get()) is not None:
+            self.close()
+            raise failure
         return self.info
 
     def feed(self, frame: Frame) -> None:
@@ -184,9 +185,14 @@ class EngineClient:
         if process:
             process.end()
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            if thread.ident is not None and thread is not threading.current_thread():
                 thread.join()
         self._end_streams()
+
+    def _start_thread(self, name: str, work: Callable, *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _check_ready(self) -> None:
         if not self._ready:
@@ -208,7 +214,8 @@ class EngineClient:
                 raise EngineError('the engine was closed')
             try:
                 self._process = process = WorkerProcess(partial(_tell, self._on_line))
-            except (OSError, RuntimeError) as error:  # No memory, file or thread is left for it.
+            # No memory, file or thread is left for it.
+            except (OSError, RuntimeError, MemoryError) as error:
                 raise EngineError(f'the engine could not be started: {error}') from error
         try:
             config = self._config
@@ -226,19 +233,39 @@ class EngineClient:
             process.end()
             raise EngineError('the engine was closed' if self._closed.is_set()
                               else process.report())
-        if message[0]['type'] != 'ready':
+        if message[0].get('type') != 'ready':
             process.end()
-            raise EngineError(message[0]['message'])
+            raise EngineError(message[0].get('message', f'the engine said {message[0]!r:.200}'))
+        if not self._take_up(message[0]['info'], config.prompt):
+            process.end()
+            raise EngineError('the engine was closed')
+
+    def _take_up(self, info: dict, prompt: str) -> bool:
+        """Begin to give things to an engine that was opened with the prompt; False once closed."""
         with self._taking:
             if self._closed.is_set():
-                raise EngineError('the engine was closed')
-            self.info, self._ready = message[0]['info'], True
-            if self._config.prompt != config.prompt:
+                return False
+            self.info, self._ready = info, True
+            if self._config.prompt != prompt:
                 self._command_prompt()
             if self._paused:  # No frame waits yet, and commands go first.
                 self._command('pause', paused=True)
+            return True
 
-    def _receive(self, timeout_s: float) -> None:
+    def _supervise(self, timeout_s: float,
+                   launched: queue.SimpleQueue[Exception | None]) -> None:
+        """
+        Start engines and read from them, until the client is closed.
+
+        All of them are started by this one thread, and ended before it ends: an engine is killed
+        with the thread that started it.
+        """
+        try:
+            self._launch(timeout_s)
+        except Exception as error:  # Whoever waits for the start must not wait for ever.
+            launched.put(error)
+            return
+        launched.put(None)
         attempt = 0
         while True:
             began = time.monotonic()
@@ -249,9 +276,9 @@ class EngineClient:
             with self._taking:
                 self._ready = False
                 unsent = self._outbox.clear()
+            self._process.end()
             if self._closed.is_set():
                 return
-            self._process.end()
             self._drop('engine', unsent)
             self._report_loss(self._process.report())
             while not self._try_again(attempt, timeout_s):
@@ -277,7 +304,7 @@ class EngineClient:
         try:
             while (message := channel.receive()) is not None:
                 self._emit(event_from_dict(message[0]))
-        except ValueError as error:
+        except (ValueError, TypeError, AttributeError) as error:  # Or an event lacks a field.
             self._emit(Trouble(f'the engine does not speak our language: {error}', '', True))
 
     def _report_loss(self, report: str) -> None:
