@@ -35,7 +35,7 @@ class FakeSession:
     The model's name chooses what goes wrong: 'bad' does not load, 'slow' takes its time, 'busy'
     computes without a pause and holds the GIL, 'stuck' does not close, 'tidy' closes slowly and
     says when it has. The question 'die' kills the process, 'long' is answered at length, 'prompt'
-    with the prompt.
+    with the prompt, 'unseen' ends as one of which nothing was seen.
     """
 
     def __init__(self, model: str, config: SessionConfig) -> None:
@@ -85,6 +85,9 @@ class FakeSession:
             os.kill(os.getpid(), signal.SIGKILL)
         if question == 'reject':
             self._events.put(QuestionState(question_id, 'rejected', 'no room'))
+        elif question == 'unseen':
+            self._events.put(QuestionState(question_id, 'queued', ''))
+            self._tell(question_id, 0, '', final='no_video')
         else:
             self._events.put(QuestionState(question_id, 'answering', ''))
             threading.Thread(target=self._answer, args=[question_id, question],

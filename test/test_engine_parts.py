@@ -15,7 +15,14 @@ from sww_ros.engine.sampler import Choice, FrameSampler
 from sww_ros.engine.streams import OpenStreams
 from sww_ros.engine.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, FirstSight, QuestionState, Restarted, TextDelta
+from sww_ros.streaming.events import (
+    NARRATION,
+    FirstSight,
+    QuestionState,
+    Restarted,
+    StepPerceived,
+    TextDelta,
+)
 
 SECOND = 1_000_000_000
 FRAME = Frame(lambda: np.zeros((2, 2, 3), np.uint8), 0, 0)
@@ -150,6 +157,42 @@ def test_streams_end_once_and_without_gaps():
     assert streams.end_all() == []
     assert streams.follow(DELTA) == []
     assert [e.seq for e in streams.follow(narrated)] == [4]
+
+
+def test_a_question_taken_back_ends_for_the_reason_it_was_taken_back_for():
+    streams = OpenStreams(SessionConfig())
+    cancelled = replace(DELTA, final=True, finish_reason='cancelled')
+    for name, ended in (('deactivated', cancelled), ('timeout', cancelled),
+                        ('timeout', replace(cancelled, finish_reason='stop')), ('', cancelled)):
+        assert streams.admit('q')
+        assert streams.name_end('q', name) if name else True
+        told, = streams.follow(ended)
+        assert told.finish_reason == ('stop' if ended.finish_reason == 'stop'
+                                      else name or 'cancelled')
+    assert not streams.name_end('q', 'timeout')
+    assert streams.admit('q')
+    assert [e.finish_reason for e in streams.end(['q', 'unknown'], 'deactivated')] == [
+        'deactivated']
+    assert streams.follow(cancelled) == []
+
+
+def test_what_has_been_seen_is_of_the_current_video():
+    streams, step = OpenStreams(SessionConfig()), StepPerceived(0, *range(10))
+    assert not streams.seen
+    streams.follow(step)
+    assert streams.seen
+    streams.begin_anew()
+    streams.follow(step)  # Was on its way, and is of the video before.
+    assert not streams.seen
+    streams.follow(Restarted('reset', 1))
+    assert not streams.seen
+    streams.follow(replace(step, video=1))
+    assert streams.seen
+    streams.follow(Restarted('capacity', 2))
+    assert not streams.seen
+    streams.follow(replace(step, video=2))
+    streams.end_all()
+    assert not streams.seen
 
 
 def test_an_engine_that_restarts_goes_on_counting_videos():

@@ -79,6 +79,16 @@ class EngineClient:
         return self._ready
 
     @property
+    def seen(self) -> bool:
+        """Whether anything has been perceived of the current video."""
+        return self._streams.seen
+
+    @property
+    def question_timeout_s(self) -> float:
+        """How long a question waits for something to be seen [s]."""
+        return self._config.question_timeout_s
+
+    @property
     def pid(self) -> int:
         """The engine's process id, 0 while there is none."""
         process = self._process
@@ -127,17 +137,27 @@ class EngineClient:
             self._command('ask', question=question, question_id=question_id)
         return question_id
 
-    def cancel(self, question_id: str) -> bool:
-        """Take a question back; False if it is not open."""
-        if question_id not in self._streams.questions:
+    def cancel(self, question_id: str, reason: str = 'cancelled') -> bool:
+        """
+        Take a question back; False if it is not open.
+
+        :param reason: the finish_reason with which its answer is to end
+        """
+        if not self._streams.name_end(question_id, reason):
             return False
         self._command('cancel', question_id=question_id)
         return True
 
-    def cancel_all(self) -> None:
-        """Take back every open question."""
+    def cancel_all(self, reason: str = 'cancelled') -> None:
+        """Take back every open question; see `cancel`."""
         for question_id in self._streams.questions:
-            self.cancel(question_id)
+            self.cancel(question_id, reason)
+
+    def abandon(self, question_ids: list[str], reason: str) -> None:
+        """End questions now, whether the engine does or hangs; those not open are left alone."""
+        with self._event_lock:
+            for event in self._streams.end(question_ids, reason):
+                _tell(self._on_event, event)
 
     def set_prompt(self, text: str) -> None:
         """
@@ -202,6 +222,8 @@ class EngineClient:
         """Have the engine do something; `_launch` tells one that is not ready how things are."""
         with self._taking:
             if self._ready:
+                if command in ('reset', 'set_prompt'):
+                    self._streams.begin_anew()
                 self._outbox.put_command({'command': command, **arguments})
 
     def _command_prompt(self) -> None:

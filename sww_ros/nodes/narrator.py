@@ -12,6 +12,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
+from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import SetPrompt
 from sww_ros.engine.client import SESSION, EngineClient, EngineError
 from sww_ros.engine.memory import resident_bytes
@@ -22,7 +23,7 @@ from sww_ros.nodes.camera import Camera
 from sww_ros.nodes.diagnostics import Health, statuses
 from sww_ros.nodes.managed import ManagedNode, logged
 from sww_ros.nodes.publishing import TextPublisher
-from sww_ros.nodes.questions import MAX_WAITERS, Questions
+from sww_ros.nodes.questions import MAX_WAITERS, SERVICE_QOS, Questions
 from sww_ros.nodes.reporting import Reporter
 from sww_ros.nodes.running import run
 
@@ -30,7 +31,6 @@ NAME = 'narrator'
 SHORT_CALLBACKS = 6
 """Threads for the callbacks that never wait; those that may have theirs beside."""
 
-LAST_WORDS_S = 1.0
 CLOCK_JUMP = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.5),
                            on_clock_change=False)
 
@@ -60,9 +60,11 @@ class Narrator(ManagedNode):
         annotator = Annotator(self, self._camera, self.get_parameter('annotation_rate').value)
         self._reporter = Reporter(self, self._camera, TextPublisher(self, self._camera),
                                   self._questions.answers, annotator.subtitle)
-        self.create_service(SetPrompt, '~/set_prompt', self._serve_prompt, callback_group=group)
-        self.create_service(Trigger, '~/reset', self._serve_reset, callback_group=group)
-        self.create_service(SetBool, '~/pause', self._serve_pause, callback_group=group)
+        for kind, service, serve in ((SetPrompt, '~/set_prompt', self._serve_prompt),
+                                     (Trigger, '~/reset', self._serve_reset),
+                                     (SetBool, '~/pause', self._serve_pause)):
+            self.create_service(kind, service, serve, qos_profile=SERVICE_QOS,
+                                callback_group=group)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._jumps = self.get_clock().create_jump_callback(
             CLOCK_JUMP, post_callback=lambda _: self._begin_anew('the clock jumped back'))
@@ -125,8 +127,7 @@ class Narrator(ManagedNode):
         self._active = False
         self._camera.unsubscribe()
         self._engine.pause(True)
-        self._engine.cancel_all()
-        self._questions.answers.wait_empty(LAST_WORDS_S)
+        self._questions.end_all(self._engine, TextChunk.FINISH_DEACTIVATED)
         return super().on_deactivate(state)
 
     @logged

@@ -36,6 +36,7 @@ class SessionConfig:
     max_queued: int = 8
     question_policy: str = 'queue'
     max_answer_tokens: int = 128
+    question_timeout_s: float = 10.0
     max_rest_tokens: int = 128
     single_turn: bool = False
     max_steps: int = 0
@@ -62,6 +63,9 @@ class SessionConfig:
                      'frame_width', 'frame_height'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
+        if not self.question_timeout_s > 0:
+            raise ValueError('question_timeout_s must be positive, '
+                             f'not {self.question_timeout_s}')
         if self.record_trace and self.repetition_penalty != 1.0:
             raise ValueError('a run with a repetition_penalty cannot be replayed: leave out '
                              'record_trace, or the penalty')
