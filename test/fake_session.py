@@ -34,8 +34,9 @@ class FakeSession:
 
     The model's name chooses what goes wrong: 'bad' does not load, 'slow' takes its time, 'busy'
     computes without a pause and holds the GIL, 'stuck' does not close, 'tidy' closes slowly and
-    says when it has. The question 'die' kills the process, 'long' is answered at length, 'prompt'
-    with the prompt, 'unseen' ends as one of which nothing was seen.
+    says when it has, 'lagging' perceives one frame in four. The question 'die' kills the process,
+    'long' is answered at length, 'prompt' with the prompt, 'unseen' ends as one of which nothing
+    was seen.
     """
 
     def __init__(self, model: str, config: SessionConfig) -> None:
@@ -44,6 +45,7 @@ class FakeSession:
         self._work: queue.SimpleQueue = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         self._paused = False
+        self._fed = 0
         self._prompt = config.prompt or DEFAULT_PROMPT
         self._seq = itertools.count()
         self._frames: list[tuple] = []
@@ -72,6 +74,10 @@ class FakeSession:
     def feed(self, frame, stamp_ns=0, received_ns=0):
         if self._paused:
             self._events.put(FramesDropped('paused', 1))
+            return
+        self._fed += 1
+        if self._model == 'lagging' and self._fed % 4:
+            self._events.put(FramesDropped('overrun', 1))
             return
         self._frames.append((stamp_ns, received_ns, time.monotonic_ns()))
         if len(self._frames) == FRAMES_PER_STEP:
