@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import os
+from pathlib import Path
 
 from engine_harness import HERE, Listener, listening
 from fake_session import SESSION
@@ -9,7 +10,7 @@ import pytest
 
 from sww_ros.engine.process import WorkerProcess
 from sww_ros.engine.wire import MAX_HEADER_BYTES, PREFIX, Channel
-from sww_ros.engine.worker import open_request
+from sww_ros.engine.worker import in_words, open_request
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Trouble
 
@@ -124,3 +125,24 @@ def test_an_engine_that_says_what_nobody_understands_is_replaced(
 def told_by(listener: Listener) -> list[Trouble]:
     return [trouble for trouble in listener.of(Trouble)
             if trouble.fatal and 'does not speak our language' in trouble.message]
+
+
+def test_an_engine_that_finds_no_memory_for_its_libraries_ends_in_one_line(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / 'numpy.py').write_text(
+        "raise ImportError('libblas.so: failed to map segment from shared object')\n")
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=os.pathsep)
+    worker = WorkerProcess(lambda line: None)
+    assert not worker.channel.receive()
+    assert worker.end() == 1
+    assert worker.report().splitlines()[1:] == [
+        'the engine cannot be imported: libblas.so: failed to map segment from shared object']
+
+
+@pytest.mark.parametrize('error', [
+    MemoryError(), ImportError('libtorch_cpu.so: failed to map segment from shared object'),
+    OSError(12, 'Cannot allocate memory'), RuntimeError("can't start new thread"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\n#0")])
+def test_a_want_of_memory_is_told_in_one_line(error: Exception):
+    words = in_words(error)
+    assert words.startswith('not enough memory is left') and len(words.splitlines()) == 1

@@ -31,8 +31,11 @@ def main() -> None:
     """Run the worker: `python -m sww_ros.engine.tether PARENT_PID SOCKET_FD`."""
     parent, descriptor = map(int, sys.argv[1:])
     tie_to(parent)
-    # What the worker needs takes long to import, and may not fit into memory.
-    from sww_ros.engine.worker import serve
+    # What the worker needs takes long to import, and may not fit into the memory that is left.
+    try:
+        from sww_ros.engine.worker import serve
+    except (ImportError, MemoryError, OSError) as error:
+        sys.exit(f'the engine cannot be imported: {error or "not enough memory is left"}')
     serve(descriptor)
 
 

@@ -28,6 +28,10 @@ COMMANDS = ('ask', 'cancel', 'set_prompt', 'reset', 'pause')
 FORESEEN = (ValueError, OSError, MemoryError, ImportError)
 """What says in its own words what is wrong; anything else is a mistake, or the machine's limits."""
 
+NO_MEMORY = ('failed to map segment', 'annot allocate memory', "can't allocate memory",
+             "can't start new thread")
+"""How the loader, the system, PyTorch and Python say that memory is short."""
+
 MAX_WORDS = 2000
 
 
@@ -138,8 +142,8 @@ class Worker:
 def in_words(error: Exception) -> str:
     """Return an error in one line that whoever uses the engine can read."""
     words = str(error).partition('\n')[0][:MAX_WORDS]
-    if isinstance(error, MemoryError):
-        return f'not enough memory is left: {words or "close other programs"}'
+    if isinstance(error, MemoryError) or any(sign in words for sign in NO_MEMORY):
+        return f'not enough memory is left, close other programs: {words or repr(error)}'
     if isinstance(error, FORESEEN) and words:
         return words
     return f'{type(error).__name__}: {words}'

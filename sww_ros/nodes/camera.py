@@ -178,7 +178,8 @@ class Camera:
         if not self.open or now - max(self.last_s, self._warned_s) < limit:
             return
         self._warned_s = now
-        self._log.warning(f'no frame on {self.topic} for {self.silent_s:.0f} s: {self.why_silent()}')
+        self._log.warning(
+            f'no frame on {self.topic} for {self.silent_s:.0f} s: {self.why_silent()}')
 
     def why_silent(self) -> str:
         """Return, in words, why no frame comes, as far as it can be seen from here."""

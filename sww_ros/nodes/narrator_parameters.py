@@ -84,6 +84,8 @@ SESSION_SETTINGS = (
              'it waits, it takes the place of the oldest, or it is refused.',
              choices=QUESTION_POLICIES),
     _session('max_answer_tokens', 'Longest answer [tokens].', low=1, high=4096),
+    _session('question_timeout_s', 'A question that has found nothing to see for so long ends [s]; '
+             '0: it waits.', high=86400.0),
     _session('max_steps', 'Steps of video that are remembered; the stream begins anew when it is '
              'reached; 0: as the checkpoint allows.', high=100_000),
     _session('max_pending_frames', 'Frames that may wait for perception; the oldest are dropped.',
@@ -121,7 +123,8 @@ NODE_SETTINGS = (
         high=86400.0),
     NarratorSetting(
         'ask_timeout', 30.0, 'The longest that ~/ask waits for an answer when the request names '
-        'no timeout [s].', changes=LIVE, low=0.1, high=3600.0),
+        'no timeout, and that a goal of ~/answer_question may take [s].', changes=LIVE, low=0.1,
+        high=3600.0),
     NarratorSetting(
         'restart_engine', True, 'Whether to start the engine again when it dies.'),
     NarratorSetting(

@@ -41,6 +41,14 @@ ENDS = {
 """Why an answer is not complete, where the finish_reason alone does not say it."""
 
 
+def unseen_notice(timeout_s: float) -> str:
+    """Say what becomes of a question that is asked before anything has been seen."""
+    notice = 'nothing has been seen yet: the answer begins with the first frames'
+    if timeout_s:
+        notice += f', or ends with {TextChunk.FINISH_NO_VIDEO} after {timeout_s:g} s'
+    return notice
+
+
 class Questions:
     """
     Passes questions to the engine, and answers back to whoever waits for them.
@@ -80,9 +88,7 @@ class Questions:
         try:
             engine = self._engine()
             if not engine.seen:
-                answer.notice = (
-                    'nothing has been seen yet: the answer begins with the first frame, or ends '
-                    f'({TextChunk.FINISH_NO_VIDEO}) after {engine.question_timeout_s:g} s')
+                answer.notice = unseen_notice(engine.question_timeout_s)
             engine.ask(question, answer.question_id)
         except (ValueError, EngineError):
             self.answers.forget(answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+import math
 
 from sww_ros.streaming.schedule import SCHEDULES
 
@@ -22,7 +23,8 @@ class SessionConfig:
     stream begins anew when it is reached. `max_pending_frames` bounds the frames that wait for
     perception, the oldest are dropped. `position_gap` is where GIPE's text starts; once a video
     has ended, narration may go on for `max_rest_tokens`. With `single_turn` narration is over with
-    its first turn; otherwise a checkpoint that ends its turn opens another with the next step.
+    its first turn; otherwise a checkpoint that ends its turn opens another with the next step. A
+    question that finds nothing to see for `question_timeout_s` [s] ends; 0: it waits.
     """
 
     prompt: str = ''
@@ -63,8 +65,8 @@ class SessionConfig:
                      'frame_width', 'frame_height'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
-        if not self.question_timeout_s > 0:
-            raise ValueError('question_timeout_s must be positive, '
+        if not 0 <= self.question_timeout_s < math.inf:
+            raise ValueError('question_timeout_s must be a time in seconds, or 0 for none, '
                              f'not {self.question_timeout_s}')
         if self.record_trace and self.repetition_penalty != 1.0:
             raise ValueError('a run with a repetition_penalty cannot be replayed: leave out '
