@@ -121,7 +121,7 @@ def speaking(**changes) -> Health:
     ({'lately': Counter(bad=3, perceived=17)}, 'camera', WARN, '3 of 20 frames could not'),
     ({'lately': Counter(bad=2, perceived=8)}, 'camera', OK, 'frames come'),
     ({'lately': Counter(bad=3, perceived=97)}, 'camera', OK, 'frames come'),
-    ({'lately': Counter(overrun=20)}, 'camera', ERROR, 'too slow for the camera: 20 of 20'),
+    ({'lately': Counter(overrun=20)}, 'camera', ERROR, 'nothing is perceived: all 20'),
     ({'lately': Counter(overrun=10, perceived=10), 'perceived_ms': (5000.0, 6000.0)}, 'camera',
      WARN, '10 of 20 frames were dropped in the last 10 s, and the rest is seen 5000 ms late'),
     ({'age_s': -3600.0}, 'camera', WARN, '3600 s ahead of the clock'),

@@ -20,6 +20,8 @@ SHARE = 0.1
 FEW = 2
 """So many frames lost of late are no trouble yet."""
 
+FASTER = 'take a smaller model or frame_width and frame_height, a GPU, or end other programs'
+
 AHEAD_S, BEHIND_S = 2.0, 10.0
 """How far stamps may be from the node's clock: ahead by jitter, behind by transport."""
 
@@ -95,18 +97,21 @@ def judge_camera(health: Health) -> Finding:
 
 def _judge_losses(health: Health) -> Finding | None:
     wanted = health.lately.total()
-    level = WARN if health.lately['perceived'] else ERROR
     bad, overrun = health.lately['bad'], health.lately['overrun']
     if bad > max(FEW, SHARE * wanted):
+        level = WARN if health.lately['perceived'] else ERROR
         return Finding('bad', level, f'{bad} of {wanted} frames could not be read in the last '
                        '10 s', "see the log's errors, and check the driver, its encoding and "
                        'the step of its images')
     if overrun > max(FEW, SHARE * wanted):
+        if not health.lately['perceived']:
+            return Finding('hung', ERROR, f'nothing is perceived: all {wanted} frames of the last '
+                           '10 s were dropped', 'the engine hangs, or one step takes longer than '
+                           f'that: {FASTER}, or restart the node')
         median_ms = health.perceived_ms[0]
         late = '' if math.isnan(median_ms) else f', and the rest is seen {median_ms:.0f} ms late'
-        return Finding('overrun', level, f'the model is too slow for the camera: {overrun} of '
-                       f'{wanted} frames were dropped in the last 10 s{late}', 'take a smaller '
-                       'model or frame_width and frame_height, a GPU, or end other programs')
+        return Finding('overrun', WARN, f'the model is too slow for the camera: {overrun} of '
+                       f'{wanted} frames were dropped in the last 10 s{late}', FASTER)
     return None
 
 
