@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import itertools
+import os
 from pathlib import Path
+import signal
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from narrator_harness import NarratorProcess, Probe, picture, probing, wait_until
@@ -106,3 +108,15 @@ def test_the_other_transport_is_published(
 def test_without_diagnostics_the_log_still_tells(ros_domain: int, tmp_path: Path):
     with watched(tmp_path, 'model:=lagging', 'diagnostics_period:=0.0') as (narrator, probe, _):
         probe.film(picture, lambda: 'the model is too slow' in narrator.log)
+
+
+def test_an_engine_that_hangs(ros_domain: int, tmp_path: Path):
+    with watched(tmp_path) as (narrator, probe, diagnostics):
+        engine, = narrator.children()
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            film_until(probe, diagnostics, lambda: picture(480, 640), ERROR,
+                       'nothing is perceived')
+            narrator.wait_log('the engine hangs')
+        finally:
+            os.kill(engine, signal.SIGCONT)
