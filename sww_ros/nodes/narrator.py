@@ -12,17 +12,19 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
+from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import SetPrompt
 from sww_ros.engine.client import SESSION, EngineClient, EngineError
 from sww_ros.engine.memory import resident_bytes
 from sww_ros.engine.outbox import Frame
 from sww_ros.nodes import narrator_parameters as parameters
+from sww_ros.nodes.alarm import Alarm
 from sww_ros.nodes.annotation import Annotator
 from sww_ros.nodes.camera import Camera
-from sww_ros.nodes.diagnostics import Health, statuses
+from sww_ros.nodes.diagnostics import Health, judge_camera, statuses
 from sww_ros.nodes.managed import ManagedNode, logged
 from sww_ros.nodes.publishing import TextPublisher
-from sww_ros.nodes.questions import MAX_WAITERS, Questions
+from sww_ros.nodes.questions import MAX_WAITERS, SERVICE_QOS, Questions
 from sww_ros.nodes.reporting import Reporter
 from sww_ros.nodes.running import run
 
@@ -30,7 +32,9 @@ NAME = 'narrator'
 SHORT_CALLBACKS = 6
 """Threads for the callbacks that never wait; those that may have theirs beside."""
 
-LAST_WORDS_S = 1.0
+HEALTH_S = 1.0
+"""How often the frames are judged where no diagnostics are published."""
+
 CLOCK_JUMP = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.5),
                            on_clock_change=False)
 
@@ -60,16 +64,19 @@ class Narrator(ManagedNode):
         annotator = Annotator(self, self._camera, self.get_parameter('annotation_rate').value)
         self._reporter = Reporter(self, self._camera, TextPublisher(self, self._camera),
                                   self._questions.answers, annotator.subtitle)
-        self.create_service(SetPrompt, '~/set_prompt', self._serve_prompt, callback_group=group)
-        self.create_service(Trigger, '~/reset', self._serve_reset, callback_group=group)
-        self.create_service(SetBool, '~/pause', self._serve_pause, callback_group=group)
+        for kind, service, serve in ((SetPrompt, '~/set_prompt', self._serve_prompt),
+                                     (Trigger, '~/reset', self._serve_reset),
+                                     (SetBool, '~/pause', self._serve_pause)):
+            self.create_service(kind, service, serve, qos_profile=SERVICE_QOS,
+                                callback_group=group)
+        self._alarm = Alarm(self.get_logger())
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._jumps = self.get_clock().create_jump_callback(
             CLOCK_JUMP, post_callback=lambda _: self._begin_anew('the clock jumped back'))
 
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        if period := self.get_parameter('diagnostics_period').value:
-            self.create_timer(period, self._publish_diagnostics, group, clock=steady)
+        self._period = self.get_parameter('diagnostics_period').value
+        self.create_timer(self._period or HEALTH_S, self._check_health, group, clock=steady)
         if self.get_parameter('autostart').value:
             self._autostart = self.create_timer(
                 1e-3, self._start, MutuallyExclusiveCallbackGroup(), clock=steady)
@@ -132,8 +139,7 @@ class Narrator(ManagedNode):
         self._camera.unsubscribe()
         if (engine := self._engine) is not None:
             engine.pause(True)
-            engine.cancel_all()
-        self._questions.answers.wait_empty(LAST_WORDS_S)
+            self._questions.end_all(engine, TextChunk.FINISH_DEACTIVATED)
         return super().on_deactivate(state)
 
     @logged
@@ -250,19 +256,23 @@ class Narrator(ManagedNode):
             if parameter.name == 'prompt' and (engine := self._engine) is not None:
                 engine.keep_prompt(parameter.value)
 
-    def _publish_diagnostics(self) -> None:
+    def _check_health(self) -> None:
         engine = self._engine
         health = Health(
             state=self.state, trouble=self._trouble,
-            topic=self._camera.topic, watching=self._camera.open, paused=self._camera.paused,
-            silent_s=self._camera.silent_s, camera_rate=self._camera.rate.value(),
             camera_timeout=self.get_parameter('camera_timeout').value,
             open_questions=len(self._questions.answers))
         if engine is not None:
             health.info, health.restarts = engine.info, engine.restarts
             health.engine_memory = resident_bytes(engine.pid)
+        self._reporter.health(health)
+        self._alarm.tell(judge_camera(health))
+        if self._period:
+            self._publish_diagnostics(health)
+
+    def _publish_diagnostics(self, health: Health) -> None:
         name = self.get_fully_qualified_name().lstrip('/')
-        message = DiagnosticArray(status=statuses(name, self._reporter.health(health)))
+        message = DiagnosticArray(status=statuses(name, health))
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 

@@ -125,7 +125,8 @@ NODE_SETTINGS = (
         high=86400.0),
     NarratorSetting(
         'ask_timeout', 30.0, 'The longest that ~/ask waits for an answer when the request names '
-        'no timeout [s].', changes=LIVE, low=0.1, high=3600.0),
+        'no timeout, and that a goal of ~/answer_question may take [s].', changes=LIVE, low=0.1,
+        high=3600.0),
     NarratorSetting(
         'restart_engine', True, 'Whether to start the engine again when it dies.'),
     NarratorSetting(
