@@ -161,7 +161,7 @@ class Core:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing goes on, and nothing would without another input."""
+        """Whether nothing goes on, nothing would without another input, and no question waits."""
         return self.closed or not (
             self._perceiving or self._decoding or self._queue or self._perception_due
             or self._turns())

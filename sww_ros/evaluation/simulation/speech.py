@@ -1,0 +1,326 @@
+"""What must hold of what is said and seen: numbering, ends, budgets, what a token may see."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from sww_ros.evaluation.simulation.reading import Moment, Reading
+from sww_ros.evaluation.simulation.world import Told
+from sww_ros.streaming.core import CAP_STEPS
+from sww_ros.streaming.events import (
+    NARRATION,
+    FirstSight,
+    Restarted,
+    StepPerceived,
+    TextDelta,
+)
+from sww_ros.streaming.jobs import Decode, Decoded, Open, Opened, Perceived
+from sww_ros.streaming.schedule import make_schedule
+
+
+def texts_are_numbered_without_gaps(reading: Reading) -> Iterator[str]:
+    """From 0; the narration over all its ends, an answer from its question on."""
+    seq: dict[str, int] = defaultdict(int)
+    for _, event in reading.events:
+        if isinstance(event, TextDelta):
+            if event.seq != seq[event.stream_id]:
+                yield f'{event.stream_id!r} goes from {seq[event.stream_id] - 1} to {event.seq}'
+            seq[event.stream_id] = event.seq + 1
+            if event.final and event.stream_id != NARRATION:
+                del seq[event.stream_id]
+
+
+def narration_ends_once_a_video(reading: Reading) -> Iterator[str]:
+    """And where it is cut, by what its end says: the reason of the restart that follows."""
+    ended = cut = ''
+    for moment, event in reading.events:
+        if cut and not (isinstance(event, Restarted) and event.reason == cut):
+            yield f'the narration is cut by {cut!r}, and {event} follows'
+        cut = ''
+        if isinstance(event, TextDelta) and event.stream_id == NARRATION:
+            if ended:
+                yield f'the narration ended with {ended!r}, and goes on'
+            if event.final:
+                ended = event.finish_reason
+                cut = '' if ended in ('stop', 'length') else ended
+                if not ended:
+                    yield 'the narration ends without a reason'
+        elif isinstance(event, Restarted):
+            if bool(ended) != reading.settings.narrate:
+                yield f'video {event.video - 1} is left, its narration ended with {ended!r}'
+            if event.reason == 'ended' == ended and moment.ended:
+                yield f'the narration of video {event.video - 1} is cut, which had all its frames'
+            ended = ''
+    if cut:
+        yield f'the narration is cut by {cut!r}, and nothing follows'
+
+
+def narration_ends_by_itself_at_the_end_alone(reading: Reading) -> Iterator[str]:
+    """With stop or length where its video has ended, or with its one turn."""
+    for moment, event in reading.events:
+        if (isinstance(event, TextDelta) and event.stream_id == NARRATION and event.final
+                and event.finish_reason in ('stop', 'length')):
+            if type(moment.entry.given) is not Decoded:
+                yield f'the narration ends with {event.finish_reason!r} at {moment.entry.given}'
+            if not moment.ended and not (
+                    reading.settings.single_turn and event.finish_reason == 'stop'):
+                yield f'the narration of video {event.video} ends before the video'
+
+
+def what_is_forgotten_is_not_spoken_of(reading: Reading) -> Iterator[str]:
+    """Once another video began, answers that go on and what they see are told of the last one."""
+    for moment, event in reading.events:
+        video = getattr(event, 'video', None)
+        if video is None or video == moment.video:
+            continue
+        if isinstance(event, Restarted):
+            if video != moment.video + 1:
+                # Two in one go are one after the other.
+                numbers = [other.video for other in moment.entry.events
+                           if isinstance(other, Restarted)]
+                if numbers != [*range(moment.video + 1, moment.video + 1 + len(numbers))]:
+                    yield f'videos {numbers} follow {moment.video}'
+        elif isinstance(event, TextDelta):
+            asking = moment.open.get(event.stream_id)
+            restarted = any(isinstance(other, Restarted) and other.video == video
+                            for other in moment.entry.events)
+            if (asking is None or asking.video != video) and not restarted:
+                yield f'{event.stream_id!r} speaks of video {video} in video {moment.video}'
+        elif isinstance(event, FirstSight):
+            if not any(asking.video == video for asking in moment.open.values()):
+                yield f'video {video} is seen in video {moment.video}'
+        else:
+            yield f'{event} in video {moment.video}'
+
+
+def answers_keep_to_their_video(reading: Reading) -> Iterator[str]:
+    for moment, event in reading.events:
+        if isinstance(event, TextDelta) and event.stream_id != NARRATION:
+            asking = moment.open.get(event.stream_id)
+            if asking and asking.video is not None and event.video != asking.video:
+                yield f'{event.stream_id!r} goes on about video {event.video}, not {asking.video}'
+
+
+def only_what_counts_is_decoded(reading: Reading) -> Iterator[str]:
+    opened = {moment.entry.given.job.video for moment in reading.told
+              if type(moment.entry.given) is Opened}
+    for moment in reading.taken:
+        for job in moment.entry.jobs:
+            if isinstance(job, Open):
+                continue
+            videos = [turn.video for turn in job.turns] if isinstance(job, Decode) else [job.video]
+            if any(video not in opened for video in videos):
+                yield f'{job} is about a video that was never opened'
+        if moment.live and not all(moment.live):
+            yield f'{moment.entry.jobs[-1]} is for someone who is not speaking'
+        if moment.paused and any(turn.question is None for turn in _turns(moment)):
+            yield 'the narration goes on during a pause'
+
+
+def _turns(moment: Moment) -> tuple:
+    entry = moment.entry
+    job = entry.given.job if isinstance(entry, Told) else entry.jobs[-1]
+    return job.turns if isinstance(job, Decode) else ()
+
+
+def no_token_sees_more_than_is_there(reading: Reading) -> Iterator[str]:
+    """An answer sees all there is; one with interleaved positions what there was at its start."""
+    serial = reading.settings.serial
+    for moment in reading.taken:
+        for turn, cached in zip(_turns(moment), moment.cached):
+            if not 1 <= turn.sees <= cached:
+                yield f'{turn.sees} steps are seen of {cached}'
+            elif turn.question is not None and not serial and turn.sees != cached:
+                yield f'an answer sees {turn.sees} steps of {cached}'
+
+
+def narration_sees_what_its_schedule_says(reading: Reading) -> Iterator[str]:
+    settings = reading.settings
+    waits = settings.schedule in ('wait_k', 'random_wait_k') and not settings.serial
+    for moment in reading.taken:
+        for turn, cached in zip(_turns(moment), moment.cached):
+            if turn.question is not None:
+                continue
+            due = turn.owner if waits else cached
+            if turn.sees != due:
+                yield f'a token of step {turn.owner} sees {turn.sees} of {cached} steps'
+            if not 1 <= turn.owner <= cached:
+                yield f'a token belongs to step {turn.owner} of {cached}'
+
+
+class _Account:
+    """How many tokens the narration of one video has spoken: by step, and since the last one."""
+
+    def __init__(self) -> None:
+        self.steps = self.since = self.total = self.since_end = 0
+        self.ended = self.rested = self.silent = False
+        self.by_step: dict[int, int] = defaultdict(int)
+        self.given_up: set[int] = set()
+
+    def perceived(self, last: bool) -> None:
+        self.steps, self.since, self.rested = self.steps + 1, 0, False
+        self.ended |= last
+
+    def spoke(self, owner: int, stop: bool) -> None:
+        self.since, self.total = self.since + 1, self.total + 1
+        self.by_step[owner] += 1
+        self.since_end += self.ended
+        if stop:
+            self.rested = True
+            self.given_up.add(owner)
+
+
+def _accounts(reading: Reading) -> Iterator[tuple[Moment, _Account, int | None]]:
+    """Yield a video's account before each token, with its owner, and with each step (None)."""
+    account, video = _Account(), 0
+    for moment in reading.told:
+        given = moment.entry.given
+        if moment.video != video:
+            account, video = _Account(), moment.video
+        if type(given) is Decoded and not moment.closed:
+            for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):
+                if live and turn.question is None and spoken is not None:
+                    yield moment, account, turn.owner
+                    account.spoke(turn.owner, spoken.kind == 'stop')
+        elif type(given) is Perceived and any(
+                isinstance(event, StepPerceived) for event in moment.entry.events):
+            account.perceived(given.job.last)
+            yield moment, account, None
+
+
+def narration_keeps_to_its_budget(reading: Reading) -> Iterator[str]:
+    """Of K tokens a step, as drawn at random, or none; at the end of a video of the rest more."""
+    settings = reading.settings
+    schedule = make_schedule(settings.schedule, settings.wait_k, settings.schedule_seed)
+    live = settings.schedule == 'live'
+    newest = video = 0
+    for moment, account, owner in _accounts(reading):
+        if owner is None:
+            continue
+        steps = account.steps
+        rest = settings.max_rest_tokens if account.ended else 0
+        if account.total >= schedule.granted(steps) + rest:
+            yield f'{account.total + 1} tokens for {steps} steps'
+        if live and account.since >= CAP_STEPS * settings.wait_k + rest:
+            yield f'{account.since + 1} tokens since the last step'
+        if not live and settings.schedule != 'offline':
+            due = schedule.granted(owner) - schedule.granted(owner - 1)
+            if account.by_step[owner] >= due + rest * (owner == steps):
+                yield f'{account.by_step[owner] + 1} tokens about step {owner}'
+            if owner in account.given_up and not (account.ended and owner == steps):
+                yield f'step {owner} goes on after its turn has ended'
+        elif account.rested:
+            yield 'a turn goes on after it has ended, with nothing new to see'
+        if moment.video == video and owner < newest:
+            yield f'a token of step {owner} after one of step {newest}'
+        newest, video = owner, moment.video
+
+
+def what_may_be_said_is_said(reading: Reading) -> Iterator[str]:
+    """At rest nothing is left of what a schedule grants, and a video that has ended is told so."""
+    settings = reading.settings
+    if not settings.narrate:
+        return
+    accounts = {}
+    for moment, account, _ in _accounts(reading):
+        accounts[moment.video] = account
+    schedule = make_schedule(settings.schedule, settings.wait_k, settings.schedule_seed)
+    for moment in reading.rests[:1]:
+        account = accounts.get(moment.video)
+        if moment.closed or moment.paused or moment.spoken or account is None:
+            continue
+        if account.ended:
+            yield f'video {moment.video} has ended, and its narration has not'
+        elif settings.schedule == 'live':
+            if account.since < settings.wait_k and not account.rested:
+                yield f'{account.since} tokens since the last step'
+        elif settings.schedule != 'offline':
+            for step in range(1, account.steps + 1):
+                due = schedule.granted(step) - schedule.granted(step - 1)
+                if account.by_step[step] < due and step not in account.given_up:
+                    yield f'{account.by_step[step]} tokens about step {step}'
+
+
+def what_counts_is_told(reading: Reading) -> Iterator[str]:
+    """Word for word, of the step that it saw; and nothing of what came back too late."""
+    for moment in reading.told:
+        given, events = moment.entry.given, moment.entry.events
+        texts = [event for event in events if isinstance(event, TextDelta) and event.delta]
+        if type(given) is not Decoded or moment.closed:
+            if texts:
+                yield f'{texts[0]} at {given}'
+            continue
+        due = []
+        for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):
+            if live and spoken is not None and spoken.delta:
+                name = turn.question.question_id if turn.question else NARRATION
+                due.append((name, spoken.delta, spoken.sentence, turn.sees, turn.video.number))
+        told = [(event.stream_id, event.delta, event.sentence or '', event.steps_seen,
+                 event.video) for event in texts]
+        if [one[:2] + one[3:] for one in told] != [one[:2] + one[3:] for one in due]:
+            yield f'{told} is told of {due}'
+
+
+def sentences_hold_all_that_was_said(reading: Reading) -> Iterator[str]:
+    """Wherever a text ends by itself, its sentences are its words."""
+    said: dict[str, str] = defaultdict(str)
+    sentences: dict[str, str] = defaultdict(str)
+    for _, event in reading.events:
+        if isinstance(event, TextDelta):
+            name = event.stream_id
+            said[name] += event.delta
+            sentences[name] += event.sentence
+            if event.final:
+                if event.finish_reason in ('stop', 'length') and said[name] != sentences[name]:
+                    yield f'{name!r} said {said[name]!r} in sentences {sentences[name]!r}'
+                del said[name], sentences[name]
+
+
+def answers_have_a_length(reading: Reading) -> Iterator[str]:
+    most = reading.settings.max_answer_tokens
+    counts: dict[str, int] = defaultdict(int)
+    for moment in reading.told:
+        given = moment.entry.given
+        if type(given) is not Decoded or moment.closed:
+            continue
+        ends = {event.stream_id: event.finish_reason for event in moment.entry.events
+                if isinstance(event, TextDelta) and event.final}
+        for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):
+            if not (live and spoken is not None and turn.question):
+                continue
+            name, key = turn.question.question_id, turn.question
+            counts[key] += 1
+            due = 'stop' if spoken.kind == 'stop' else 'length' if counts[key] >= most else None
+            if ends.get(name) != due:
+                yield f'{name!r} ends with {ends.get(name)!r} after {counts[key]} tokens'
+
+
+def each_step_is_sighted_once(reading: Reading) -> Iterator[str]:
+    """In order, by the first decode step that could see it; which its text says too."""
+    sighted: dict[int, int] = defaultdict(int)
+    for moment in reading.told:
+        given = moment.entry.given
+        before = dict(sighted) if type(given) is Decoded else sighted
+        for event in moment.entry.events:
+            if isinstance(event, FirstSight):
+                if event.index != sighted[event.video] or type(given) is not Decoded:
+                    yield f'{event} after {sighted[event.video]} steps'
+                sighted[event.video] = event.index + 1
+            elif isinstance(event, TextDelta) and event.first_sight != (
+                    type(given) is Decoded and event.steps_seen > before.get(event.video, 0)
+                    and event.finish_reason in ('', 'stop', 'length')):
+                yield f'{event} has the wrong first_sight'
+        if type(given) is Decoded and not moment.closed:
+            for turn, live in zip(given.job.turns, moment.live):
+                if live and sighted[turn.video.number] < turn.sees:
+                    yield f'{turn.sees} steps of video {turn.video.number} are seen unsaid'
+
+
+SPEECH = (
+    texts_are_numbered_without_gaps, narration_ends_once_a_video,
+    narration_ends_by_itself_at_the_end_alone, what_is_forgotten_is_not_spoken_of,
+    answers_keep_to_their_video, only_what_counts_is_decoded, no_token_sees_more_than_is_there,
+    narration_sees_what_its_schedule_says, narration_keeps_to_its_budget,
+    what_may_be_said_is_said, what_counts_is_told, sentences_hold_all_that_was_said,
+    answers_have_a_length, each_step_is_sighted_once)
