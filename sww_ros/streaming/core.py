@@ -184,13 +184,13 @@ class Core:
     @property
     def _perception_due(self) -> bool:
         video = self.video
-        if self.closed:
+        if self.closed or (self.serial and self._decoding):
             return False
         if not video.opened:
             return True
         if not self._frames.complete or (video.ended and self._is_owed(video)):
             return False
-        return not (self.serial and (self._decoding or self._turns()))
+        return not (self.serial and self._turns())
 
     def _is_owed(self, video: Video) -> bool:
         """Whether something is left to say of a video that has ended."""
