@@ -103,6 +103,11 @@ class Reading:
                 self.rests.append(moment)
             moment.open_after, moment.frames_after = self._open, self._frames
 
+    def summary(self) -> tuple:
+        """What is open, unaccounted for and over at the end of the log."""
+        waiting = tuple((name, asking.video is None) for name, asking in self._open.items())
+        return waiting, self._frames, self._spoken, self._ended, self._paused, self._closed
+
     def _see(self, moment: Moment, jobs: Sequence[Job]) -> None:
         job = jobs[-1]
         if type(job) is Decode:
