@@ -19,11 +19,11 @@ from sww_ros.evaluation.simulation.script import (
     Settings,
     Wait,
 )
+from sww_ros.evaluation.simulation.world import EXECUTORS
 from sww_ros.streaming.config import QUESTION_POLICIES
-from sww_ros.streaming.executors import RULES
 from sww_ros.streaming.schedule import SCHEDULES
 
-MOST_MOVES = 40
+MOST_MOVES = 100
 
 # How often each move comes, and how often a job fails and of which sides, by mood.
 _CALM = dict(feed=8, last=1, ask=2, cancel=1, prompt=1, reset=1, pause=1, wait=1, close=0.1,
@@ -56,14 +56,14 @@ def random_script(seed: int) -> Script:
     eager = chance.random() < 0.7
     if not eager:
         moves = tuple(move for made in moves for move in (
-            (made, Look(chance.randrange(2))) if chance.random() < 0.7 else (made,)))
+            (made, Look(chance.randrange(3))) if chance.random() < 0.7 else (made,)))
     return Script(random_settings(chance), moves, eager, chance.choice(_TAILS))
 
 
 def random_settings(chance: random.Random) -> Settings:
     """Return settings as they come up, small, so that every limit is met."""
     return Settings(
-        overlap=chance.choice(tuple(RULES)), serial=chance.random() < 0.2,
+        overlap=chance.choice(tuple(EXECUTORS)), serial=chance.random() < 0.2,
         schedule=chance.choice(SCHEDULES), schedule_seed=chance.randrange(3),
         wait_k=chance.randint(1, 3), max_steps=chance.choice((1, 2, 3, 4, 50)),
         frames_per_step=chance.choice((1, 1, 2, 3)), max_pending_frames=chance.choice((1, 2, 4, 8)),
@@ -77,7 +77,7 @@ def random_settings(chance: random.Random) -> Settings:
 def _move(name: str, chance: random.Random, failing: float, sides: tuple[str, ...]) -> Move:
     if name == 'finish':
         fails = chance.choice(sides) if failing and chance.random() < failing else ''
-        return Finish(chance.randrange(2), fails, ''.join(chance.choices(_WORDS, k=2)))
+        return Finish(chance.randrange(3), fails, ''.join(chance.choices(_WORDS, k=2)))
     if name in ('feed', 'last'):
         return Feed(name == 'last')
     if name == 'ask':

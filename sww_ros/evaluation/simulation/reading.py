@@ -6,6 +6,7 @@ It goes by inputs and by what was told alone, and knows nothing of how the core 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,7 +35,6 @@ from sww_ros.streaming.jobs import (
     Perceived,
     Prompted,
     Turn,
-    Video,
 )
 
 
@@ -58,7 +58,6 @@ class Moment:
     """
 
     entry: Entry
-    number: int
     video: int
     steps: int
     spoken: bool
@@ -75,23 +74,29 @@ class Moment:
 
 
 class Reading:
-    """The moments of a log: `told` and `taken` and `rests` apart, and `events` one by one."""
+    """
+    The moments of a log: all, `told` and `taken` and `rests` apart, and `events` one by one.
+
+    `clips` gives the clip of each frame, by its stamp; `steps_of` the steps of each video, as
+    (frames up to it, its stamp).
+    """
 
     def __init__(self, script: Script, log: Sequence[Entry]) -> None:
         self.script, self.settings = script, script.settings
+        self.moments: list[Moment] = []
         self.told: list[Moment] = []
         self.taken: list[Moment] = []
         self.rests: list[Moment] = []
         self.events: list[tuple[Moment, Event]] = []
         self.clips: dict[int, int] = {}
+        self.steps_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self._video = self._steps = self._frames = self._clip = 0
         self._spoken = self._ended = self._paused = self._closed = False
         self._prompt = 'p0'
         self._open: dict[str, Asking] = {}
-        self._cached: dict[Video, int] = {}
         self._ridden: set[Job | None] = set()
-        for number, entry in enumerate(log):
-            moment = Moment(entry, number, self._video, self._steps, self._spoken, self._ended,
+        for entry in log:
+            moment = Moment(entry, self._video, self._steps, self._spoken, self._ended,
                             self._paused, self._closed, self._prompt, self._open, self._frames)
             if type(entry) is Told:
                 self._read(moment, entry)
@@ -101,6 +106,7 @@ class Reading:
                 self.taken.append(moment)
             else:
                 self.rests.append(moment)
+            self.moments.append(moment)
             moment.open_after, moment.frames_after = self._open, self._frames
 
     def summary(self) -> tuple:
@@ -114,7 +120,7 @@ class Reading:
             self._ridden.add(job.riding)
             moment.live = tuple(map(self._is_live, job.turns))
             moment.cached = tuple(
-                self._cached.get(turn.video, 0)
+                len(self.steps_of[turn.video.number])
                 + (job.riding is not None and job.riding.video is turn.video)
                 for turn in job.turns)
 
@@ -136,7 +142,8 @@ class Reading:
                                 if hasattr(job, 'turns') for turn in job.turns)
         elif kind is Perceived and (given.job.video.number == self._video
                                     or given.job in self._ridden):
-            self._cached[given.job.video] = self._cached.get(given.job.video, 0) + 1
+            steps, frames = self.steps_of[given.job.video.number], given.job.frames
+            steps.append(((steps[-1][0] if steps else 0) + len(frames), frames[-1].stamp_ns))
         if not self._closed:
             self._take_in(entry, given, kind)
         for event in entry.events:

@@ -25,7 +25,7 @@ class _Brief:
 
 @dataclass(frozen=True, repr=False)
 class Settings(_Brief):
-    """What a core is made with, and which executor drives it."""
+    """What a core is made with, and which of `world.EXECUTORS` drives it."""
 
     overlap: str = 'threads'
     serial: bool = False

@@ -24,7 +24,7 @@ from sww_ros.evaluation.simulation.script import (
     Wait,
 )
 from sww_ros.streaming.events import Event
-from sww_ros.streaming.executors import RULES
+from sww_ros.streaming.executors import RULES, fused, one_at_a_time
 from sww_ros.streaming.jobs import (
     Asked,
     Cancelled,
@@ -50,6 +50,9 @@ from sww_ros.streaming.jobs import (
 
 MOST_JOBS = 400
 """More passes than this after the last move, and the core counts as never coming to rest."""
+EXECUTORS = {name: tuple(rules.values()) for name, rules in RULES.items()} | {
+    'crowd': (one_at_a_time, fused, one_at_a_time)}
+"""Those of the engine, and one whose workers take whatever there is: the core keeps them apart."""
 _MOVE_NS = 1_000_000
 _SECOND_NS = 1_000_000_000
 
@@ -66,10 +69,11 @@ class Told:
 
 @dataclass(slots=True)
 class Taken:
-    """Jobs that a worker took for one pass."""
+    """Jobs that a worker took for one pass; `at_rest` if the core said so before or after."""
 
     now: int
     jobs: Sequence[Job]
+    at_rest: bool
 
 
 @dataclass(slots=True)
@@ -79,6 +83,7 @@ class Rest:
     now: int
     at_rest: bool
     passes: int
+    opened: bool
 
 
 Entry = Told | Taken | Rest
@@ -117,7 +122,7 @@ class World:
         self.script, self.core = script, script.settings.make_core()
         self.log: list[Entry] = []
         self.now = _SECOND_NS
-        self._rules = list(RULES[script.settings.overlap].values())
+        self._rules = EXECUTORS[script.settings.overlap]
         self._held: list[Sequence[Job]] = [()] * len(self._rules)
         self._since = [0] * len(self._rules)
         self._frames = self._prompts = 0
@@ -169,7 +174,7 @@ class World:
             at = passes % len(tail)
             self._hand_in(busy[passes % len(busy)], '', tail[at:] + tail[:at])
             passes += 1
-        self.log.append(Rest(self.now, self.core.at_rest, passes))
+        self.log.append(Rest(self.now, self.core.at_rest, passes, self.core.video.opened))
 
     def _look(self) -> None:
         for worker in range(len(self._rules)):
@@ -185,9 +190,10 @@ class World:
             self._tell(Ticked())
             if core.deadline_ns == before:
                 return  # Time stands still: what must hold of timeouts says so.
+        rested = core.at_rest
         if jobs := self._rules[worker](core, self.now):
             self._held[worker], self._since[worker] = jobs, self.now
-            self.log.append(Taken(self.now, jobs))
+            self.log.append(Taken(self.now, jobs, rested or core.at_rest))
             for job in jobs:
                 if isinstance(job, Open):
                     job.video.work = _Lane(1)
