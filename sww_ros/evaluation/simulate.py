@@ -33,12 +33,16 @@ _BATCH = 250
 _MOST_SHRUNK = 3
 
 
-def simulate(schedules: int, first_seed: int = 0, processes: int = 2) -> dict:
-    """Play everything; return what was found as plain data, `summary` first."""
+def simulate(schedules: int, first_seed: int = 0, processes: int = 2, inputs: int = 4) -> dict:
+    """
+    Play everything; return what was found as plain data, `summary` first.
+
+    :param inputs: up to how many inputs of all kinds are tried in every order
+    """
     started = time.monotonic()
     with _Pool(processes) as pool:
         by_chance = _random(pool, schedules, first_seed)
-        by_exhaustion = _exhaustive(pool)
+        by_exhaustion = _exhaustive(pool, inputs)
         faults = _faults(pool)
     violated = by_chance['violations'] + by_exhaustion['violations']
     summary = dict(
@@ -92,8 +96,8 @@ def _smallest(script: Script) -> dict:
     return dict(script=repr(small), breaks=violations(small))
 
 
-def _exhaustive(pool: _Pool) -> dict:
-    started, every = time.monotonic(), scopes()
+def _exhaustive(pool: _Pool, inputs: int) -> dict:
+    started, every = time.monotonic(), scopes(inputs)
     found = [*pool.run(Scope.explore, ((scope,) for scope in every), 'scope')]
     failing = [one for scope in found for one in scope.failing]
     return dict(
@@ -141,10 +145,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
     parser.add_argument('--schedules', type=int, default=20_000)
     parser.add_argument('--first-seed', type=int, default=0)
+    parser.add_argument('--inputs', type=int, default=4, help='of all kinds, in every order')
     parser.add_argument('--processes', type=int, default=os.cpu_count() or 1)
     parser.add_argument('--json', type=Path)
     arguments = parser.parse_args()
-    result = simulate(arguments.schedules, arguments.first_seed, arguments.processes)
+    result = simulate(arguments.schedules, arguments.first_seed, arguments.processes,
+                      arguments.inputs)
     print(report(result))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + '\n')

@@ -29,6 +29,7 @@ from sww_ros.evaluation.simulation.script import (
     Settings,
 )
 from sww_ros.evaluation.simulation.world import World
+from sww_ros.streaming.core import Core
 from sww_ros.streaming.jobs import Decode, Job
 
 MOST_INPUTS = 6
@@ -79,7 +80,7 @@ class Scope:
             if least.get(state, self.most + 1) <= used:
                 continue
             least[state] = used
-            held, closed = tuple(world.held), world.core.closed
+            held, inputs = tuple(world.held), [*self._inputs(world.core)]
             world.come_to_rest()
             world.end()
             if words := broken(Reading(world.script, world.log)):
@@ -87,9 +88,16 @@ class Scope:
                 continue
             # Those with as few inputs first, so that a state is met with the least it takes.
             waiting.extendleft(((*moves, end), used) for end in self._ends(held))
-            if used < self.most and not closed:
-                waiting.extend(((*moves, given), used + 1) for given in self.inputs)
+            if used < self.most:
+                waiting.extend(((*moves, given), used + 1) for given in inputs)
         return Found(tried, len(least), found)
+
+    def _inputs(self, core: Core) -> Iterator[Move]:
+        """All but those that change nothing."""
+        for given in () if core.closed else self.inputs:
+            if not (given == Pause(core.paused)
+                    or isinstance(given, Cancel) and given.name not in core.open_questions):
+                yield given
 
     def _ends(self, held: tuple[tuple[Job, ...], ...]) -> Iterator[Finish]:
         for worker, jobs in enumerate(held):
@@ -100,14 +108,19 @@ class Scope:
                     yield Finish(worker, fails='decoding' if decodes else 'perception')
 
 
-def scopes() -> list[Scope]:
-    """Each theme with each executor; and all inputs, fewer of them, with jobs that fail or not."""
+def scopes(most_of_all: int = 4) -> list[Scope]:
+    """
+    Each theme with each executor; and all inputs together.
+
+    :param most_of_all: up to how many of those; one less where jobs may fail too
+    """
     every = tuple(dict.fromkeys(move for theme in _THEMES.values() for move in theme))
     found = []
     for executor in _EXECUTORS:
         settings = Settings(**_SMALL, **executor)
         found += [Scope(settings, theme) for theme in _THEMES.values()]
-        found += [Scope(settings, every, most=4), Scope(settings, every, most=3, fails=True)]
+        found += [Scope(settings, every, most_of_all),
+                  Scope(settings, every, most_of_all - 1, fails=True)]
     return found
 
 

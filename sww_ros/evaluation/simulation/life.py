@@ -16,7 +16,7 @@ def it_comes_to_rest(reading: Reading) -> Iterator[str]:
     per_step = reading.settings.frames_per_step
     for moment in reading.taken:
         if moment.entry.at_rest:
-            yield f'{moment.entry.jobs[0]} is taken at rest'
+            yield f'{moment.what} is taken at rest'
     for moment in reading.rests:
         rest = moment.entry
         if rest.passes >= MOST_JOBS:
@@ -53,7 +53,7 @@ def repeated_failure_is_fatal(reading: Reading) -> Iterator[str]:
             if [event.fatal for event in troubles] != [fatal]:
                 yield f'failure {counts[side]} in a row of {side} is told as {troubles}'
         elif troubles:
-            yield f'{troubles} at {given}'
+            yield f'{troubles} at {moment.what}'
 
 
 def a_failure_begins_anew_what_it_concerns(reading: Reading) -> Iterator[str]:
@@ -94,7 +94,7 @@ def after_the_end_there_is_nothing(reading: Reading) -> Iterator[str]:
             yield f'{moment.entry.events[0]} after the end'
     for moment in reading.taken:
         if moment.closed:
-            yield f'{moment.entry.jobs[0]} after the end'
+            yield f'{moment.what} after the end'
 
 
 def prompts_and_resets_begin_anew(reading: Reading) -> Iterator[str]:
@@ -104,7 +104,7 @@ def prompts_and_resets_begin_anew(reading: Reading) -> Iterator[str]:
         if reason and not moment.closed and not any(
                 isinstance(event, Restarted) and event.reason == reason
                 for event in moment.entry.events):
-            yield f'{moment.entry.given} begins nothing anew'
+            yield f'{moment.what} begins nothing anew'
     for moment in reading.taken:
         for job in moment.entry.jobs:
             if isinstance(job, Open) and job.video.prompt != moment.prompt:

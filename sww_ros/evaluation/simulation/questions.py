@@ -65,7 +65,7 @@ def ids_are_refused_when_in_use(reading: Reading) -> Iterator[str]:
         in_use = type(given) is Asked and (
             given.question_id == NARRATION or given.question_id in moment.open)
         if moment.entry.refused != in_use:
-            yield f'{given} was {"" if moment.entry.refused else "not "}refused'
+            yield f'{moment.what} was {"" if moment.entry.refused else "not "}refused'
 
 
 def questions_end_by_their_cause(reading: Reading) -> Iterator[str]:
@@ -74,9 +74,9 @@ def questions_end_by_their_cause(reading: Reading) -> Iterator[str]:
         if isinstance(event, TextDelta) and event.final and event.stream_id != NARRATION:
             given = moment.entry.given
             if event.finish_reason not in _ENDS.get(type(given), ()):
-                yield f'{event.stream_id!r} ends with {event.finish_reason!r} at {given}'
+                yield f'{event.stream_id!r} ends with {event.finish_reason!r} at {moment.what}'
             if type(given) is Cancelled and given.question_id != event.stream_id:
-                yield f'{event.stream_id!r} is cancelled at {given}'
+                yield f'{event.stream_id!r} is cancelled at {moment.what}'
 
 
 def what_ends_all_leaves_nothing_open(reading: Reading) -> Iterator[str]:
@@ -90,7 +90,7 @@ def what_ends_all_leaves_nothing_open(reading: Reading) -> Iterator[str]:
                 for event in moment.entry.events)):
             continue
         if left:
-            yield f'{sorted(left)} are open after {given}'
+            yield f'{sorted(left)} are open after {moment.what}'
 
 
 def failed_answers_end(reading: Reading) -> Iterator[str]:

@@ -72,6 +72,13 @@ class Moment:
     cached: tuple[int, ...] = ()
     live: tuple[bool, ...] = ()
 
+    @property
+    def what(self) -> str:
+        """The entry in a word or two, the same in every run."""
+        if isinstance(self.entry, Told):
+            return type(self.entry.given).__name__
+        return ' + '.join(type(job).__name__ for job in getattr(self.entry, 'jobs', ())) or 'rest'
+
 
 class Reading:
     """

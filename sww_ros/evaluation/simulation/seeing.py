@@ -19,9 +19,9 @@ def only_what_counts_is_decoded(reading: Reading) -> Iterator[str]:
                 continue
             videos = [turn.video for turn in job.turns] if isinstance(job, Decode) else [job.video]
             if any(video not in opened for video in videos):
-                yield f'{job} is about a video that was never opened'
+                yield f'{moment.what} is about a video that was never opened'
         if moment.live and not all(moment.live):
-            yield f'{moment.entry.jobs[-1]} is for someone who is not speaking'
+            yield f'{moment.what} is for someone who is not speaking'
         if moment.paused and any(turn.question is None for turn in _turns(moment)):
             yield 'the narration goes on during a pause'
 

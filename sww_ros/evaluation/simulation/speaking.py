@@ -61,7 +61,7 @@ def narration_ends_by_itself_at_the_end_alone(reading: Reading) -> Iterator[str]
         if (isinstance(event, TextDelta) and event.stream_id == NARRATION and event.final
                 and event.finish_reason in ('stop', 'length')):
             if type(moment.entry.given) is not Decoded:
-                yield f'the narration ends with {event.finish_reason!r} at {moment.entry.given}'
+                yield f'the narration ends with {event.finish_reason!r} at {moment.what}'
             if not moment.ended and not (
                     reading.settings.single_turn and event.finish_reason == 'stop'):
                 yield f'the narration of video {event.video} ends before the video'
@@ -108,7 +108,7 @@ def what_counts_is_told(reading: Reading) -> Iterator[str]:
         texts = [event for event in events if isinstance(event, TextDelta) and event.delta]
         if type(given) is not Decoded or moment.closed:
             if texts:
-                yield f'{texts[0]} at {given}'
+                yield f'{texts[0]} at {moment.what}'
             continue
         due = []
         for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):

@@ -29,7 +29,7 @@ def every_frame_is_accounted_for(reading: Reading) -> Iterator[str]:
     """Perceived or dropped by a reason, once; at the end none is left."""
     for moment in reading.told:
         if moment.frames_after < 0:
-            yield f'{-moment.frames_after} frames too many are told of at {moment.entry.given}'
+            yield f'{-moment.frames_after} frames too many are told of at {moment.what}'
             return
         if moment.frames_after and (type(moment.entry.given) is Closed or moment.closed):
             yield f'{moment.frames_after} frames are not told of at the end'
@@ -41,7 +41,7 @@ def frames_are_dropped_by_their_cause(reading: Reading) -> Iterator[str]:
         if isinstance(event, FramesDropped):
             given = moment.entry.given
             if event.reason not in _DROPS.get(type(given), ()) or event.count < 1:
-                yield f'{event} at {given}'
+                yield f'{event} at {moment.what}'
             if type(given) is Paused and not given.paused:
                 yield f'{event} when a pause ends'
             if type(given) is Fed and (event.reason == 'paused') != moment.paused:
@@ -66,7 +66,7 @@ def steps_are_numbered_in_order(reading: Reading) -> Iterator[str]:
                 yield f'step {event.index} of video {event.video} is told of as ' \
                       f'{moment.steps} of {moment.video}'
             if type(given) is not Perceived or given.job.video.number != event.video:
-                yield f'step {event.index} of video {event.video} is told of at {given}'
+                yield f'step {event.index} of video {event.video} is told of at {moment.what}'
             if event.index >= reading.settings.max_steps:
                 yield f'step {event.index} is more than a video holds'
 
