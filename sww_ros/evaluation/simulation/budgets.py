@@ -89,7 +89,7 @@ def what_may_be_said_is_said(reading: Reading) -> Iterator[str]:
     for moment, account, _ in _accounts(reading):
         accounts[moment.video] = account
     schedule = make_schedule(settings.schedule, settings.wait_k, settings.schedule_seed)
-    for moment in reading.rests[:1]:
+    for moment in [moment for moment in reading.rests if not moment.entry.busy][:1]:
         account = accounts.get(moment.video)
         if moment.closed or moment.paused or moment.spoken or account is None:
             continue

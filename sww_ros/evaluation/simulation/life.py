@@ -19,7 +19,9 @@ def it_comes_to_rest(reading: Reading) -> Iterator[str]:
             yield f'{moment.what} is taken at rest'
     for moment in reading.rests:
         rest = moment.entry
-        if rest.passes >= MOST_JOBS:
+        if rest.busy:
+            yield 'it says that it is at rest while a job is out'
+        elif rest.passes >= MOST_JOBS:
             yield 'it never comes to rest'
         elif rest.at_rest == bool(moment.open):
             yield f'nothing is left to do, {len(moment.open)} questions wait: {rest}'

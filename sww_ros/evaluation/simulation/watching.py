@@ -123,6 +123,28 @@ def what_is_forgotten_is_not_perceived(reading: Reading) -> Iterator[str]:
                 forgotten = newest
 
 
+def frames_that_wait_are_bounded(reading: Reading) -> Iterator[str]:
+    """Frames give way to a newer one if no more may wait, and only then."""
+    settings = reading.settings
+    limit = max(settings.max_pending_frames, settings.frames_per_step)
+    taken, video = 0, 0
+    for moment in reading.moments:
+        entry = moment.entry
+        if moment.video != video:
+            taken, video = 0, moment.video
+        if type(entry) is Taken:
+            taken = next((len(job.frames) for job in entry.jobs if isinstance(job, Perceive)),
+                         taken)
+        elif type(entry) is Told and not moment.closed:
+            if type(entry.given) is Fed and not moment.paused:
+                overrun = any(isinstance(event, FramesDropped) for event in entry.events)
+                if overrun != (moment.frames - taken >= limit):
+                    yield f'{moment.frames - taken} frames wait, and a newer one ' \
+                          f'{"takes a place" if overrun else "comes"}'
+            elif type(entry.given) is Perceived and entry.given.job.video.number == video:
+                taken = 0
+
+
 def overlap_is_the_time_of_both(reading: Reading) -> Iterator[str]:
     """How long decode steps ran too, those that ride in the same pass left out."""
     spans: list[tuple[int, int]] = []
@@ -159,4 +181,5 @@ def a_video_begins_with_a_step(reading: Reading) -> Iterator[str]:
 WATCHING = (
     every_frame_is_accounted_for, frames_are_dropped_by_their_cause, a_pause_lets_nothing_in,
     steps_are_numbered_in_order, what_is_perceived_is_told, a_video_is_of_one_clip,
-    what_is_forgotten_is_not_perceived, overlap_is_the_time_of_both, a_video_begins_with_a_step)
+    what_is_forgotten_is_not_perceived, frames_that_wait_are_bounded,
+    overlap_is_the_time_of_both, a_video_begins_with_a_step)

@@ -78,12 +78,17 @@ class Taken:
 
 @dataclass(slots=True)
 class Rest:
-    """No worker has anything to do; `passes` were run since the last move."""
+    """
+    No worker has anything to do, after `passes` since the last move.
+
+    Or the core says so while a worker is `busy`, which it must not.
+    """
 
     now: int
     at_rest: bool
     passes: int
     opened: bool
+    busy: bool = False
 
 
 Entry = Told | Taken | Rest
@@ -142,6 +147,8 @@ class World:
             _MOVES[type(move)](self, move)
             if self.script.eager:
                 self._look()
+            if self.core.at_rest and any(self._held) and not self.core.closed:
+                self.log.append(Rest(self.now, True, 0, True, busy=True))
 
     def come_to_rest(self) -> None:
         """Let all jobs come back until there are none, then let time pass where that matters."""
