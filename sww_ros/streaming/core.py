@@ -116,8 +116,8 @@ class Core:
             self._decoding = None if self._decoding in given.jobs else self._decoding
         if not self.closed:
             _HANDLERS[type(given)](self, given)
+            self._admit()  # Before the video is left of which a step was waited for.
             self._begin_next_video()
-            self._admit()
         events, self._events = self._events, []
         return events
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sww_ros.evaluation.simulation.reading import Moment, Reading
-from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
+from sww_ros.evaluation.simulation.world import Told
+from sww_ros.streaming.events import (
+    NARRATION,
+    QuestionState,
+    Restarted,
+    StepPerceived,
+    TextDelta,
+    Trouble,
+)
 from sww_ros.streaming.jobs import (
     Asked,
     Cancelled,
@@ -162,24 +170,45 @@ def questions_are_answered_in_order(reading: Reading) -> Iterator[str]:
                 waits |= asking.video is None
 
 
+def a_step_lets_questions_in(reading: Reading) -> Iterator[str]:
+    """Those that wait for it and find a place, even where it is the last of its video."""
+    for moment in reading.told:
+        events = moment.entry.events
+        if moment.open and any(isinstance(event, StepPerceived) for event in events):
+            waiting = sum(asking.video is None for asking in moment.open.values())
+            free = reading.settings.max_answers - (len(moment.open) - waiting)
+            answered = sum(isinstance(event, QuestionState) and event.state == 'answering'
+                           for event in events)
+            if answered != min(waiting, free):
+                yield f'{answered} of {waiting} that wait are answered, with {free} places'
+
+
 def waiting_for_a_video_has_an_end(reading: Reading) -> Iterator[str]:
-    """After the timeout a question that waits for something to see ends, and not before."""
+    """After the timeout without anything to see, and not before; waiting for a place has none."""
     timeout_ns = round(reading.settings.question_timeout_s * 1e9)
-    for moment, event in reading.events:
-        if isinstance(event, TextDelta) and event.finish_reason == 'no_video':
-            asking = moment.open.get(event.stream_id)
-            if not timeout_ns or not asking or moment.steps or (
-                    moment.entry.now - asking.asked_ns < timeout_ns):
-                yield f'{event.stream_id!r} timed out at {moment.entry.now}: {asking}'
-    for moment in reading.taken + reading.rests if timeout_ns else ():
-        late = [asking.question_id for asking in moment.open.values() if asking.video is None
-                and moment.entry.now - asking.asked_ns >= timeout_ns]
-        if late and not moment.steps:
-            yield f'{late} still wait at {moment.entry.now}'
+    blind_since, sees = 0, False
+    for moment in reading.moments:
+        entry = moment.entry
+        if not isinstance(entry, Told):
+            late = [asking.question_id for asking in moment.open.values() if asking.video is None
+                    and entry.now - max(asking.asked_ns, blind_since) >= timeout_ns]
+            if timeout_ns and late and not sees:
+                yield f'{late} still wait at {entry.now}'
+            continue
+        for event in entry.events:
+            if isinstance(event, StepPerceived):
+                sees = True
+            elif isinstance(event, Restarted):
+                blind_since, sees = entry.now if sees else blind_since, False
+            elif isinstance(event, TextDelta) and event.finish_reason == 'no_video':
+                asking = moment.open.get(event.stream_id)
+                waited = entry.now - max(asking.asked_ns, blind_since) if asking else 0
+                if not timeout_ns or sees or waited < timeout_ns:
+                    yield f'{event.stream_id!r} timed out after {waited} ns without a video'
 
 
 QUESTIONS = (
     what_is_asked_ends_once, ids_are_refused_when_in_use, questions_end_by_their_cause,
     what_ends_all_leaves_nothing_open, failed_answers_end, questions_are_let_in_by_the_policy,
     waiting_is_told, no_more_is_answered_than_may_be, questions_are_answered_in_order,
-    waiting_for_a_video_has_an_end)
+    a_step_lets_questions_in, waiting_for_a_video_has_an_end)
