@@ -96,7 +96,7 @@ class Core:
         self._failures: Counter[str] = Counter()
         self._seq: dict[str, int] = {}
         self._events: list[Event] = []
-        self._now = 0
+        self._now = self._blind_ns = 0
 
     # What is asked of it.
 
@@ -172,7 +172,7 @@ class Core:
         timeout_ns = round(self._config.question_timeout_s * 1e9)
         if self.closed or not timeout_ns or not self._queue or self.video.steps:
             return None
-        return self._queue[0].asked_ns + timeout_ns
+        return max(self._queue[0].asked_ns, self._blind_ns) + timeout_ns
 
     @property
     def open_questions(self) -> list[str]:
@@ -415,6 +415,8 @@ class Core:
     def _switch(self, reason: str) -> None:
         """Begin another video; a narration that is not over is cut."""
         old = self.video
+        if old.steps:
+            self._blind_ns = self._now
         if self._perceiving is not None and self._perceiving.video is old:
             self._drop('reset', _count(self._perceiving))
         if self._config.narrate and not old.spoken:
