@@ -97,7 +97,7 @@ class Core:
         self._failures: Counter[str] = Counter()
         self._seq: dict[str, int] = {}
         self._events: list[Event] = []
-        self._now = 0
+        self._now = self._blind_ns = 0
 
     # What is asked of it.
 
@@ -117,8 +117,8 @@ class Core:
             self._decoding = None if self._decoding in given.jobs else self._decoding
         if not self.closed:
             _HANDLERS[type(given)](self, given)
+            self._admit()  # Before the video is left of which a step was waited for.
             self._begin_next_video()
-            self._admit()
         events, self._events = self._events, []
         return events
 
@@ -162,7 +162,7 @@ class Core:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing goes on, and nothing would without another input."""
+        """Whether nothing goes on, nothing would without another input, and no question waits."""
         return self.closed or not (
             self._perceiving or self._decoding or self._queue or self._perception_due
             or self._turns())
@@ -175,7 +175,7 @@ class Core:
             isinstance(self._perceiving, Perceive) and self._perceiving.video is self.video)
         if self.closed or not timeout_ns or not self._queue or sees_soon:
             return None
-        return self._queue[0].since_ns + timeout_ns
+        return max(self._queue[0].asked_ns, self._blind_ns) + timeout_ns
 
     @property
     def open_questions(self) -> list[str]:
@@ -187,13 +187,13 @@ class Core:
     @property
     def _perception_due(self) -> bool:
         video = self.video
-        if self.closed:
+        if self.closed or (self.serial and self._decoding):
             return False
         if not video.opened:
             return True
         if not self._frames.complete or (video.ended and self._is_owed(video)):
             return False
-        return not (self.serial and (self._decoding or self._turns()))
+        return not (self.serial and self._turns())
 
     def _is_owed(self, video: Video) -> bool:
         """Whether something is left to say of a video that has ended."""
@@ -430,13 +430,13 @@ class Core:
     def _switch(self, reason: str) -> None:
         """Begin another video; a narration that is not over is cut."""
         old = self.video
+        if old.steps:
+            self._blind_ns = self._now
         if self._perceiving is not None and self._perceiving.video is old:
             self._drop('reset', _count(self._perceiving))
         if self._config.narrate and not old.spoken:
             self._tell_text(NARRATION, self._moment_of(old), reason=reason)
         self.video = self._make_video(old.number + 1)
-        for question in self._queue:
-            question.since_ns = self._now
         self._tell(Restarted(reason, self.video.number))
 
     def _close(self, reason: str) -> None:

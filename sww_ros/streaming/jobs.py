@@ -62,14 +62,13 @@ class Question:
     """
     A question: `head` is what is fed before its answer (token ids, to the core just a value).
 
-    It waits for something to see since `since_ns`. Once it is answered, `video` is the one it is
-    about, and `sees` how many steps it saw when it began, which is all that it ever sees where
-    positions are interleaved.
+    Once it is answered, `video` is the one it is about, and `sees` how many steps it saw when it
+    began, which is all that it ever sees where positions are interleaved.
     """
 
     question_id: str
     head: Sequence[int]
-    since_ns: int
+    asked_ns: int
     video: Video | None = None
     sees: int = 0
     spoken: int = 0

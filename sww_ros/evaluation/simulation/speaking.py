@@ -1,0 +1,168 @@
+"""What must hold of what is told as text: numbering, ends, words, and which video it is about."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from sww_ros.evaluation.simulation.reading import Moment, Reading
+from sww_ros.streaming.events import NARRATION, FirstSight, Restarted, TextDelta
+from sww_ros.streaming.jobs import Decoded, Perceived
+
+
+def texts_are_numbered_without_gaps(reading: Reading) -> Iterator[str]:
+    """From 0; the narration over all its ends, an answer from its question on."""
+    seq: dict[str, int] = defaultdict(int)
+    for _, event in reading.events:
+        if isinstance(event, TextDelta):
+            if event.seq != seq[event.stream_id]:
+                yield f'{event.stream_id!r} goes from {seq[event.stream_id] - 1} to {event.seq}'
+            seq[event.stream_id] = event.seq + 1
+            if event.final and event.stream_id != NARRATION:
+                del seq[event.stream_id]
+
+
+def narration_ends_once_a_video(reading: Reading) -> Iterator[str]:
+    """And where it is cut, by what its end says: the reason of the restart that follows."""
+    ended = cut = ''
+    for moment, event in reading.events:
+        if cut and not (isinstance(event, Restarted) and event.reason == cut):
+            yield f'the narration is cut by {cut!r}, and {event} follows'
+        cut = ''
+        if isinstance(event, TextDelta) and event.stream_id == NARRATION:
+            if ended:
+                yield f'the narration ended with {ended!r}, and goes on'
+            if event.final:
+                ended = event.finish_reason
+                cut = '' if ended in ('stop', 'length') else ended
+                if not ended:
+                    yield 'the narration ends without a reason'
+        elif isinstance(event, Restarted):
+            if bool(ended) != reading.settings.narrate:
+                yield f'video {event.video - 1} is left, its narration ended with {ended!r}'
+            if event.reason == 'ended' == ended and (moment.ended or _ends(moment)):
+                yield f'the narration of video {event.video - 1} is cut, which had all its frames'
+            if event.reason == 'capacity' == ended and reading.settings.schedule == 'offline':
+                yield f'nothing is said of video {event.video - 1}, which is full'
+            ended = ''
+    if cut:
+        yield f'the narration is cut by {cut!r}, and nothing follows'
+
+
+def _ends(moment: Moment) -> bool:
+    """Whether a moment is the end of its video."""
+    given = moment.entry.given
+    return type(given) is Perceived and given.job.last and given.job.video.number == moment.video
+
+
+def narration_ends_by_itself_at_the_end_alone(reading: Reading) -> Iterator[str]:
+    """With stop or length where its video has ended, or with its one turn."""
+    for moment, event in reading.events:
+        if (isinstance(event, TextDelta) and event.stream_id == NARRATION and event.final
+                and event.finish_reason in ('stop', 'length')):
+            if type(moment.entry.given) is not Decoded:
+                yield f'the narration ends with {event.finish_reason!r} at {moment.what}'
+            if not moment.ended and not (
+                    reading.settings.single_turn and event.finish_reason == 'stop'):
+                yield f'the narration of video {event.video} ends before the video'
+
+
+def what_is_forgotten_is_not_spoken_of(reading: Reading) -> Iterator[str]:
+    """Once another video began, answers that go on and what they see are told of the last one."""
+    for moment, event in reading.events:
+        video = getattr(event, 'video', None)
+        if video is None or video == moment.video:
+            continue
+        if isinstance(event, Restarted):
+            if video != moment.video + 1:
+                # Two in one go are one after the other.
+                numbers = [other.video for other in moment.entry.events
+                           if isinstance(other, Restarted)]
+                if numbers != [*range(moment.video + 1, moment.video + 1 + len(numbers))]:
+                    yield f'videos {numbers} follow {moment.video}'
+        elif isinstance(event, TextDelta):
+            asking = moment.open.get(event.stream_id)
+            restarted = any(isinstance(other, Restarted) and other.video == video
+                            for other in moment.entry.events)
+            if (asking is None or asking.video != video) and not restarted:
+                yield f'{event.stream_id!r} speaks of video {video} in video {moment.video}'
+        elif isinstance(event, FirstSight):
+            if not any(asking.video == video for asking in moment.open.values()):
+                yield f'video {video} is seen in video {moment.video}'
+        else:
+            yield f'{event} in video {moment.video}'
+
+
+def answers_keep_to_their_video(reading: Reading) -> Iterator[str]:
+    for moment, event in reading.events:
+        if isinstance(event, TextDelta) and event.stream_id != NARRATION:
+            asking = moment.open.get(event.stream_id)
+            if asking and asking.video is not None and event.video != asking.video:
+                yield f'{event.stream_id!r} goes on about video {event.video}, not {asking.video}'
+
+
+def what_counts_is_told(reading: Reading) -> Iterator[str]:
+    """Word for word, of the step that it saw; and nothing of what came back too late."""
+    for moment in reading.told:
+        given, events = moment.entry.given, moment.entry.events
+        texts = [event for event in events if isinstance(event, TextDelta) and event.delta]
+        if type(given) is not Decoded or moment.closed:
+            if texts:
+                yield f'{texts[0]} at {moment.what}'
+            continue
+        due = []
+        for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):
+            if live and spoken is not None and spoken.delta:
+                name = turn.question.question_id if turn.question else NARRATION
+                due.append((name, spoken.delta, turn.sees, turn.video.number))
+        told = [(event.stream_id, event.delta, event.steps_seen, event.video) for event in texts]
+        if told != due:
+            yield f'{told} is told of {due}'
+
+
+def nothing_empty_is_told(reading: Reading) -> Iterator[str]:
+    """Neither silence nor half a character reaches a listener, but an end does."""
+    for _, event in reading.events:
+        if isinstance(event, TextDelta) and not (event.delta or event.sentence or event.final):
+            yield f'{event} says nothing'
+
+
+def sentences_hold_all_that_was_said(reading: Reading) -> Iterator[str]:
+    """Wherever a text ends by itself, its sentences are its words."""
+    said: dict[str, str] = defaultdict(str)
+    sentences: dict[str, str] = defaultdict(str)
+    for _, event in reading.events:
+        if isinstance(event, TextDelta):
+            name = event.stream_id
+            said[name] += event.delta
+            sentences[name] += event.sentence
+            if event.final:
+                if event.finish_reason in ('stop', 'length') and said[name] != sentences[name]:
+                    yield f'{name!r} said {said[name]!r} in sentences {sentences[name]!r}'
+                del said[name], sentences[name]
+
+
+def answers_have_a_length(reading: Reading) -> Iterator[str]:
+    most = reading.settings.max_answer_tokens
+    counts: dict[str, int] = defaultdict(int)
+    for moment in reading.told:
+        given = moment.entry.given
+        if type(given) is not Decoded or moment.closed:
+            continue
+        ends = {event.stream_id: event.finish_reason for event in moment.entry.events
+                if isinstance(event, TextDelta) and event.final}
+        for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):
+            if not (live and spoken is not None and turn.question):
+                continue
+            name, key = turn.question.question_id, turn.question
+            counts[key] += 1
+            due = 'stop' if spoken.kind == 'stop' else 'length' if counts[key] >= most else None
+            if ends.get(name) != due:
+                yield f'{name!r} ends with {ends.get(name)!r} after {counts[key]} tokens'
+
+
+SPEAKING = (
+    texts_are_numbered_without_gaps, narration_ends_once_a_video,
+    narration_ends_by_itself_at_the_end_alone, what_is_forgotten_is_not_spoken_of,
+    answers_keep_to_their_video, what_counts_is_told, nothing_empty_is_told,
+    sentences_hold_all_that_was_said, answers_have_a_length)

@@ -1,0 +1,185 @@
+"""What must hold of frames, steps and videos: none lost, none told twice, none mixed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from sww_ros.evaluation.simulation.reading import Reading
+from sww_ros.evaluation.simulation.world import Taken, Told
+from sww_ros.streaming.events import FramesDropped, Restarted, StepPerceived
+from sww_ros.streaming.jobs import (
+    Closed,
+    Decode,
+    Decoded,
+    Failed,
+    Fed,
+    Paused,
+    Perceive,
+    Perceived,
+    Prompted,
+    Reset,
+)
+
+_DROPS = {Fed: {'overrun', 'paused'}, Paused: {'paused'}, Prompted: {'reset'}, Reset: {'reset'},
+          Failed: {'bad', 'reset', 'closed'}, Closed: {'closed'}}
+
+
+def every_frame_is_accounted_for(reading: Reading) -> Iterator[str]:
+    """Perceived or dropped by a reason, once; at the end none is left."""
+    for moment in reading.told:
+        if moment.frames_after < 0:
+            yield f'{-moment.frames_after} frames too many are told of at {moment.what}'
+            return
+        if moment.frames_after and (type(moment.entry.given) is Closed or moment.closed):
+            yield f'{moment.frames_after} frames are not told of at the end'
+            return
+
+
+def frames_are_dropped_by_their_cause(reading: Reading) -> Iterator[str]:
+    for moment, event in reading.events:
+        if isinstance(event, FramesDropped):
+            given = moment.entry.given
+            if event.reason not in _DROPS.get(type(given), ()) or event.count < 1:
+                yield f'{event} at {moment.what}'
+            if type(given) is Paused and not given.paused:
+                yield f'{event} when a pause ends'
+            if type(given) is Fed and (event.reason == 'paused') != moment.paused:
+                yield f'{event} while {"" if moment.paused else "not "}paused'
+
+
+def a_pause_lets_nothing_in(reading: Reading) -> Iterator[str]:
+    for moment in reading.taken:
+        if moment.paused and any(isinstance(job, Perceive) for job in moment.entry.jobs):
+            yield 'a step is taken during a pause'
+    for moment in reading.told:
+        if moment.paused and type(moment.entry.given) is Fed and not moment.closed and not any(
+                isinstance(event, FramesDropped) for event in moment.entry.events):
+            yield 'a frame fed during a pause is kept'
+
+
+def steps_are_numbered_in_order(reading: Reading) -> Iterator[str]:
+    for moment, event in reading.events:
+        if isinstance(event, StepPerceived):
+            given = moment.entry.given
+            if (event.index, event.video) != (moment.steps, moment.video):
+                yield f'step {event.index} of video {event.video} is told of as ' \
+                      f'{moment.steps} of {moment.video}'
+            if type(given) is not Perceived or given.job.video.number != event.video:
+                yield f'step {event.index} of video {event.video} is told of at {moment.what}'
+            if event.index >= reading.settings.max_steps:
+                yield f'step {event.index} is more than a video holds'
+
+
+def what_is_perceived_is_told(reading: Reading) -> Iterator[str]:
+    for moment in reading.told:
+        given = moment.entry.given
+        if type(given) is Perceived and not moment.closed:
+            told = any(isinstance(event, StepPerceived) for event in moment.entry.events)
+            if told != (given.job.video.number == moment.video):
+                yield f'a step of video {given.job.video.number} is told of in {moment.video}'
+
+
+def a_video_is_of_one_clip(reading: Reading) -> Iterator[str]:
+    """The end of a clip parts two videos, even where its frames are dropped, and nothing else."""
+    clips: dict[int, int] = {}
+    reasons: dict[int, str] = {}
+    steps: Counter[int] = Counter()
+    for moment in reading.told:
+        given = moment.entry.given
+        for event in moment.entry.events:
+            if isinstance(event, Restarted):
+                reasons[event.video] = event.reason
+            elif isinstance(event, StepPerceived) and type(given) is Perceived:
+                found = {reading.clips[frame.stamp_ns] for frame in given.job.frames}
+                steps[event.video] += 1
+                clip = clips.setdefault(event.video, min(found))
+                if found != {clip}:
+                    yield f'video {event.video} is of the clips {sorted({clip, *found})}'
+    for video, clip in clips.items():
+        before, reason = clips.get(video - 1), reasons.get(video)
+        full = steps[video - 1] >= reading.settings.max_steps
+        if before == clip and reason == 'ended' and not (
+                reading.settings.schedule == 'offline' and full):
+            yield f'clip {clip} was parted as if it had ended'
+        if reason == 'capacity' and not full:
+            yield f'video {video} began for lack of room, which there was'
+
+
+def what_is_forgotten_is_not_perceived(reading: Reading) -> Iterator[str]:
+    """No frame fed before a reset, a prompt or an error is taken after it."""
+    newest = forgotten = 0
+    for moment in reading.moments:
+        entry = moment.entry
+        if type(entry) is Taken:
+            for job in entry.jobs:
+                if isinstance(job, Perceive) and job.frames[0].stamp_ns <= forgotten:
+                    yield f'frame {job.frames[0].stamp_ns} is perceived, though forgotten'
+        elif type(entry) is Told:
+            if type(entry.given) is Fed:
+                newest = entry.given.frame.stamp_ns
+            if any(isinstance(event, Restarted) and event.reason in ('reset', 'prompt', 'error')
+                   for event in entry.events):
+                forgotten = newest
+
+
+def frames_that_wait_are_bounded(reading: Reading) -> Iterator[str]:
+    """Frames give way to a newer one if no more may wait, and only then."""
+    settings = reading.settings
+    limit = max(settings.max_pending_frames, settings.frames_per_step)
+    taken, video = 0, 0
+    for moment in reading.moments:
+        entry = moment.entry
+        if moment.video != video:
+            taken, video = 0, moment.video
+        if type(entry) is Taken:
+            taken = next((len(job.frames) for job in entry.jobs if isinstance(job, Perceive)),
+                         taken)
+        elif type(entry) is Told and not moment.closed:
+            if type(entry.given) is Fed and not moment.paused:
+                overrun = any(isinstance(event, FramesDropped) for event in entry.events)
+                if overrun != (moment.frames - taken >= limit):
+                    yield f'{moment.frames - taken} frames wait, and a newer one ' \
+                          f'{"takes a place" if overrun else "comes"}'
+            elif type(entry.given) is Perceived and entry.given.job.video.number == video:
+                taken = 0
+
+
+def overlap_is_the_time_of_both(reading: Reading) -> Iterator[str]:
+    """How long decode steps ran too, those that ride in the same pass left out."""
+    spans: list[tuple[int, int]] = []
+    out: dict[object, int] = {}
+    for moment in reading.moments:
+        entry = moment.entry
+        if type(entry) is Taken:
+            out.update((job, entry.now) for job in entry.jobs
+                       if isinstance(job, Decode) and job.riding is None)
+        elif type(entry) is Told:
+            given = entry.given
+            if type(given) is Decoded and given.job in out:
+                spans.append((out.pop(given.job), entry.now))
+            elif type(given) is Failed:
+                for job in given.jobs:
+                    out.pop(job, None)
+            for event in entry.events:
+                if isinstance(event, StepPerceived):
+                    start, stop = event.started_ns, event.perceived_ns
+                    due = sum(max(0, min(stop, end) - max(start, begin)) for begin, end in
+                              (*spans, *((begun, stop) for begun in out.values())))
+                    if event.overlap_ns != due:
+                        yield f'step {event.index} overlaps {event.overlap_ns} ns, not {due}'
+
+
+def a_video_begins_with_a_step(reading: Reading) -> Iterator[str]:
+    """Where nobody asks for another one: the last one is not left before."""
+    for moment, event in reading.events:
+        if (isinstance(event, Restarted) and event.reason in ('ended', 'capacity')
+                and not moment.frames_after):
+            yield f'video {event.video} begins, and there are no frames'
+
+
+WATCHING = (
+    every_frame_is_accounted_for, frames_are_dropped_by_their_cause, a_pause_lets_nothing_in,
+    steps_are_numbered_in_order, what_is_perceived_is_told, a_video_is_of_one_clip,
+    what_is_forgotten_is_not_perceived, frames_that_wait_are_bounded,
+    overlap_is_the_time_of_both, a_video_begins_with_a_step)
