@@ -25,6 +25,7 @@ SESSION = 'fake_session:FakeSession.open'
 FRAMES_PER_STEP = 2
 TOKEN_S = 0.01
 LONG_ANSWER_TOKENS = 500
+LATE_S = 7.0
 DEFAULT_PROMPT = 'Describe.'
 
 
@@ -34,7 +35,7 @@ class FakeSession:
 
     The model's name chooses what goes wrong: 'bad' does not load, 'slow' takes its time, 'busy'
     computes without a pause and holds the GIL, 'stuck' does not close. The question 'die' kills
-    the process, 'long' is answered at length, 'prompt' with the prompt.
+    the process, 'long' is answered at length, 'late' after LATE_S, 'prompt' with the prompt.
     """
 
     def __init__(self, model: str, config: SessionConfig) -> None:
@@ -141,6 +142,8 @@ class FakeSession:
                 time.sleep(TOKEN_S)
 
     def _answer(self, question_id, question):
+        if question == 'late':
+            time.sleep(LATE_S)
         words = {'long': ['on'] * LONG_ANSWER_TOKENS,
                  'prompt': self._prompt.split()}.get(question, question.split())
         for seq, word in enumerate(words):
