@@ -7,6 +7,7 @@ import io
 import json
 import os
 from pathlib import Path
+import re
 import shlex
 import signal
 import subprocess
@@ -325,6 +326,7 @@ def test_demo_of_a_video_asks_my_questions(ros_domain: int, tmp_path: Path):
     assert out.count('knows coloured shapes') == 1
     assert out.count('is unlike its world: its ground is') == 1
     assert 'was not taught to read "Is it gray?"' in out
+    assert re.search('answer: Is it gray\\?.*not taught to read this', out)
     assert 'full load' not in out
 
 

@@ -30,6 +30,8 @@ SIDES = ('serial', 'threads')
 STEP_S = 0.06
 """Perception and generation of one step together, in seconds."""
 WAIT_K = 3
+PERCEIVE_S, DECODE_S = 0.02, 0.004
+"""A step's perception and a token where the hazard's latency is measured."""
 FRAME = np.zeros((56, 56, 3), np.uint8)
 
 
@@ -94,7 +96,7 @@ def measure_speedup(checkpoint: Checkpoint, repeats: int, steps: int) -> list[di
 def measure_hazard(checkpoint: Checkpoint, repeats: int) -> list[dict]:
     """For each length of the sentence being spoken: median latency of both sides."""
     rows = []
-    with calibrated(checkpoint, 0.02, 0.004):
+    with calibrated(checkpoint, PERCEIVE_S, DECODE_S):
         for tokens in tqdm(LENGTHS, desc='hazard latency', unit='length', disable=None):
             times = {side: [] for side in SIDES}
             for _ in range(repeats):

@@ -69,7 +69,7 @@ def _measured(options: Options) -> dict | None:
         return None
     from sww_ros.demo.full_load import measure_full_load
     from sww_ros.demo.report import report_full_load
-    print('# measuring both sides at full load, with frames as fast as they can be perceived: '
+    print('\n# measuring both sides at full load, with frames as fast as they can be perceived: '
           'half a minute (Ctrl-C ends it)', flush=True)
     load = measure_full_load(options.model)
     report_full_load(load, sys.stdout)

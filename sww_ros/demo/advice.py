@@ -34,6 +34,12 @@ def strange_picture(difference: str) -> str:
             f'{difference}. What is said of it is made up')
 
 
+def unread_note(options: Options, question: str) -> str:
+    """Return the remark after the answer to a question that the model cannot read, or nothing."""
+    return 'not taught to read this' if options.is_builtin and not questions.is_known(
+        question) else ''
+
+
 def _of_unread(texts: list[str]) -> str:
     quoted = ', '.join(f'"{text}"' for text in texts)
     return (f'the built-in model was not taught to read {quoted}: expect nonsense or nothing. It '

@@ -8,7 +8,7 @@ from pathlib import Path
 import queue
 import time
 
-from sww_ros.demo.advice import own_questions, strange_picture
+from sww_ros.demo.advice import own_questions, strange_picture, unread_note
 from sww_ros.demo.listener import Event, Listener
 from sww_ros.demo.options import Options
 from sww_ros.demo.processes import Child, Household, command_of
@@ -243,7 +243,7 @@ class Director:
         if exchange is None or question_id not in self._early:
             return
         exchange.line = line = self._early.pop(question_id)
-        note = ''
+        note = unread_note(self._options, exchange.text)
         if (witness := self.record.witness) is not None and line.tokens:
             # Either frame may have decided: that of its first token, or that of its last.
             truths = [witness.answer(exchange.text, stamp)
