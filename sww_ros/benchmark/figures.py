@@ -78,8 +78,8 @@ def _calibrated(overlap: dict) -> list[tuple[str, str]]:
 
 def _load(load: dict) -> tuple[str, str]:
     engine = load['baseline'].partition('_')[0]
-    return (f'both at once against the {engine} engine, real arithmetic at full load, two CPU cores, '
-            f'{load["parameters"] / 1e6:.1f} M parameters, r = {load["r"]:.2f}',
+    return (f'both at once against the {engine} engine, real arithmetic at full load, two CPU '
+            f'cores, {load["parameters"] / 1e6:.1f} M parameters, r = {load["r"]:.2f}',
             f'{load["speedup"]:.2f} times as fast (limit {load["limit"]:.2f})')
 
 
