@@ -314,7 +314,7 @@ def test_demo_narrates_asks_and_sums_up(ros_domain: int, tmp_path: Path):
     # The measurement comes after the summary, and is announced.
     assert out.index('# measuring') > out.index('narration')
     assert out.index('times as fast') > out.index('# measuring')
-    assert summary['full_load']['speedup'] > 0
+    assert summary['full_load']['speedup'] > 0 and summary['full_load']['machine']['cores'] > 0
 
 
 def test_demo_of_a_video_asks_my_questions(ros_domain: int, tmp_path: Path):
