@@ -156,6 +156,15 @@ def test_terminal_shows_growing_lines_and_keeps_whole_ones():
     assert shown.rstrip().endswith('\x1b[?25h') or '\x1b[?25h' in shown  # The cursor is back.
 
 
+@pytest.mark.parametrize('style', ['plain', 'rich'])
+def test_warnings_are_called_so(style: str):
+    stream = io.StringIO()
+    display = make_display(style, stream)
+    display.warn('the [red] one')
+    display.close()
+    assert 'warning: the [red] one' in stream.getvalue()
+
+
 def test_style_is_checked_and_pipes_are_plain():
     with pytest.raises(ValueError, match="one of auto, rich, plain, not 'loud'"):
         make_display('loud')

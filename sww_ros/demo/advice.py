@@ -30,8 +30,7 @@ def advice(options: Options) -> list[str]:
 
 def strange_picture(difference: str) -> str:
     """Return the warning for a picture that is unlike the built-in model's world, and in what."""
-    return ('warning: this picture is unlike its world: '
-            f'{difference}. What is said of it is made up')
+    return f'this picture is unlike its world: {difference}. What is said of it is made up'
 
 
 def unread_note(options: Options, question: str) -> str:

@@ -185,7 +185,7 @@ class Director:
         found = '' if self._strange else difference(image_to_rgb(event.content))
         if found:
             self._strange = True
-            self._display.note(strange_picture(found))
+            self._display.warn(strange_picture(found))
 
     def _hear_step(self, event: Event) -> None:
         step = Step.from_message(event.content)

@@ -57,6 +57,9 @@ class Display(Protocol):
     def note(self, text: str) -> None:
         """Show a remark."""
 
+    def warn(self, text: str) -> None:
+        """Show a remark that should not be overlooked."""
+
     def close(self) -> None:
         """Show what still waits for its turn, and leave the terminal as it should be."""
 
@@ -127,6 +130,10 @@ class PlainDisplay(_LineDisplay):
         """Write a remark."""
         self._show(f'# {text}')
 
+    def warn(self, text: str) -> None:
+        """Write a warning."""
+        self.note(f'warning: {text}')
+
     def _written(self, line: Line, note: str) -> str:
         latency = f'({line.latency_s:.2f} s)' if line.tokens else ''
         name = 'answer: ' if line.is_answer else ''
@@ -163,6 +170,10 @@ class RichDisplay(_LineDisplay):
     def note(self, text: str) -> None:
         """Print a remark."""
         self._live.console.print(Text(text, 'dim'))
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self._live.console.print(Text(f'warning: {text}', 'yellow'))
 
     def draw(self) -> None:
         """Draw the bottom of the terminal now, not at its next turn."""
