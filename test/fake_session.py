@@ -25,6 +25,7 @@ SESSION = 'fake_session:FakeSession.open'
 FRAMES_PER_STEP = 2
 TOKEN_S = 0.01
 LONG_ANSWER_TOKENS = 500
+LATE_S = 7.0
 DEFAULT_PROMPT = 'Describe.'
 
 
@@ -35,8 +36,8 @@ class FakeSession:
     The model's name chooses what goes wrong: 'bad' does not load, 'slow' takes its time, 'busy'
     computes without a pause and holds the GIL, 'stuck' does not close, 'tidy' closes slowly and
     says when it has, 'lagging' perceives one frame in four. The question 'die' kills the process,
-    'long' is answered at length, 'prompt' with the prompt, 'unseen' ends as one of which nothing
-    was seen.
+    'long' is answered at length, 'late' after LATE_S, 'prompt' with the prompt, 'unseen' ends as
+    one of which nothing was seen.
     """
 
     def __init__(self, model: str, config: SessionConfig) -> None:
@@ -155,6 +156,8 @@ class FakeSession:
                 time.sleep(TOKEN_S)
 
     def _answer(self, question_id, question):
+        if question == 'late':
+            time.sleep(LATE_S)
         words = {'long': ['on'] * LONG_ANSWER_TOKENS,
                  'prompt': self._prompt.split()}.get(question, question.split())
         for seq, word in enumerate(words):

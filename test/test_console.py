@@ -90,6 +90,59 @@ def test_plain_lines_are_whole():
         '   4.0 s  answer: Yes.  (0.25 s)  true: Yes.', '   5.0 s  answer:   [error]']
 
 
+def talk(display) -> None:
+    """A sentence begins, a question is asked and answered meanwhile, the sentence ends."""
+    display.clock = seconds_since(0)
+    sentence = Line('narration', 'The square', emitted_ns=10 ** 9, tokens=1)
+    display.grow([sentence])
+    display.question('Did it stop?', 2 * 10 ** 9)
+    display.line(Line('q1', 'Yes.', emitted_ns=3 * 10 ** 9, tokens=1))
+    display.grow([sentence])
+
+
+IN_ORDER = ['The square stops.', 'Did it stop?', 'Yes.']
+
+
+def test_lines_stand_in_the_order_of_their_times():
+    stream = io.StringIO()
+    display = PlainDisplay(stream, ordered=True)
+    talk(display)
+    display.line(Line('narration', 'The square stops.', emitted_ns=10 ** 9, tokens=3))
+    display.grow([])
+    lines = stream.getvalue().splitlines()
+    assert [line[:8].strip() for line in lines] == ['1.0 s', '2.0 s', '3.0 s']
+    assert all(words in line for words, line in zip(IN_ORDER, lines, strict=True))
+
+
+def test_a_sentence_that_never_ends_holds_nothing_back_unless_order_is_asked_for():
+    stream = io.StringIO()
+    talk(PlainDisplay(stream))
+    assert 'Did it stop?' in stream.getvalue() and 'answer: Yes.' in stream.getvalue()
+
+
+def test_what_waits_for_a_sentence_is_not_lost_at_the_end():
+    stream = io.StringIO()
+    display = PlainDisplay(stream, ordered=True)
+    talk(display)
+    display.close()
+    assert 'Did it stop?' in stream.getvalue() and 'answer: Yes.' in stream.getvalue()
+
+
+def test_a_terminal_shows_at_once_what_waits_for_a_sentence_and_keeps_the_order():
+    stream = io.StringIO()
+    display = make_display('rich', stream, ordered=True)
+    talk(display)
+    display.draw()
+    assert 'Did it stop?' in stream.getvalue() and 'Yes.' in stream.getvalue()
+    mark = len(stream.getvalue())
+    display.line(Line('narration', 'The square stops.', emitted_ns=10 ** 9, tokens=3))
+    display.grow([])
+    display.close()
+    shown = stream.getvalue()[mark:]
+    places = [shown.rindex(words) for words in IN_ORDER]
+    assert places == sorted(places), shown
+
+
 def test_terminal_shows_growing_lines_and_keeps_whole_ones():
     stream = io.StringIO()
     display = make_display('rich', stream)
@@ -101,6 +154,15 @@ def test_terminal_shows_growing_lines_and_keeps_whole_ones():
     shown = stream.getvalue()
     assert 'The [red] square stops.' in shown and 'A circle' in shown
     assert shown.rstrip().endswith('\x1b[?25h') or '\x1b[?25h' in shown  # The cursor is back.
+
+
+@pytest.mark.parametrize('style', ['plain', 'rich'])
+def test_warnings_are_called_so(style: str):
+    stream = io.StringIO()
+    display = make_display(style, stream)
+    display.warn('the [red] one')
+    display.close()
+    assert 'warning: the [red] one' in stream.getvalue()
 
 
 def test_style_is_checked_and_pipes_are_plain():

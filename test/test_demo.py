@@ -7,24 +7,32 @@ import io
 import json
 import os
 from pathlib import Path
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 from narrator_harness import is_gone
+import numpy as np
 import pytest
+from test_console import chunk
 from test_readers import write_video
 
 from sww_ros.demo import picture
-from sww_ros.demo.options import Options, bounded, parse
+from sww_ros.demo.advice import advice, own_questions
+from sww_ros.demo.options import Options, bounded, in_words, parse
 from sww_ros.demo.processes import ChildDied, Household
 from sww_ros.demo.record import Exchange, Piece, Record, Sentence, Step
 from sww_ros.demo.report import report
 from sww_ros.demo.summary import spread, summarize
 from sww_ros.demo.truth import Witness
+from sww_ros.nodes.display import PlainDisplay, seconds_since
 from sww_ros.nodes.transcript import Line
+from sww_ros.shapes import questions
+from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
 
 HERE = Path(__file__).parent
@@ -145,6 +153,13 @@ def test_report_shows_the_truth_beside_the_answers(witness: Witness):
     assert not any(line != line.rstrip() for line in lines)
 
 
+def test_report_takes_no_markup_from_questions_and_answers():
+    record, stream = make_record(None), io.StringIO()
+    record.exchanges[0].text, record.exchanges[0].line.text = 'Is it [/b]?', '[red]Yes.'
+    report(summarize(record), stream)
+    assert 'Is it [/b]?' in stream.getvalue() and '[red]Yes.' in stream.getvalue()
+
+
 def test_spread():
     assert spread([]) is None
     assert spread([1e6, 2e6, 3e6]) == dict(p50_ms=2.0, p95_ms=2.9, count=3)
@@ -168,6 +183,30 @@ def test_picture_of_a_video_is_refused_in_words(tmp_path: Path, capsys):
     assert 'not a video' in capsys.readouterr().err
 
 
+# What is shown.
+
+def test_an_answer_waits_for_the_sentence_that_began_before_its_question():
+    pytest.importorskip('rclpy')
+    from sww_ros.demo.director import Director
+    from sww_ros.demo.listener import Event
+    stream = io.StringIO()
+    display = PlainDisplay(stream, seconds_since(0), ordered=True)
+    director = Director(Options(video='a.mp4'), display, 0.0)
+    # What is said when: the sentence ends after the answer.
+    for said in (chunk('A red', 0, stamp=1.0), chunk('Two.', 0, 'q1', stamp=2.0),
+                 chunk('', 1, 'q1', final='stop', stamp=2.1)):
+        director._hear_text(Event('text', said, 0))
+    director.record.exchanges.append(Exchange('How many?', asked_ns=2_400_000_000))
+    display.question('How many?', 2_400_000_000)
+    # The service's response comes last.
+    director._hear_text(Event('text', chunk(' one.', 1, sentence='A red one.', stamp=3.0), 0))
+    assert stream.getvalue().splitlines() == [
+        '   1.5 s  A red one.  (0.50 s)', '   2.4 s  question: How many?']
+    director._hear_asked(Event('asked', (0, SimpleNamespace(accepted=True, question_id='q1')), 0))
+    assert stream.getvalue().splitlines()[2:] == [
+        '   2.5 s  answer: Two.  (0.50 s)  not taught to read this']
+
+
 # Options.
 
 def test_the_script_is_there():
@@ -188,6 +227,39 @@ def test_bad_options_end_with_words(arguments: list[str], capsys):
         parse(arguments)
     assert caught.value.code == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option, value, words', [
+    ('--seconds', 'abc', "must be 1 to 3600 seconds, not 'abc'"),
+    ('--seconds', 'nan', "must be 1 to 3600 seconds, not 'nan'"),
+    ('--seed', '7.5', "must be a whole number from 0 to 2147483647, not '7.5'")])
+def test_what_is_no_number_is_said_in_the_users_words(option: str, value: str, words: str, capsys):
+    with pytest.raises(SystemExit):
+        parse([option, value])
+    assert f'argument {option}: {words}' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('seconds, words', [(30.0, '30 s'), (23.2903, '23.3 s'), (8.02, '8 s')])
+def test_times_have_digits_that_mean_something(seconds: float, words: str):
+    assert in_words(seconds) == words
+
+
+def test_the_builtin_says_what_it_knows_where_that_matters():
+    assert advice(Options()) == []
+    assert advice(Options(video='a.mp4', model='/some/model')) == []
+    known, = advice(Options(video='a.mp4'))
+    assert 'knows coloured shapes' in known and '--model' in known
+    readable = Options(questions=('What colour is the circle?', 'how many SHAPES are there?'))
+    assert advice(readable) == []
+    unread, = advice(Options(questions=('What do you see?', 'Where is the square?')))
+    assert '"What do you see?"' in unread and 'Where is the square' not in unread
+    assert 'How many shapes are there?' in unread
+
+
+def test_the_demo_asks_of_a_video_what_the_model_can_read():
+    assert all(map(questions.is_known, own_questions(Options(video='a.mp4'))))
+    assert own_questions(Options(video='a.mp4', model='/some/model'))[0] == 'What do you see?'
+    assert own_questions(Options(questions=('Why?',))) == ('Why?',)
 
 
 def test_a_video_bounds_the_run(tmp_path: Path, capsys):
@@ -267,14 +339,44 @@ def test_demo_narrates_asks_and_sums_up(ros_domain: int, tmp_path: Path):
         assert answer['question'] in out
     assert 'capture → callback' in out and 'overlap' in out and summary['frames']['received'] > 10
     assert 'Traceback' not in out + err
+    # The measurement comes after the summary, and is announced.
+    assert out.index('# measuring') > out.index('narration')
+    assert out.index('times as fast') > out.index('# measuring')
+    assert summary['full_load']['speedup'] > 0 and summary['full_load']['machine']['cores'] > 0
 
 
 def test_demo_of_a_video_asks_my_questions(ros_domain: int, tmp_path: Path):
-    video = write_video(tmp_path / 'a.mp4', count=20, rate=10)
+    white = np.full((64, 64, 3), 255, np.uint8)
+    video = write_video(tmp_path / 'a.mp4', rate=10, frames=40 * [white])
     with demo('--video', str(video), '--questions', 'Is it gray?') as process:
         out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, out + err
     assert 'answer: Is it gray?' in out and 'truth' not in out
+    assert out.count('knows coloured shapes') == 1
+    assert out.count('warning: this picture is unlike its world: its ground is white') == 1
+    assert 'was not taught to read "Is it gray?"' in out
+    assert re.search('answer: Is it gray\\?.*not taught to read this', out)
+    assert 'full load' not in out
+
+
+def test_demo_does_not_warn_of_its_own_world(ros_domain: int, tmp_path: Path):
+    renderer = Renderer(generate(7, 30.0), 160, 120)
+    video = write_video(tmp_path / 'a.mp4', count=20, rate=10,
+                        frames=[renderer.frame(5 + n / 10) for n in range(20)])
+    with demo('--video', str(video)) as process:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, out + err
+    assert 'unlike its world' not in out
+    for question in own_questions(Options(video=str(video))):
+        assert f'answer: {question}' in out
+
+
+def test_demo_does_not_miss_the_camera_once_its_video_is_over(ros_domain: int, tmp_path: Path):
+    video = write_video(tmp_path / 'a.mp4', count=20, rate=10)
+    with demo('--video', str(video), '--questions', 'late') as process:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, out + err
+    assert 'answer: late' in out and 'no frame on' not in out
 
 
 def test_interrupted_demo_leaves_no_process_behind(ros_domain: int):

@@ -14,16 +14,18 @@ from sww_ros.nodes.readers import PictureFolder, VideoFile, open_reader
 NANOSECONDS = 1_000_000_000
 
 
-def write_video(path: Path, count: int = 8, rate: int = 20, size: int = 64) -> Path:
-    """Write a video whose frame k is a gray of 20 * k, modulo 256."""
+def write_video(path: Path, count: int = 8, rate: int = 20, size: int = 64,
+                frames: list[np.ndarray] | None = None) -> Path:
+    """Write a video of `frames`; if not given, frame k is a gray of 20 * k, modulo 256."""
     av = pytest.importorskip('av')
+    frames = frames or [np.full((size, size, 3), 20 * index % 256, np.uint8)
+                        for index in range(count)]
     with av.open(str(path), 'w') as container:
         stream = container.add_stream('mpeg4', rate=rate)
-        stream.width = stream.height = size
+        stream.height, stream.width = frames[0].shape[:2]
         stream.time_base = Fraction(1, rate)
-        for index in range(count):
-            gray = np.full((size, size, 3), 20 * index % 256, np.uint8)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(gray, format='rgb24')):
+        for frame in frames:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)

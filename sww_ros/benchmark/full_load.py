@@ -1,7 +1,7 @@
 """
 Overlap with real weights at full load: frames come as fast as they can be perceived.
 
-`python -m sww_ros.benchmark.full_load --model PATH --json FILE` plays one stream through the same
+`python -m sww_ros.benchmark full-load --model PATH --json FILE` plays one stream through the same
 engine on the same cores, in turn: one side after the other, interleaved or group-decoupled, and
 both at once. A camera at its own rate leaves a small model idle most of the time; here both sides
 always have work.
@@ -19,6 +19,7 @@ import time
 
 import numpy as np
 
+from sww_ros.benchmark.machine import machine
 from sww_ros.evaluation.random_model import random_checkpoint
 from sww_ros.models.loading import load
 from sww_ros.streaming.checkpoint import Checkpoint
@@ -56,11 +57,16 @@ class Run:
     decode_steps: int
 
 
-def run_once(checkpoint: Checkpoint, frames: Sequence[np.ndarray], side: Side) -> Run:
-    """Feed all frames at once, and wait until all is perceived and said."""
+def run_once(checkpoint: Checkpoint, frames: Sequence[np.ndarray], side: Side,
+             wait_k: int = 0) -> Run:
+    """
+    Feed all frames at once, and wait until all is perceived and said.
+
+    :param wait_k: tokens of narration a step; 0: as the checkpoint says
+    """
     config = SessionConfig(
         overlap=side.overlap, position_encoding=side.position_encoding, schedule='wait_k',
-        threads=side.threads, max_steps=len(frames), max_pending_frames=len(frames))
+        threads=side.threads, wait_k=wait_k, max_steps=len(frames), max_pending_frames=len(frames))
     with Session(checkpoint, config) as session:
         start = time.monotonic()
         for frame in frames:
@@ -101,36 +107,40 @@ def compare(checkpoint: Checkpoint, frames: Sequence[np.ndarray], repeats: int) 
         overlap_ratio=round(median(run.overlap for run in runs['threads'][1:]), 3))
 
 
+MEDIUM = dict(
+    text=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8,
+              num_attention_heads=16, num_key_value_heads=4,
+              rope_parameters=dict(rope_type='default', rope_theta=1e6,
+                                   mrope_section=[8, 12, 12])),
+    vision=dict(depth=4, hidden_size=512, intermediate_size=1536, num_heads=8,
+                window_size=112, fullatt_block_indexes=[3], tokens_per_second=2))
+"""Large enough that arithmetic, not Python, takes the time."""
+
+
 def medium() -> Checkpoint:
-    """A random checkpoint large enough that arithmetic, not Python, takes the time."""
-    shape = dict(
-        text=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8,
-                  num_attention_heads=16, num_key_value_heads=4,
-                  rope_parameters=dict(rope_type='default', rope_theta=1e6,
-                                       mrope_section=[8, 12, 12])),
-        vision=dict(depth=4, hidden_size=512, intermediate_size=1536, num_heads=8,
-                    window_size=112, fullatt_block_indexes=[3], tokens_per_second=2))
-    return random_checkpoint(shape, 0, silence_token='<|silence|>', max_steps=1000)[1]
+    """A random checkpoint of the shape MEDIUM."""
+    return random_checkpoint(MEDIUM, 0, silence_token='<|silence|>', max_steps=1000)[1]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure one checkpoint on random frames, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
+    parser = argparse.ArgumentParser(prog='python -m sww_ros.benchmark full-load',
+                                     description=__doc__.split('\n')[1])
     parser.add_argument('--model', default='builtin',
                         help="a checkpoint, or 'medium': random weights")
     parser.add_argument('--side', type=int, default=84, help='width of a frame in pixels')
     parser.add_argument('--steps', type=int, default=40)
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--json', type=Path)
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
     rng = np.random.default_rng(0)
-    size = (2 * arguments.steps, arguments.side, arguments.side, 3)
+    size = (2 * given.steps, given.side, given.side, 3)
     frames = list(rng.integers(0, 256, size, np.uint8))
-    checkpoint = medium() if arguments.model == 'medium' else load(arguments.model)
-    result = compare(checkpoint, frames, arguments.repeats)
+    checkpoint = medium() if given.model == 'medium' else load(given.model)
+    result = dict(machine=machine(), **compare(checkpoint, frames, given.repeats))
     print(json.dumps(result, indent=1))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + '\n')
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1) + '\n')
 
 
 if __name__ == '__main__':

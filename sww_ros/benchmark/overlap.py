@@ -1,7 +1,7 @@
 """
 How much faster both at once is than one after the other, on calibrated devices.
 
-`python -m sww_ros.benchmark.overlap --json FILE --picture FILE` plays the same stream through the
+`python -m sww_ros.benchmark overlap --json FILE --picture FILE` plays the same stream through the
 same engine with `overlap` serial (as interleaved positions force it) and threads, in turn, for
 r = perception / generation from 0.1 to 10, and compares S = T_serial / T_threads with its limit
 (1 + r) / max(1, r). Then it measures how long a hazard stays unseen while a sentence is spoken.
@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sww_ros.benchmark.calibrated import calibrated, calibrated_checkpoint
+from sww_ros.benchmark.machine import machine
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FirstSight
@@ -30,6 +31,8 @@ SIDES = ('serial', 'threads')
 STEP_S = 0.06
 """Perception and generation of one step together, in seconds."""
 WAIT_K = 3
+PERCEIVE_S, DECODE_S = 0.02, 0.004
+"""A step's perception and a token where the hazard's latency is measured."""
 FRAME = np.zeros((56, 56, 3), np.uint8)
 
 
@@ -94,7 +97,7 @@ def measure_speedup(checkpoint: Checkpoint, repeats: int, steps: int) -> list[di
 def measure_hazard(checkpoint: Checkpoint, repeats: int) -> list[dict]:
     """For each length of the sentence being spoken: median latency of both sides."""
     rows = []
-    with calibrated(checkpoint, 0.02, 0.004):
+    with calibrated(checkpoint, PERCEIVE_S, DECODE_S):
         for tokens in tqdm(LENGTHS, desc='hazard latency', unit='length', disable=None):
             times = {side: [] for side in SIDES}
             for _ in range(repeats):
@@ -132,26 +135,27 @@ def draw(result: dict, file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
+    parser = argparse.ArgumentParser(prog='python -m sww_ros.benchmark overlap',
+                                     description=__doc__.split('\n')[1])
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--steps', type=int, default=60)
     parser.add_argument('--json', type=Path)
     parser.add_argument('--picture', type=Path)
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
     checkpoint = calibrated_checkpoint()
     result = dict(
         what='calibrated devices that sleep; medians of alternating runs',
-        repeats=arguments.repeats, steps=arguments.steps, wait_k=WAIT_K,
-        speedup=measure_speedup(checkpoint, arguments.repeats, arguments.steps),
-        hazard=measure_hazard(checkpoint, arguments.repeats))
+        machine=machine(), repeats=given.repeats, steps=given.steps, wait_k=WAIT_K,
+        speedup=measure_speedup(checkpoint, given.repeats, given.steps),
+        hazard=measure_hazard(checkpoint, given.repeats))
     print(json.dumps(result, indent=1))
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + '\n')
-    if arguments.picture:
-        draw(result, arguments.picture)
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(result, indent=1) + '\n')
+    if given.picture:
+        draw(result, given.picture)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 
-from sww_ros.demo.options import bounded, parse
+from sww_ros.demo.options import Options, bounded, in_words, parse
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,8 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     from sww_ros.demo.processes import ChildDied
     from sww_ros.nodes.display import make_display
     claim_domain()
+    from sww_ros.demo.advice import advice
     from sww_ros.demo.director import DemoError, Director
-    from sww_ros.demo.full_load import measure_full_load
     from sww_ros.demo.report import report
     from sww_ros.demo.summary import summarize
 
@@ -33,16 +33,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for number in signals:
             signal.signal(number, _interrupt)
-        display = make_display('auto', sys.stdout)
+        display = make_display('auto', sys.stdout, ordered=True)
         director = Director(options, display, begun_s)
-        display.note(f'{director.record.source}, {options.seconds:g} s, model {options.model}: '
-                     'starting camera and narrator')
+        display.note(f'{director.record.source}, {in_words(options.seconds)}, model '
+                     f'{options.model}: starting camera and narrator')
+        for words in advice(options):
+            display.note(words)
         try:
             record = director.play()
         finally:
             display.close()
-        # A camera leaves the built-in model idle most of the time: show what it can do.
-        full_load = measure_full_load(options.model) if options.model == 'builtin' else None
+        summary = summarize(record)
+        report(summary, sys.stdout)
+        _write(options, summary | dict(full_load=None))
+        _write(options, summary | dict(full_load=_measured(options)))
     except KeyboardInterrupt as interrupt:
         return interrupt.args[0] if interrupt.args else INTERRUPTED
     except (ChildDied, DemoError) as error:
@@ -51,12 +55,25 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    summary = summarize(record)
-    summary['full_load'] = full_load
-    report(summary, sys.stdout)
+    return 0
+
+
+def _write(options: Options, summary: dict) -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(summary, indent=2) + '\n')
-    return 0
+
+
+def _measured(options: Options) -> dict | None:
+    """A camera leaves the built-in model idle most of the time: show what it can do."""
+    if not options.is_show:
+        return None
+    from sww_ros.demo.full_load import measure_full_load
+    from sww_ros.demo.report import report_full_load
+    print('\n# measuring both sides at full load, with frames as fast as they can be perceived: '
+          'half a minute (Ctrl-C ends it)', flush=True)
+    load = measure_full_load(options.model)
+    report_full_load(load, sys.stdout)
+    return load
 
 
 def _interrupt(number: int, _: object) -> None:

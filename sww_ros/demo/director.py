@@ -8,14 +8,17 @@ from pathlib import Path
 import queue
 import time
 
+from sww_ros.demo.advice import own_questions, strange_picture, unread_note
 from sww_ros.demo.listener import Event, Listener
-from sww_ros.demo.options import GENERIC_QUESTIONS, Options
+from sww_ros.demo.options import Options
 from sww_ros.demo.processes import Child, Household, command_of
 from sww_ros.demo.record import Exchange, Piece, Record, Sentence, Step
 from sww_ros.demo.truth import Witness
 from sww_ros.nodes.display import Display, seconds_since
 from sww_ros.nodes.frame import NANOSECONDS
+from sww_ros.nodes.images import image_to_rgb
 from sww_ros.nodes.transcript import Line, Transcript, nanoseconds
+from sww_ros.shapes.likeness import difference
 
 OWN_QUESTIONS = 3
 START_LIMIT_S = 120.0
@@ -24,6 +27,9 @@ LAST_WORDS_S = 10.0
 
 QUIET_S = 1.5
 """So long without a word, and the narrator has said all."""
+
+CAMERA_TIMEOUT_S = 3600.0
+"""The narrator's longest: the demo itself says when nothing comes."""
 
 SOURCE = {False: 'shapes_camera', True: 'video_source'}
 LOUD = ('[WARN]', '[ERROR]', '[FATAL]')
@@ -46,6 +52,7 @@ class Director:
         self._transcript = Transcript()
         self._early: dict[str, Line] = {}
         self._last_word_s = 0.0
+        self._strange = False
         source = f'video {options.video}' if options.video else f'scene {options.seed}'
         self.record = Record(options.model, source)
 
@@ -64,6 +71,8 @@ class Director:
                 self._wait(lambda: listener.connected, house, listener, 'the narrator did not come')
                 source = house.start(SOURCE[bool(self._options.video)], self._source_command())
                 self._wait(lambda: self.record.steps, house, listener, 'nothing was perceived')
+                if self._options.video and self._options.is_builtin:
+                    listener.look()
                 self._watch(house, listener, source)
                 self._hear_out(house, listener)
                 for line in self._transcript.open_lines:
@@ -79,7 +88,9 @@ class Director:
         if Path(model).expanduser().exists():
             model = str(Path(model).expanduser().resolve())
         command = self._options.narrator or command_of('narrator')
-        return [*command, '--ros-args', '-p', f'model:={_quoted(model)}']
+        # The camera is the demo's own: it comes late and goes early, and none has to look for it.
+        return [*command, '--ros-args', '-p', f'model:={_quoted(model)}',
+                '-p', f'camera_timeout:={CAMERA_TIMEOUT_S}']
 
     def _source_command(self) -> list[str]:
         options = self._options
@@ -114,6 +125,8 @@ class Director:
         times_s = [self._options.seconds * (n + 1) / (count + 1) for n in range(count)]
         while not source.ended:
             self._hear(house, listener)
+            if self._strange:
+                listener.look_away()
             now_s = (listener.now_ns() - self.record.start_ns) / NANOSECONDS
             number = len(self.record.exchanges)
             # The scene is announced on a topic of its own, which may be found later than the words.
@@ -147,7 +160,7 @@ class Director:
             question = self.record.witness.question(seen_ns, used)
             exchange.text, exchange.kind = question.text, question.kind
         else:
-            exchange.text = GENERIC_QUESTIONS[number]
+            exchange.text = own_questions(self._options)[number]
         self.record.exchanges.append(exchange)
         self._display.question(exchange.text, exchange.asked_ns)
         listener.ask(number, exchange.text)
@@ -167,6 +180,12 @@ class Director:
         self.record.scene = json.loads(event.content.data)
         self.record.witness = Witness.from_json(event.content.data)
         self._begin(self.record.witness.start_ns)
+
+    def _hear_picture(self, event: Event) -> None:
+        found = '' if self._strange else difference(image_to_rgb(event.content))
+        if found:
+            self._strange = True
+            self._display.warn(strange_picture(found))
 
     def _hear_step(self, event: Event) -> None:
         step = Step.from_message(event.content)
@@ -191,14 +210,13 @@ class Director:
             self.record.pieces.setdefault(chunk.stream_id, []).append(
                 Piece(nanoseconds(chunk.emitted), nanoseconds(chunk.header.stamp)))
         line = self._transcript.feed(chunk)
-        self._display.grow(self._transcript.open_lines)
-        if line is None:
-            return
-        if line.is_answer:
+        if line is not None and line.is_answer:
             self._early[line.stream_id] = line
             self._settle(line.stream_id)
-        elif line.text:
+        elif line is not None and line.text:
             self._narrated(line)
+        # Last, and with the answers whose question is not known yet: what waits stays in order.
+        self._display.grow([*self._transcript.open_lines, *self._early.values()])
 
     def _narrated(self, line: Line) -> None:
         sentence, note = Sentence(line), ''
@@ -225,7 +243,7 @@ class Director:
         if exchange is None or question_id not in self._early:
             return
         exchange.line = line = self._early.pop(question_id)
-        note = ''
+        note = unread_note(self._options, exchange.text)
         if (witness := self.record.witness) is not None and line.tokens:
             # Either frame may have decided: that of its first token, or that of its last.
             truths = [witness.answer(exchange.text, stamp)

@@ -6,12 +6,20 @@ from dataclasses import dataclass
 from functools import partial
 import queue
 import threading
+import time
 from typing import Any
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import (
+    DurabilityPolicy,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_profile_sensor_data,
+)
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from sww_interfaces.msg import StepLatency, TextChunk
@@ -23,10 +31,13 @@ NARRATOR_TOPICS = {
     'narrator/latency': (StepLatency, 'step'),
 }
 
+LOOK_S = 1.0
+"""Time between two looks at the camera's picture."""
+
 
 @dataclass(frozen=True)
 class Event:
-    """Something heard: kind text | step | scene | asked | log, its content, and when [ns]."""
+    """Something heard: kind text | step | scene | picture | asked, its content, and when [ns]."""
 
     kind: str
     content: Any
@@ -47,6 +58,8 @@ class Listener:
             self._subscribe(kind, name, topic, reliable)
         self._subscribe(String, 'scene', 'shapes_camera/scene', latched)
         self._ask = self._node.create_client(Ask, 'narrator/ask')
+        self._pictures: Subscription | None = None
+        self._next_look_s = 0.0
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
         self._stopping = threading.Event()
@@ -72,6 +85,17 @@ class Listener:
         future = self._ask.call_async(Ask.Request(question=question))
         future.add_done_callback(lambda done: self.tell('asked', (number, done.result())))
 
+    def look(self) -> None:
+        """Begin to look at what the camera shows: an event `picture` each LOOK_S."""
+        self._pictures = self._node.create_subscription(
+            Image, 'image', self._see, qos_profile_sensor_data)
+
+    def look_away(self) -> None:
+        """Look no more; images cost time."""
+        pictures, self._pictures = self._pictures, None
+        if pictures is not None:
+            self._node.destroy_subscription(pictures)
+
     def close(self) -> None:
         """Leave ROS."""
         self._stopping.set()
@@ -83,6 +107,11 @@ class Listener:
 
     def _subscribe(self, kind: type, name: str, topic: str, qos: QoSProfile) -> None:
         self._node.create_subscription(kind, topic, partial(self.tell, name), qos)
+
+    def _see(self, image: Image) -> None:
+        if time.monotonic() >= self._next_look_s:
+            self._next_look_s = time.monotonic() + LOOK_S
+            self.tell('picture', image)
 
     def _spin(self) -> None:
         while not self._stopping.is_set():

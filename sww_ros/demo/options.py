@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+import math
 from pathlib import Path
 import shlex
 import sys
@@ -12,7 +13,8 @@ DEFAULT_SECONDS = 30.0
 DEFAULT_SEED = 299
 """Two shapes from the start on, and every kind of event within 30 s."""
 
-GENERIC_QUESTIONS = ('What do you see?', 'How many things are there?', 'What moved last?')
+SECONDS = (1.0, 3600.0)
+SEEDS = (0, 2 ** 31 - 1)
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class Options:
     json: Path | None = None
     narrator: tuple[str, ...] = ()
 
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the model is the built-in one, which knows the shapes world alone."""
+        return self.model == 'builtin'
+
+    @property
+    def is_show(self) -> bool:
+        """Whether nothing but the built-in model's own world is shown, with its own questions."""
+        return self.is_builtin and not self.video and self.questions is None
+
 
 def parse(arguments: list[str] | None = None) -> Options:
     """Return the options; a mistake ends the process with words and exit code 2."""
@@ -37,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> Options:
                         help='a video file, a folder of pictures, or a camera (/dev/video0)')
     parser.add_argument('--questions', type=_question, nargs='+', metavar='TEXT',
                         help='your questions, spread over the run')
-    parser.add_argument('--seconds', type=_positive, default=DEFAULT_SECONDS, metavar='N',
+    parser.add_argument('--seconds', type=_seconds, default=DEFAULT_SECONDS, metavar='N',
                         help='how much is watched at most [s] (default %(default)g)')
     parser.add_argument('--seed', type=_seed, default=DEFAULT_SEED,
                         help='which scene (default %(default)s)')
@@ -81,15 +93,25 @@ def _question(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 1.0 <= value <= 3600.0:
-        raise argparse.ArgumentTypeError(f'must be 1 to 3600 seconds, not {text}')
-    return value
+def in_words(seconds: float) -> str:
+    """Return a time to a tenth of a second, without a decimal that is 0."""
+    return f'{seconds:.1f}'.removesuffix('.0') + ' s'
+
+
+def _seconds(text: str) -> float:
+    return _number(text, float, SECONDS, '{:g} to {:g} seconds')
 
 
 def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2 ** 31:
-        raise argparse.ArgumentTypeError(f'must be 0 to {2 ** 31 - 1}, not {text}')
+    return _number(text, int, SEEDS, 'a whole number from {} to {}')
+
+
+def _number(text: str, kind: type, limits: tuple, words: str) -> float | int:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    # Written so that what is not a number is refused too.
+    if not limits[0] <= value <= limits[1]:
+        raise argparse.ArgumentTypeError(f'must be {words.format(*limits)}, not {text!r}')
     return value

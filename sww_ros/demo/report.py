@@ -8,6 +8,7 @@ from typing import TextIO
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 STAGES = {
@@ -25,14 +26,33 @@ STAGES = {
 def report(summary: dict, stream: TextIO) -> None:
     """Print the summary."""
     terminal = stream.isatty()
+    tables = (_answers, _latencies, _facts) if summary['answers'] else (_latencies, _facts)
+    _print([table(summary, terminal) for table in tables], terminal, stream)
+
+
+def report_full_load(load: dict | None, stream: TextIO) -> None:
+    """Print what sww_ros.benchmark.full_load has measured, None if that failed."""
+    terminal = stream.isatty()
+    table = _grid(terminal)
+    words = 'could not be measured'
+    if load is not None:
+        engine = load['baseline'].partition('_')[0]
+        words = (f'{load["overlap_ratio"]:.0%} of the time of perception, decoding ran too; '
+                 f'{load["speedup"]:.2f} times as fast as the {engine} engine (at most '
+                 f'{load["limit"]:.2f}): at this size Python takes the time, see '
+                 'docs/performance.md')
+    table.add_row('at full load', words)
+    _print([table], terminal, stream)
+
+
+def _print(tables: list[Table], terminal: bool, stream: TextIO) -> None:
     # Text first: a pipe needs neither colors nor the blanks that fill a line.
     text = io.StringIO()
     console = Console(file=text, highlight=False, force_terminal=terminal, no_color=not terminal,
                       width=Console(file=stream).width if terminal else 100)
-    for table in (_answers, _latencies, _facts):
-        if summary['answers'] or table is not _answers:
-            console.print(table(summary, terminal))
-            console.print()
+    for table in tables:
+        console.print(table)
+        console.print()
     print(file=stream)
     # No two empty lines in a row.
     for line, _ in itertools.groupby(map(str.rstrip, text.getvalue().rstrip().splitlines())):
@@ -54,7 +74,9 @@ def _answers(summary: dict, terminal: bool) -> Table:
         answer = exchange['answer']
         if answer is None:
             answer = f'(refused: {exchange["refused"]})' if exchange['refused'] else '(none came)'
-        row = [f'{exchange["asked"]:.1f} s', exchange['question'], answer or '(empty)']
+        # What was written by others is no markup.
+        row = [f'{exchange["asked"]:.1f} s', escape(exchange['question']),
+               escape(answer or '(empty)')]
         if known:
             row += [exchange['truth'] or '-', {True: '[green]right[/]', False: '[red]wrong[/]',
                                                None: ''}[exchange['right']]]
@@ -74,10 +96,15 @@ def _latencies(summary: dict, terminal: bool) -> Table:
     return table
 
 
-def _facts(summary: dict, terminal: bool) -> Table:
+def _grid(terminal: bool) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style='dim' if terminal else '')
     table.add_column()
+    return table
+
+
+def _facts(summary: dict, terminal: bool) -> Table:
+    table = _grid(terminal)
     tokens, truth = summary['tokens'], summary['truth']
     if summary['frames']:
         frames = summary['frames']
@@ -85,11 +112,6 @@ def _facts(summary: dict, terminal: bool) -> Table:
                       f'in {summary["steps"]} steps, {frames["dropped"]} left out')
         table.add_row('overlap', f'{summary["overlap_ratio"]:.0%} of the time of perception, '
                       'decoding ran too')
-    if load := summary.get('full_load'):
-        engine = load['baseline'].partition('_')[0]
-        table.add_row('at full load', f'{load["overlap_ratio"]:.0%}; {load["speedup"]:.2f} times '
-                      f'as fast as the {engine} engine (at most {load["limit"]:.2f}): at this '
-                      'size Python takes the time, see docs/performance.md')
     if tokens['per_s'] is not None:
         table.add_row('tokens', f'{tokens["narration"]} narrated, {tokens["answers"]} answered, '
                       f'in {tokens["watched_s"]:.1f} s: {tokens["per_s"]:.1f} a second')

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from bisect import insort
 from collections.abc import Callable
 from datetime import datetime
+import math
+from operator import itemgetter
 import sys
 import threading
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -45,7 +49,7 @@ class Display(Protocol):
         """Show the lines that still grow, in place of those of the last call."""
 
     def line(self, line: Line, note: str = '') -> None:
-        """Show a whole line, with a remark after it."""
+        """Show a whole line, with a remark after it; it grows no more."""
 
     def question(self, text: str, stamp_ns: int) -> None:
         """Show a question at the moment of asking."""
@@ -53,63 +57,152 @@ class Display(Protocol):
     def note(self, text: str) -> None:
         """Show a remark."""
 
+    def warn(self, text: str) -> None:
+        """Show a remark that should not be overlooked."""
+
     def close(self) -> None:
-        """Leave the terminal as it should be."""
+        """Show what still waits for its turn, and leave the terminal as it should be."""
 
 
-class PlainDisplay:
-    """Whole lines without colors, each flushed: for pipes and files."""
+class _LineDisplay(ABC):
+    """
+    What both displays share.
 
-    def __init__(self, stream: TextIO, clock: Callable[[int], str] = wall_clock) -> None:
-        self.clock = clock
-        self._stream = stream
+    With `ordered`, nothing passes a line which began sooner and still grows, however long it does:
+    lines stand in the order of their times. Otherwise each is shown once it is whole.
+    """
+
+    def __init__(self, clock: Callable[[int], str], ordered: bool) -> None:
+        self.clock, self._ordered = clock, ordered
+        self._growing: list[Line] = []
+        self._waiting: list[tuple[int, Any]] = []
 
     def grow(self, lines: list[Line]) -> None:
-        """A pipe gets whole lines only."""
+        """Take note of the lines that still grow."""
+        self._growing = lines
+        self._release()
 
     def line(self, line: Line, note: str = '') -> None:
-        """Write a whole line."""
-        latency = f'({line.latency_s:.2f} s)' if line.tokens else ''
-        name = 'answer: ' if line.is_answer else ''
-        self._write(self.clock(line.emitted_ns), name + line.text, _odd_end(line), latency, note)
+        """Show a whole line in its turn."""
+        self._growing = [other for other in self._growing if other.stream_id != line.stream_id]
+        self._enter(line.emitted_ns, self._written(line, note))
 
     def question(self, text: str, stamp_ns: int) -> None:
-        """Write a question."""
-        self._write(self.clock(stamp_ns), f'question: {text}')
+        """Show a question in its turn."""
+        self._enter(stamp_ns, self._asked(text, stamp_ns))
+
+    def close(self) -> None:
+        """Show what still waits."""
+        self.grow([])
+
+    def _enter(self, at_ns: int, words: Any) -> None:
+        insort(self._waiting, (at_ns, words), key=itemgetter(0))
+        self._release()
+
+    def _release(self) -> None:
+        sooner = [line.emitted_ns for line in self._growing] if self._ordered else []
+        begun_ns = min(sooner, default=math.inf)
+        while self._waiting and self._waiting[0][0] <= begun_ns:
+            self._show(self._waiting.pop(0)[1])
+
+    @abstractmethod
+    def _written(self, line: Line, note: str) -> Any:
+        """Return what a whole line looks like."""
+
+    @abstractmethod
+    def _asked(self, text: str, stamp_ns: int) -> Any:
+        """Return what a question looks like."""
+
+    @abstractmethod
+    def _show(self, words: Any) -> None:
+        """Show what one of the two has returned; it stays."""
+
+
+class PlainDisplay(_LineDisplay):
+    """Whole lines without colors, each flushed: for pipes and files, which get whole lines only."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[int], str] = wall_clock,
+                 ordered: bool = False) -> None:
+        super().__init__(clock, ordered)
+        self._stream = stream
 
     def note(self, text: str) -> None:
         """Write a remark."""
-        self._write(f'# {text}')
+        self._show(f'# {text}')
 
-    def close(self) -> None:
-        """Nothing to put right."""
+    def warn(self, text: str) -> None:
+        """Write a warning."""
+        self.note(f'warning: {text}')
 
-    def _write(self, *parts: str) -> None:
-        print('  '.join(part for part in parts if part), file=self._stream, flush=True)
+    def _written(self, line: Line, note: str) -> str:
+        latency = f'({line.latency_s:.2f} s)' if line.tokens else ''
+        name = 'answer: ' if line.is_answer else ''
+        return _joined(self.clock(line.emitted_ns), name + line.text, _odd_end(line), latency,
+                       note)
+
+    def _asked(self, text: str, stamp_ns: int) -> str:
+        return _joined(self.clock(stamp_ns), f'question: {text}')
+
+    def _show(self, words: str) -> None:
+        print(words, file=self._stream, flush=True)
 
 
-class RichDisplay:
+def _joined(*parts: str) -> str:
+    return '  '.join(part for part in parts if part)
+
+
+class RichDisplay(_LineDisplay):
     """
-    Growing lines at the bottom of a terminal, whole ones above them, so that nothing garbles.
+    Growing lines, and those that wait for them, at the bottom of a terminal, the others above.
 
     Latencies are dim; questions and answers have colors of their own.
     """
 
-    def __init__(self, console: Console, clock: Callable[[int], str] = wall_clock) -> None:
-        self.clock = clock
+    def __init__(self, console: Console, clock: Callable[[int], str] = wall_clock,
+                 ordered: bool = False) -> None:
+        super().__init__(clock, ordered)
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
         self._stale, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._refresh, name='display', daemon=True)
         self._thread.start()
 
-    def grow(self, lines: list[Line]) -> None:
-        """Show the growing lines below all others."""
-        self._live.update(Group(*(self._text(line) for line in lines)))
+    def note(self, text: str) -> None:
+        """Print a remark."""
+        self._live.console.print(Text(text, 'dim'))
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self._live.console.print(Text(f'warning: {text}', 'yellow'))
+
+    def draw(self) -> None:
+        """Draw the bottom of the terminal now, not at its next turn."""
+        self._stale.clear()
+        self._live.refresh()
+
+    def close(self) -> None:
+        """Print what waits, take the growing lines away and give the cursor back."""
+        super().close()
+        self._closed.set()
+        self._thread.join()
+        self._live.stop()
+
+    def _release(self) -> None:
+        super()._release()
+        self._update()
         self._stale.set()
 
-    def line(self, line: Line, note: str = '') -> None:
-        """Print a whole line above those that grow."""
+    def _update(self) -> None:
+        growing = [(line.emitted_ns, self._text(line)) for line in self._growing]
+        bottom = sorted(growing + self._waiting, key=itemgetter(0))
+        self._live.update(Group(*(words for _, words in bottom)))
+
+    def _show(self, words: Text) -> None:
+        self._update()
+        self._live.refresh()  # Without this line among those below.
+        self._live.console.print(words)
+
+    def _written(self, line: Line, note: str) -> Text:
         text = self._text(line)
         if odd := _odd_end(line):
             text.append(f'  {odd}', 'red')
@@ -117,31 +210,17 @@ class RichDisplay:
             text.append(f'  {line.latency_s:.2f} s', 'dim')
         if note:
             text.append(f'  {note}', 'yellow')
-        self._live.refresh()  # Without this line among those that grow.
-        self._live.console.print(text)
+        return text
 
-    def question(self, text: str, stamp_ns: int) -> None:
-        """Print a question."""
-        self._live.console.print(Text().append(self.clock(stamp_ns), 'dim')
-                                 .append('  ? ', 'bold cyan').append(text, 'cyan'))
-
-    def note(self, text: str) -> None:
-        """Print a remark."""
-        self._live.console.print(Text(text, 'dim'))
-
-    def close(self) -> None:
-        """Take the growing lines away and give the cursor back."""
-        self._closed.set()
-        self._thread.join()
-        self._live.update(Group())
-        self._live.stop()
+    def _asked(self, text: str, stamp_ns: int) -> Text:
+        return (Text().append(self.clock(stamp_ns), 'dim').append('  ? ', 'bold cyan')
+                .append(text, 'cyan'))
 
     def _refresh(self) -> None:
         """Draw what has changed, at a rate that a fast model cannot drive up."""
         while not self._closed.wait(1 / REFRESH_HZ):
             if self._stale.is_set():
-                self._stale.clear()
-                self._live.refresh()
+                self.draw()
 
     def _text(self, line: Line) -> Text:
         text = Text(overflow='fold').append(self.clock(line.emitted_ns), 'dim')
@@ -154,15 +233,18 @@ def _odd_end(line: Line) -> str:
     return f'[{line.finish_reason}]' if line.finish_reason in ODD_ENDS else ''
 
 
-def make_display(style: str = 'auto', stream: TextIO = sys.stdout) -> Display:
+def make_display(style: str = 'auto', stream: TextIO = sys.stdout,
+                 ordered: bool = False) -> Display:
     """
     Return the display for a stream.
 
     :param style: 'rich', 'plain', or 'auto': rich in a terminal
+    :param ordered: whether lines wait for those that began sooner and still grow
     :raises ValueError: for another style
     """
     if style not in STYLES:
         raise ValueError(f'style must be one of {", ".join(STYLES)}, not {style!r}')
     if style == 'plain' or style == 'auto' and not stream.isatty():
-        return PlainDisplay(stream)
-    return RichDisplay(Console(file=stream, force_terminal=True, highlight=False))
+        return PlainDisplay(stream, ordered=ordered)
+    return RichDisplay(Console(file=stream, force_terminal=True, highlight=False),
+                       ordered=ordered)

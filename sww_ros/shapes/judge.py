@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from sww_ros.shapes.grammar import parse
+from sww_ros.shapes.grammar import Claim, parse
 from sww_ros.shapes.narration import NARRATE, facts_by_step
 from sww_ros.shapes.scene import Scene
 
@@ -37,6 +37,10 @@ class Verdict:
     narrated: Counter = field(default_factory=Counter)
     lateness: list[int] = field(default_factory=list)
     false: list[str] = field(default_factory=list)
+    marks: list[bool] = field(default_factory=list)
+    """For each sentence in turn, whether it is true."""
+    narrated_at: dict[int, list[bool]] = field(default_factory=dict)
+    """For each step, whether the facts that it was the first to show were told."""
 
     def add(self, other: Verdict) -> None:
         """Add the counts of another narration."""
@@ -46,6 +50,9 @@ class Verdict:
             getattr(self, name).update(getattr(other, name))
         self.lateness += other.lateness
         self.false += other.false
+        self.marks += other.marks
+        for step, told in other.narrated_at.items():
+            self.narrated_at[step] = [*self.narrated_at.get(step, []), *told]
 
     def summary(self) -> dict[str, float | None]:
         """The shares that matter; None where there was nothing to count."""
@@ -64,7 +71,8 @@ class Verdict:
 
 def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps: int,
           phase_s: float = 0.0, question: str = NARRATE,
-          max_lateness: int = MAX_LATENESS_STEPS) -> Verdict:
+          max_lateness: int = MAX_LATENESS_STEPS,
+          again: Sequence[tuple[Claim, int]] = ()) -> Verdict:
     """
     Compare what was said of `steps` steps with the facts.
 
@@ -72,33 +80,39 @@ def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps:
     and has not been told before; its lateness counts from the step that first showed the fact to
     the step of its first token. Only facts of the first `owed_steps` steps had to be narrated, so
     that the last ones leave time to finish.
+
+    :param again: claims that may be made once more from a step on, but need not
     """
     shown = facts_by_step(scene, steps, phase_s, question)
-    facts = [(fact, step) for step, group in enumerate(shown) for fact in group]
+    owed = [(fact.claim, step) for step, group in enumerate(shown) for fact in group]
+    facts = [*owed, *again]
     told: set[int] = set()
     verdict = Verdict()
     for utterance in utterances:
         verdict.sentences += 1
         claim = parse(utterance.text)
+        verdict.marks.append(False)
         if claim is None:
             verdict.false.append(utterance.text)
             continue
         verdict.grammatical += 1
         verdict.said[claim.kind] += 1
         match = next((i for i, (fact, step) in enumerate(facts) if i not in told
-                      and fact.claim == claim and step <= utterance.last_step
+                      and fact == claim and step <= utterance.last_step
                       and utterance.first_step - step <= max_lateness), None)
         if match is None:
             verdict.false.append(utterance.text)
             continue
         told.add(match)
+        verdict.marks[-1] = True
         verdict.true += 1
         verdict.said_true[claim.kind] += 1
         verdict.lateness.append(max(0, utterance.first_step - facts[match][1]))
-    for index, (fact, step) in enumerate(facts):
+    for index, (fact, step) in enumerate(owed):
         if step < owed_steps:
-            verdict.facts[fact.claim.kind] += 1
-            verdict.narrated[fact.claim.kind] += index in told
+            verdict.facts[fact.kind] += 1
+            verdict.narrated[fact.kind] += index in told
+            verdict.narrated_at.setdefault(step, []).append(index in told)
     return verdict
 
 

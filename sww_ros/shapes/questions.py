@@ -154,6 +154,8 @@ _KINDS = {
     'where': _Kind('Where is the {shape}?', _draw_shape, Viewer.where),
 }
 KINDS = tuple(_KINDS)
+EXAMPLES = tuple(kind.template.format(shape='circle', color='red') for kind in _KINDS.values())
+"""A question of each kind; the color and the shape may be any of the world's."""
 
 
 def _pick(rng: np.random.Generator, choices):
@@ -179,6 +181,11 @@ def make(scene: Scene, until_s: float, rng: np.random.Generator,
         if true_answer is not None:
             return Question(name, entry.template.format(**about), true_answer)
     return None
+
+
+def is_known(text: str) -> bool:
+    """Return whether a question is in this world's words."""
+    return any(kind.match(text) is not None for kind in _KINDS.values())
 
 
 def answer(scene: Scene, until_s: float, text: str) -> str | None:

@@ -1,0 +1,238 @@
+"""
+The ways to narrate a live video with the stock modules alone, to measure the engine against.
+
+Each is as good as stock modules can be: greedy, no token and no row computed twice where the way
+does not ask for it, and the engine's own preprocessing of pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+import time
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import rotate_half
+
+from sww_ros.streaming.positions import step_positions, text_positions
+
+
+class Spoken(NamedTuple):
+    """Tokens, and when each was there, on `time.monotonic_ns`."""
+
+    tokens: list[int]
+    times_ns: list[int]
+
+
+@dataclass(frozen=True)
+class Stock:
+    """
+    Transformers' model, and the token ids around a stream: before the video, after it, the turn.
+
+    `grid` is in merged tokens; `seconds_per_step` is what `generate` wants to know.
+    """
+
+    model: Qwen2_5_VLForConditionalGeneration
+    prefix: list[int]
+    tail: list[int]
+    head: list[int]
+    grid: tuple[int, int]
+    seconds_per_step: float = 1.0
+
+    def grid_thw(self, steps: int) -> torch.Tensor:
+        """Return the grid of so many steps as the stock model wants it, in patches."""
+        return torch.tensor([[steps, 2 * self.grid[0], 2 * self.grid[1]]])
+
+
+class Narrator(Protocol):
+    """One stream: `see` a step's patches, then `say` some tokens about all that was seen."""
+
+    def see(self, patches: torch.Tensor) -> None: ...
+
+    def say(self, count: int) -> Spoken: ...
+
+
+class Generate:
+    """
+    `model.generate()` on a prompt that is made anew for each step, as most nodes do it.
+
+    :param newest: how many steps the prompt shows; 0: all, with all that was said
+    """
+
+    def __init__(self, stock: Stock, newest: int = 0) -> None:
+        self._stock, self._newest = stock, newest
+        self._steps: list[torch.Tensor] = []
+        self._said: list[int] = []
+
+    def see(self, patches: torch.Tensor) -> None:
+        """Keep a step's patches."""
+        self._steps = [*self._steps, patches][-self._newest:]
+
+    @torch.inference_mode()
+    def say(self, count: int) -> Spoken:
+        """Encode the prompt and generate."""
+        stock, model, steps = self._stock, self._stock.model, len(self._steps)
+        video = [model.config.video_token_id] * (steps * stock.grid[0] * stock.grid[1])
+        said = [] if self._newest else self._said
+        ids = torch.tensor([[*stock.prefix, *video, *stock.tail, *stock.head, *said]])
+        times = _Times()
+        out = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=2 * (ids == model.config.video_token_id).int(),
+            pixel_values_videos=torch.cat(self._steps), video_grid_thw=stock.grid_thw(steps),
+            second_per_grid_ts=torch.tensor([stock.seconds_per_step]), do_sample=False,
+            max_new_tokens=count, eos_token_id=[], streamer=times)
+        tokens = out[0, ids.shape[1]:].tolist()
+        self._said += tokens
+        return Spoken(tokens, times.of_tokens)
+
+
+class _Times:
+    """A streamer that notes when each token came; what it is given first is the prompt."""
+
+    def __init__(self) -> None:
+        self._all: list[int] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self._all.append(time.monotonic_ns())
+
+    def end(self) -> None:
+        pass
+
+    @property
+    def of_tokens(self) -> list[int]:
+        return self._all[1:]
+
+
+def dynamic_cache(stock: Stock) -> Cache:
+    """Return a cache that grows with every row, copied each time."""
+    return DynamicCache(config=stock.model.config.text_config)
+
+
+def static_cache(stock: Stock, rows: int) -> Cache:
+    """Return a cache of so many rows, all of which are attended to under a mask."""
+    return StaticCache(config=stock.model.config.text_config, max_cache_len=rows)
+
+
+class _Part(NamedTuple):
+    """Neighbouring rows for the cache; `extent` is how many positions they take up."""
+
+    embeds: torch.Tensor
+    positions: np.ndarray
+    extent: int
+    is_video: bool = False
+
+
+class Carried:
+    """
+    A key-value cache carried from step to step, video and text interleaved in it.
+
+    The last token said goes into the cache with the next step, in one forward pass, whose last
+    row gives the next token: a step costs `count` passes, not one more. What is computed is what
+    the engine computes with interleaved positions.
+    """
+
+    def __init__(self, stock: Stock, make_cache: Callable[[Stock], Cache] = dynamic_cache) -> None:
+        self._stock, self._cache = stock, make_cache(stock)
+        self._text, self._head = stock.model.model.language_model, stock.model.lm_head
+        self._table, self._tower = stock.model.get_input_embeddings(), stock.model.model.visual
+        self._pending, self._begun, self._next = list(stock.head), False, 0
+        self._logits: torch.Tensor | None = None
+        self._run([self._words(stock.prefix)], False)
+
+    @torch.inference_mode()
+    def see(self, patches: torch.Tensor) -> None:
+        """Encode one step into the cache, after the last token said."""
+        parts = [self._words(self._pending)] if self._begun else []
+        seen = self._tower(patches, grid_thw=self._stock.grid_thw(1)).pooler_output
+        extent = max(self._stock.grid)
+        parts.append(_Part(seen, step_positions(self._next, 0, *self._stock.grid), extent, True))
+        self._next += extent
+        self._logits = self._run(parts, self._begun)
+
+    @torch.inference_mode()
+    def say(self, count: int) -> Spoken:
+        """Generate, one pass a token; the first comes out of the step's own pass."""
+        spoken = Spoken([], [])
+        for _ in range(count):
+            if self._logits is None:
+                self._logits = self._run([self._words(self._pending)], True)
+            token = int(self._logits.argmax())
+            self._pending, self._logits, self._begun = [token], None, True
+            spoken.tokens.append(token)
+            spoken.times_ns.append(time.monotonic_ns())
+        return spoken
+
+    def _words(self, ids: Sequence[int]) -> _Part:
+        first, self._next = self._next, self._next + len(ids)
+        return _Part(self._table(torch.tensor(ids)), text_positions(first, len(ids)), len(ids))
+
+    @torch.inference_mode()
+    def _run(self, parts: list[_Part], predict: bool) -> torch.Tensor | None:
+        """Append rows to the cache; return the logits of the last one if asked for."""
+        positions = np.concatenate([part.positions for part in parts], axis=1)
+        hidden = self._text(
+            inputs_embeds=torch.cat([part.embeds for part in parts])[None],
+            position_ids=torch.from_numpy(positions)[:, None], past_key_values=self._cache,
+            use_cache=True).last_hidden_state
+        return self._head(hidden[0, -1]) if predict else None
+
+
+class Windows(Carried):
+    """
+    A carried cache that keeps the prefix, the newest steps and the newest text (StreamingVLM).
+
+    Positions stay contiguous: where rows leave, what comes after them moves up. That is a turn of
+    the kept keys by one angle on all three axes, once a step instead of in every pass.
+
+    :param steps: how many steps are kept, the one being seen among them
+    :param text_tokens: how many tokens of text are kept
+    """
+
+    def __init__(self, stock: Stock, steps: int = 16, text_tokens: int = 512) -> None:
+        self._steps, self._text_tokens = steps, text_tokens
+        self._parts: list[tuple[bool, int, int]] = []
+        super().__init__(stock)
+
+    @torch.inference_mode()
+    def see(self, patches: torch.Tensor) -> None:
+        """Let the oldest go, then encode the step."""
+        videos = [i for i, (is_video, _, _) in enumerate(self._parts) if is_video]
+        gone = set(videos[:max(0, len(videos) - self._steps + 1)])
+        texts = [i for i, (is_video, _, _) in enumerate(self._parts) if not is_video]
+        surplus = sum(self._parts[i][1] for i in texts) - self._text_tokens
+        for index in texts:
+            if surplus > 0:
+                gone.add(index)
+                surplus -= self._parts[index][1]
+        if gone:
+            self._drop(gone)
+        super().see(patches)
+
+    def _drop(self, gone: set[int]) -> None:
+        row = len(self._stock.prefix)
+        kept, moved, up = list(range(row)), [0] * row, 0
+        for index, (_, rows, extent) in enumerate(self._parts):
+            if index in gone:
+                up += extent
+            else:
+                kept += range(row, row + rows)
+                moved += [up] * rows
+            row += rows
+        angles = torch.tensor(moved)[:, None] * self._text.rotary_emb.inv_freq.float()
+        cos, sin = (torch.cat([part, part], dim=-1) for part in (angles.cos(), angles.sin()))
+        for layer in self._cache.layers:
+            keys = layer.keys[:, :, kept]
+            layer.keys = (keys * cos - rotate_half(keys) * sin).to(keys.dtype)
+            layer.values = layer.values[:, :, kept]
+        self._next -= up
+        self._parts = [part for i, part in enumerate(self._parts) if i not in gone]
+
+    def _run(self, parts: list[_Part], predict: bool) -> torch.Tensor | None:
+        if self._cache.get_seq_length():  # What comes first is the prefix, which always stays.
+            self._parts += [(part.is_video, len(part.embeds), part.extent) for part in parts]
+        return super()._run(parts, predict)
