@@ -50,9 +50,10 @@ def test_a_reader_never_sees_a_torn_or_unwritten_row():
 
     def read():
         while not done.is_set():
-            keys, values, length = lane.view()
+            view = lane.view()
+            length = view.length
             expected = torch.arange(length, dtype=torch.float64)
-            for buffer in (keys, values):
+            for buffer in (view.keys, view.values):
                 if not torch.equal(buffer[:, :, :length],
                                    expected[None, None, :, None].expand(3, 2, length, 4)):
                     wrong.append(length)

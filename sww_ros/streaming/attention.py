@@ -167,8 +167,9 @@ class _Shared:
         near_out, near_lse = near[0] if len(near) == 1 else map(torch.cat, zip(*near))
         far_out, far_lse = self._far(layer, q[self.start:self.stop])
         share = torch.sigmoid(near_lse - far_lse)[..., None]
-        wide = share.dtype
-        return torch.lerp(far_out.to(wide), near_out.to(wide), share).to(q.dtype)
+        if share.dtype == q.dtype:
+            return torch.lerp(far_out, near_out, share)
+        return torch.lerp(far_out.to(share.dtype), near_out.to(share.dtype), share).to(q.dtype)
 
     def _far(self, layer: int, q: torch.Tensor) -> _Part:
         rows, heads, group, dim = q.shape

@@ -71,13 +71,15 @@ class Decoder:
         self.kv_heads = config.num_key_value_heads
         self.head_dim = getattr(config, 'head_dim', None) or self.hidden // self.heads
         self.layer_count = config.num_hidden_layers
-        self._eps = config.rms_norm_eps
+        self._width, self._eps = config.intermediate_size, config.rms_norm_eps
         self._inv_freq = language_model.rotary_emb.inv_freq.float()
         self._embedding = language_model.embed_tokens.weight.detach()
         self._norm = language_model.norm.weight.detach()
         self._head = lm_head.weight.detach()
         self.dtype, self.device = self._norm.dtype, self._norm.device
         self._wide = torch.promote_types(self.dtype, torch.float32)
+        # A tensor: a Python number would be converted in every call.
+        self._floor = torch.tensor(self._eps * self.hidden, dtype=self.dtype, device=self.device)
         sections = config.rope_parameters['mrope_section']
         self._axis = torch.tensor([i % 3 for i, count in enumerate(sections)
                                    for _ in range(count)], device=self.device)
@@ -112,7 +114,7 @@ class Decoder:
             q, kv = self._project(layer, x, turn)
             plan.write(index, kv)
             x = layer.out.added_to(x, plan.read(index, q))
-            gate, up = layer.gate_up(self._normed(x, layer.norm_mlp)).chunk(2, dim=-1)
+            gate, up = layer.gate_up(self._normed(x, layer.norm_mlp)).split(self._width, 1)
             x = layer.down.added_to(x, F.silu(gate).mul_(up))
         plan.publish()
         return self._logits(chunks, rows, x)
@@ -145,8 +147,7 @@ class Decoder:
         if weight is not None:
             return self._weighted_norm(x, weight)
         # The weight and the root of the width are in the matrix that follows (`_fuse`).
-        scale = x.square().sum(-1, keepdim=True).add_(self._eps * self.hidden).rsqrt_()
-        return x * scale
+        return x * (x * x).sum(-1, keepdim=True).add_(self._floor).rsqrt_()
 
     def _weighted_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         # The oracle normalizes in fp32 whatever the weights' type, so this does too.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 
 import torch
-import torch.nn.functional as F
 
 _FLOOR = {torch.float32: 500_000, torch.bfloat16: 0}
 """
@@ -23,17 +22,17 @@ def _can_pack(weight: torch.Tensor) -> bool:
 
 
 class Matrix:
-    """A matrix (out, in) with an optional bias; a large one is kept packed alone, not twice."""
+    """A matrix (out, in) with an optional bias, in a plain form, a packed one, or both if small."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self._dense, self._bias, self._packed = weight, bias, None
+        self._plain, self._bias, self._packed = weight.t(), bias, None
         self._size = weight.numel()
         self._floor = _FLOOR.get(weight.dtype, 0)
         if _can_pack(weight):
             # Packed for few rows: as fast for many, and faster for one than packed for one.
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
             if self._size >= self._floor:
-                self._dense = None
+                self._plain = None
 
     def _packs(self, x: torch.Tensor) -> bool:
         return self._packed is not None and x.shape[0] * self._size >= self._floor
@@ -43,10 +42,12 @@ class Matrix:
         if self._packs(x):
             return torch.ops.mkldnn._linear_pointwise.default(
                 x, self._packed, self._bias, 'none', [], '')
-        return F.linear(x, self._dense, self._bias)
+        if self._bias is None:
+            return torch.mm(x, self._plain)
+        return torch.addmm(self._bias, x, self._plain)
 
     def added_to(self, base: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return `base` (rows, out) plus x times the matrix, in one call; for one without bias."""
         if self._packs(x):
             return torch.ops.mkldnn._linear_pointwise.binary(x, base, self._packed, None, 'add')
-        return torch.addmm(base, x, self._dense.t())
+        return torch.addmm(base, x, self._plain)
