@@ -70,6 +70,7 @@ class Decoder:
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_dim = getattr(config, 'head_dim', None) or self.hidden // self.heads
+        self._split = [self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim]
         self.layer_count = config.num_hidden_layers
         self._width, self._eps = config.intermediate_size, config.rms_norm_eps
         self._inv_freq = language_model.rotary_emb.inv_freq.float()
@@ -132,16 +133,12 @@ class Decoder:
                  ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return queries (n, kv heads, group, dim) and keys with values (n, 2, kv heads, dim)."""
         fused = layer.qkv(self._normed(x, layer.norm_in))
-        fused = fused.view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
-        turned = self.heads + self.kv_heads
-        # In place: the keys stay beside their values, so that one call writes both to the lane.
-        if fused.dtype == self._wide:
-            torch.view_as_complex(fused.unflatten(2, (-1, 2)))[:, :turned].mul_(turn)
-        else:
-            pairs = torch.view_as_complex(fused[:, :turned].to(self._wide).unflatten(2, (-1, 2)))
-            fused[:, :turned] = torch.view_as_real(pairs * turn).flatten(2)
-        return (fused[:, :self.heads].unflatten(1, (self.kv_heads, -1)),
-                fused[:, self.heads:].unflatten(1, (2, -1)))
+        pairs = torch.view_as_complex(fused.to(self._wide).view(len(x), -1, self.head_dim // 2, 2))
+        # In place, if it is not a copy: keys and values stay neighbours and are written at once.
+        fused = torch.view_as_real(pairs.mul_(turn)).view(fused.shape).to(fused.dtype)
+        q, kv = fused.split(self._split, 1)
+        return (q.view(len(x), self.kv_heads, -1, self.head_dim),
+                kv.view(len(x), 2, self.kv_heads, self.head_dim))
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         if weight is not None:
@@ -157,13 +154,15 @@ class Decoder:
 
     def _rotary(self, positions: torch.Tensor) -> torch.Tensor:
         """
-        Return rotations (n, 1, dim / 2) of 3-D positions: each section takes its own axis.
+        Return rotations (n, heads of q, k and v, dim / 2): each section takes its own axis.
 
-        A pair of dimensions is turned as one complex number, by one product.
+        A pair of dimensions is turned as one complex number, by one product; values by 1.
         """
         angles = positions.to(self.device)[self._axis].t().float() * self._inv_freq
         cos, sin = (part.to(self.dtype).to(self._wide) for part in (angles.cos(), angles.sin()))
-        return torch.complex(cos, sin)[:, None]
+        turn = torch.complex(cos, sin)[:, None].repeat(1, self.heads + 2 * self.kv_heads, 1)
+        turn[:, self.heads + self.kv_heads:] = 1
+        return turn
 
     def _fuse(self, layer: nn.Module) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
