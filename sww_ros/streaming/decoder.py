@@ -79,6 +79,7 @@ class Decoder:
         self._head = lm_head.weight.detach()
         self.dtype, self.device = self._norm.dtype, self._norm.device
         self._wide = torch.promote_types(self.dtype, torch.float32)
+        self._is_wide = self.dtype == self._wide
         # A tensor: a Python number would be converted in every call.
         self._floor = torch.tensor(self._eps * self.hidden, dtype=self.dtype, device=self.device)
         sections = config.rope_parameters['mrope_section']
@@ -133,12 +134,19 @@ class Decoder:
                  ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return queries (n, kv heads, group, dim) and keys with values (n, 2, kv heads, dim)."""
         fused = layer.qkv(self._normed(x, layer.norm_in))
-        pairs = torch.view_as_complex(fused.to(self._wide).view(len(x), -1, self.head_dim // 2, 2))
-        # In place, if it is not a copy: keys and values stay neighbours and are written at once.
-        fused = torch.view_as_real(pairs.mul_(turn)).view(fused.shape).to(fused.dtype)
+        # Turned in place, so that keys stay beside values and one call writes both to the lane.
+        if self._is_wide:
+            self._pairs(fused).mul_(turn)
+        else:
+            fused = torch.view_as_real(self._pairs(fused.to(self._wide)) * turn)
+            fused = fused.view(len(x), -1).to(self.dtype)
         q, kv = fused.split(self._split, 1)
         return (q.view(len(x), self.kv_heads, -1, self.head_dim),
                 kv.view(len(x), 2, self.kv_heads, self.head_dim))
+
+    def _pairs(self, fused: torch.Tensor) -> torch.Tensor:
+        """View pairs of neighbours as complex numbers, (n, heads of q, k and v, dim / 2)."""
+        return torch.view_as_complex(fused.view(len(fused), -1, self.head_dim // 2, 2))
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         if weight is not None:
