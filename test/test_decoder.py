@@ -1,4 +1,4 @@
-"""The decode step against transformers' own text model, for every way in which rows can be given."""
+"""The decode step against transformers' text model, for every way in which rows can be given."""
 
 from __future__ import annotations
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 import json
 from pathlib import Path
 import platform
@@ -55,6 +57,14 @@ def _random(hidden: int, inner: int, layers: int, heads: int) -> Checkpoint:
     return random_checkpoint(shape, 0)[1]
 
 
+@dataclass(frozen=True)
+class Case:
+    """A step to measure: what takes it, and what gives its chunks anew each time."""
+
+    decoder: Decoder
+    chunks: Callable[[], list[Chunk]]
+
+
 class Lanes:
     """Text lanes over one context, each with some rows of its own, that take steps together."""
 
@@ -66,11 +76,11 @@ class Lanes:
             decoder.step([self._chunk(lane, own)])
         self._next += own
 
-    def step(self) -> None:
-        """One row in each lane, from whose logits a token is taken."""
-        for logits in self._decoder.step([self._chunk(lane, 1) for lane in self._lanes]):
-            int(logits.argmax())
+    def chunks(self) -> list[Chunk]:
+        """Return the next row of each lane."""
+        made = [self._chunk(lane, 1) for lane in self._lanes]
         self._next += 1
+        return made
 
     def _chunk(self, lane: Lane, rows: int) -> Chunk:
         return _chunk(self._decoder, lane, rows, self._next, self._context)
@@ -90,44 +100,50 @@ def _filled(decoder: Decoder, rows: int) -> LaneView:
     return lane.view()
 
 
-def _appending(decoder: Decoder, view: LaneView, rows: int) -> Callable[[], None]:
-    """Prefill `rows` rows after those of a view, and forget them, to do it again."""
-    def run() -> None:
-        lane = Lane(decoder.layer_count, decoder.kv_heads, decoder.head_dim, 0, decoder.dtype,
-                    decoder.device, kv=view.kv)
-        lane.publish(view.length)
-        decoder.step([_chunk(decoder, lane, rows, view.length)])
-    return run
+def _appending(decoder: Decoder, view: LaneView, rows: int) -> list[Chunk]:
+    """Return `rows` rows to prefill after those of a view, in a lane that is then forgotten."""
+    lane = Lane(decoder.layer_count, decoder.kv_heads, decoder.head_dim, 0, decoder.dtype,
+                decoder.device, kv=view.kv)
+    lane.publish(view.length)
+    return [_chunk(decoder, lane, rows, view.length)]
 
 
-def cases(decoder: Decoder, context: int, own: int) -> dict[str, Callable[[], None]]:
-    """Return what is measured, by name; each is one step."""
+def cases(decoder: Decoder, context: int, own: int) -> dict[str, Case]:
+    """Return what is measured, by name."""
     view = _filled(decoder, context)
     lanes = {'one lane alone': Lanes(decoder, None, 1, context + own),
              'narration': Lanes(decoder, view, 1, own)}
     lanes |= {f'narration and {n} answers': Lanes(decoder, view, n + 1, own) for n in ANSWERS}
-    return ({name: each.step for name, each in lanes.items()}
-            | {f'{n} rows': _appending(decoder, view, n) for n in ROWS})
+    return ({name: Case(decoder, each.chunks) for name, each in lanes.items()}
+            | {f'{n} rows': Case(decoder, partial(_appending, decoder, view, n)) for n in ROWS})
 
 
-def measure(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, dict]:
-    """Return smallest and median seconds of each, all in turn, and the operators it calls."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 2):
-        for name, run in runs.items():
-            # Processor time: what other programs take of the machine is left out.
-            start = time.thread_time()
-            run()
-            times[name].append(time.thread_time() - start)
-    # The first two rounds warm up: lanes find their place in the pool, caches fill.
+def measure(cases: dict[str, Case], repeats: int) -> dict[str, dict]:
+    """Return smallest and median milliseconds of each, all in turn, and the operators it calls."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(repeats + 1):
+        for name, case in cases.items():
+            # As in an engine, a step follows others of its kind: the first of three warms up.
+            times[name] += [_seconds(case) for _ in range(3)][1:]
+    # In the first round lanes find their place in the pool.
     return {name: dict(min_ms=round(min(each[2:]) * 1e3, 4),
-                       median_ms=round(median(each[2:]) * 1e3, 4), operators=_operators(runs[name]))
+                       median_ms=round(median(each[2:]) * 1e3, 4),
+                       operators=_operators(cases[name]))
             for name, each in times.items()}
 
 
-def _operators(run: Callable[[], None]) -> int:
+def _seconds(case: Case) -> float:
+    chunks = case.chunks()
+    # Processor time: what other programs take of the machine is left out.
+    start = time.thread_time()
+    case.decoder.step(chunks)
+    return time.thread_time() - start
+
+
+def _operators(case: Case) -> int:
+    chunks = case.chunks()
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        run()
+        case.decoder.step(chunks)
     return sum(event.count for event in found.key_averages()
                if event.key.startswith(('aten::', 'mkldnn::')))
 
@@ -135,9 +151,9 @@ def _operators(run: Callable[[], None]) -> int:
 def report(checkpoint: Checkpoint, context: int, own: int, repeats: int) -> dict:
     """Measure one checkpoint; `beside` is a step with so many answers over narration alone."""
     decoder = checkpoint.decoder
-    runs = cases(decoder, context, own)
-    empty = Lanes(hollow(decoder.layer_count).decoder, None, 1, 1)
-    steps = measure(runs | {'framework': empty.step}, repeats)
+    empty = hollow(decoder.layer_count).decoder
+    framework = Case(empty, Lanes(empty, _filled(empty, 1), 1, 1).chunks)
+    steps = measure(cases(decoder, context, own) | {'framework': framework}, repeats)
     alone = steps['narration']
     return dict(
         model=checkpoint.name, parameters=checkpoint.parameters, context_rows=context,
@@ -155,7 +171,7 @@ def main() -> None:
     parser.add_argument('--models', nargs='+', choices=makers, default=list(makers))
     parser.add_argument('--context', type=int, default=420, help='rows of video that are seen')
     parser.add_argument('--own', type=int, default=30, help='rows of text in each lane before')
-    parser.add_argument('--repeats', type=int, default=40)
+    parser.add_argument('--repeats', type=int, default=20)
     parser.add_argument('--json', type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

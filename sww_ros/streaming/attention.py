@@ -144,7 +144,8 @@ class _LanesRun(_Run):
             _part(q, self.start, self.stop), self._keys[layer], self._values[layer], self._mask)
 
     def part(self, layer: int, q: torch.Tensor) -> _Part:
-        return attend(_part(q, self.start, self.stop), self._keys[layer], self._values[layer], self._mask)
+        mine = _part(q, self.start, self.stop)
+        return attend(mine, self._keys[layer], self._values[layer], self._mask)
 
 
 class _Shared:

@@ -188,8 +188,9 @@ class Decoder:
             weight, gate_up = weight * (norms[0] * root), gate_up * (norms[1] * root)
             norms = [None, None]
         return _Layer(
-            norm_in=norms[0], qkv=Matrix(weight, bias), out=Matrix(attention.o_proj.weight.detach()),
-            norm_mlp=norms[1], gate_up=Matrix(gate_up), down=Matrix(mlp.down_proj.weight.detach()))
+            norm_in=norms[0], qkv=Matrix(weight, bias),
+            out=Matrix(attention.o_proj.weight.detach()), norm_mlp=norms[1],
+            gate_up=Matrix(gate_up), down=Matrix(mlp.down_proj.weight.detach()))
 
     def _paired_rows(self) -> torch.Tensor:
         """
