@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from sww_ros.streaming.kv import Lane
+from sww_ros.streaming.kv import Lane, pooled
 
 
 def append(lane: Lane, values) -> None:
@@ -50,9 +50,10 @@ def test_a_reader_never_sees_a_torn_or_unwritten_row():
 
     def read():
         while not done.is_set():
-            keys, values, length = lane.view()
+            view = lane.view()
+            length = view.length
             expected = torch.arange(length, dtype=torch.float64)
-            for buffer in (keys, values):
+            for buffer in (view.keys, view.values):
                 if not torch.equal(buffer[:, :, :length],
                                    expected[None, None, :, None].expand(3, 2, length, 4)):
                     wrong.append(length)
@@ -66,3 +67,61 @@ def test_a_reader_never_sees_a_torn_or_unwritten_row():
     for reader in readers:
         reader.join()
     assert not wrong
+
+
+def test_ahead_counts_rows_in_the_buffer_they_will_be_written_to():
+    lane = Lane(1, 1, 2, 1, torch.float32)
+    append(lane, [1])
+    view = lane.ahead(3)
+    assert (view.length, len(lane)) == (4, 1)
+    append(lane, [2, 3, 4])
+    assert view.keys[0, 0, :4, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_a_lane_lives_in_the_memory_it_is_given_and_moves_there():
+    made = []
+
+    def allocate(shape, dtype):
+        made.append(torch.zeros(*shape, dtype=dtype))
+        return made[-1]
+
+    lane = Lane(1, 1, 2, 3, torch.float32, allocate=allocate)
+    append(lane, [1, 2])
+    assert made[0][1, 0, 0, :, 0].tolist() == [1, 2, 0]
+    append(lane, [3, 4])
+    assert [buffer.shape[3] for buffer in made] == [3, 6]
+    assert made[1][1, 0, 0, :, 0].tolist() == [1, 2, 3, 4, 0, 0]
+
+
+def test_a_follower_reads_what_another_lane_has_published():
+    lane, follower = (Lane(1, 1, 2, 2, torch.float32) for _ in range(2))
+    append(lane, [1, 2, 3])
+    follower.follow(lane.view().kv)
+    assert len(follower) == 0
+    follower.publish(3)
+    assert follower.view().keys[0, 0, :3, 0].tolist() == [1, 2, 3]
+
+
+def test_pooled_lanes_share_a_storage_and_older_views_stay():
+    lanes = [Lane(1, 1, 2, 4, torch.float32) for _ in range(3)]
+    for i, lane in enumerate(lanes):
+        append(lane, [10 * i, 10 * i + 1])
+    before = [lane.view() for lane in lanes]
+    pool = pooled(lanes)
+    for i, lane in enumerate(lanes):
+        append(lane, [10 * i + 2])
+        assert pool[0, 0, i, 0, :3, 0].tolist() == [10 * i, 10 * i + 1, 10 * i + 2]
+        assert before[i].keys[0, 0, :2, 0].tolist() == [10 * i, 10 * i + 1]
+
+
+def test_pooled_lanes_that_are_neighbours_stay_where_they_are():
+    lanes = [Lane(1, 1, 2, 4, torch.float32) for _ in range(4)]
+    whole = pooled(lanes)
+    for some in (lanes[1:], lanes[:2], lanes):
+        assert pooled(some).data_ptr() == whole[:, :, lanes.index(some[0])].data_ptr()
+    assert pooled([lanes[0], lanes[2]]).data_ptr() != whole.data_ptr(), 'a gap between them'
+    before = lanes[1].view().kv
+    for _ in range(70):
+        append(lanes[1], [1])
+    assert lanes[1].view().kv is not before, 'a lane that outgrows its place moves out'
+    assert pooled(lanes[1:3])[0, 0, 0, 0, :70, 0].tolist() == [1] * 70

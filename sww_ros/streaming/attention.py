@@ -100,15 +100,15 @@ class _ChunkRun(_Run):
         self._mask = kv.new_full((rows.count, length), -torch.inf).triu_(first + 1)
 
     def write(self, layer: int, kv: torch.Tensor) -> None:
-        self._to[layer].copy_(kv[self.start:self.stop])
+        self._to[layer].copy_(_part(kv, self.start, self.stop))
 
     def read(self, layer: int, q: torch.Tensor) -> torch.Tensor:
-        mine = q[self.start:self.stop].permute(1, 2, 0, 3)
+        mine = _part(q, self.start, self.stop).permute(1, 2, 0, 3)
         return F.scaled_dot_product_attention(
             mine, self._keys[layer], self._values[layer], self._mask).permute(2, 0, 1, 3)
 
     def part(self, layer: int, q: torch.Tensor) -> _Part:
-        mine = q[self.start:self.stop].permute(1, 2, 0, 3)
+        mine = _part(q, self.start, self.stop).permute(1, 2, 0, 3)
         out, lse = attend(mine, self._keys[layer], self._values[layer], self._mask)
         return out.permute(2, 0, 1, 3), lse.permute(2, 0, 1)
 
@@ -135,16 +135,17 @@ class _LanesRun(_Run):
 
     def write(self, layer: int, kv: torch.Tensor) -> None:
         if self._at is None:
-            self._to[layer].copy_(kv[self.start:self.stop])
+            self._to[layer].copy_(_part(kv, self.start, self.stop))
         else:
-            self._to[layer].index_put_(self._at, kv[self.start:self.stop])
+            self._to[layer].index_put_(self._at, _part(kv, self.start, self.stop))
 
     def read(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(
-            q[self.start:self.stop], self._keys[layer], self._values[layer], self._mask)
+            _part(q, self.start, self.stop), self._keys[layer], self._values[layer], self._mask)
 
     def part(self, layer: int, q: torch.Tensor) -> _Part:
-        return attend(q[self.start:self.stop], self._keys[layer], self._values[layer], self._mask)
+        mine = _part(q, self.start, self.stop)
+        return attend(mine, self._keys[layer], self._values[layer], self._mask)
 
 
 class _Shared:
@@ -165,10 +166,11 @@ class _Shared:
     def read(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         near = [run.part(layer, q) for run in self._runs]
         near_out, near_lse = near[0] if len(near) == 1 else map(torch.cat, zip(*near))
-        far_out, far_lse = self._far(layer, q[self.start:self.stop])
-        share = torch.sigmoid(near_lse - far_lse)[..., None]
-        wide = share.dtype
-        return torch.lerp(far_out.to(wide), near_out.to(wide), share).to(q.dtype)
+        far_out, far_lse = self._far(layer, _part(q, self.start, self.stop))
+        share = torch.sigmoid(near_lse - far_lse).unsqueeze(-1)
+        if share.dtype == q.dtype:
+            return torch.lerp(far_out, near_out, share)
+        return torch.lerp(far_out.to(share.dtype), near_out.to(share.dtype), share).to(q.dtype)
 
     def _far(self, layer: int, q: torch.Tensor) -> _Part:
         rows, heads, group, dim = q.shape
@@ -234,6 +236,11 @@ def _check_ahead(rows: Sequence[Rows]) -> None:
         if isinstance(view, AheadView) and view.length > written.get(id(view.kv), 0):
             raise ValueError(f'a context of {view.length} rows is ahead of its lane, and no chunk '
                              f'of this step appends them to it')
+
+
+def _part(x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Return x[start:stop], without the cost of slicing where that is all of it."""
+    return x if stop - start == len(x) else x[start:stop]
 
 
 def _padding(lengths: torch.Tensor, longest: int, dtype: torch.dtype) -> torch.Tensor:

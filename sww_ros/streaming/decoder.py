@@ -70,14 +70,18 @@ class Decoder:
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_dim = getattr(config, 'head_dim', None) or self.hidden // self.heads
+        self._split = [self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim]
         self.layer_count = config.num_hidden_layers
-        self._eps = config.rms_norm_eps
+        self._width, self._eps = config.intermediate_size, config.rms_norm_eps
         self._inv_freq = language_model.rotary_emb.inv_freq.float()
         self._embedding = language_model.embed_tokens.weight.detach()
         self._norm = language_model.norm.weight.detach()
         self._head = lm_head.weight.detach()
         self.dtype, self.device = self._norm.dtype, self._norm.device
         self._wide = torch.promote_types(self.dtype, torch.float32)
+        self._is_wide = self.dtype == self._wide
+        # A tensor: a Python number would be converted in every call.
+        self._floor = torch.tensor(self._eps * self.hidden, dtype=self.dtype, device=self.device)
         sections = config.rope_parameters['mrope_section']
         self._axis = torch.tensor([i % 3 for i, count in enumerate(sections)
                                    for _ in range(count)], device=self.device)
@@ -113,7 +117,7 @@ class Decoder:
             q, kv = self._project(layer, x, turn)
             plan.write(index, kv)
             x = layer.out.added_to(x, plan.read(index, q))
-            gate, up = layer.gate_up(self._normed(x, layer.norm_mlp)).chunk(2, dim=-1)
+            gate, up = layer.gate_up(self._normed(x, layer.norm_mlp)).split(self._width, 1)
             x = layer.down.added_to(x, F.silu(gate).mul_(up))
         plan.publish()
         return self._logits(chunks, rows, x)
@@ -131,23 +135,25 @@ class Decoder:
                  ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return queries (n, kv heads, group, dim) and keys with values (n, 2, kv heads, dim)."""
         fused = layer.qkv(self._normed(x, layer.norm_in))
-        fused = fused.view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
-        turned = self.heads + self.kv_heads
-        # In place: the keys stay beside their values, so that one call writes both to the lane.
-        if fused.dtype == self._wide:
-            torch.view_as_complex(fused.unflatten(2, (-1, 2)))[:, :turned].mul_(turn)
+        # Turned in place, so that keys stay beside values and one call writes both to the lane.
+        if self._is_wide:
+            self._pairs(fused).mul_(turn)
         else:
-            pairs = torch.view_as_complex(fused[:, :turned].to(self._wide).unflatten(2, (-1, 2)))
-            fused[:, :turned] = torch.view_as_real(pairs * turn).flatten(2)
-        return (fused[:, :self.heads].unflatten(1, (self.kv_heads, -1)),
-                fused[:, self.heads:].unflatten(1, (2, -1)))
+            fused = torch.view_as_real(self._pairs(fused.to(self._wide)) * turn)
+            fused = fused.view(len(x), -1).to(self.dtype)
+        q, kv = fused.split(self._split, 1)
+        return (q.view(len(x), self.kv_heads, -1, self.head_dim),
+                kv.view(len(x), 2, self.kv_heads, self.head_dim))
+
+    def _pairs(self, fused: torch.Tensor) -> torch.Tensor:
+        """View pairs of neighbours as complex numbers, (n, heads of q, k and v, dim / 2)."""
+        return torch.view_as_complex(fused.view(len(fused), -1, self.head_dim // 2, 2))
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         if weight is not None:
             return self._weighted_norm(x, weight)
         # The weight and the root of the width are in the matrix that follows (`_fuse`).
-        scale = x.square().sum(-1, keepdim=True).add_(self._eps * self.hidden).rsqrt_()
-        return x * scale
+        return x * (x * x).sum(-1, keepdim=True).add_(self._floor).rsqrt_()
 
     def _weighted_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         # The oracle normalizes in fp32 whatever the weights' type, so this does too.
@@ -157,13 +163,15 @@ class Decoder:
 
     def _rotary(self, positions: torch.Tensor) -> torch.Tensor:
         """
-        Return rotations (n, 1, dim / 2) of 3-D positions: each section takes its own axis.
+        Return rotations (n, heads of q, k and v, dim / 2): each section takes its own axis.
 
-        A pair of dimensions is turned as one complex number, by one product.
+        A pair of dimensions is turned as one complex number, by one product; values by 1.
         """
         angles = positions.to(self.device)[self._axis].t().float() * self._inv_freq
         cos, sin = (part.to(self.dtype).to(self._wide) for part in (angles.cos(), angles.sin()))
-        return torch.complex(cos, sin)[:, None]
+        turn = torch.complex(cos, sin)[:, None].repeat(1, self.heads + 2 * self.kv_heads, 1)
+        turn[:, self.heads + self.kv_heads:] = 1
+        return turn
 
     def _fuse(self, layer: nn.Module) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -181,8 +189,9 @@ class Decoder:
             weight, gate_up = weight * (norms[0] * root), gate_up * (norms[1] * root)
             norms = [None, None]
         return _Layer(
-            norm_in=norms[0], qkv=Matrix(weight, bias), out=Matrix(attention.o_proj.weight.detach()),
-            norm_mlp=norms[1], gate_up=Matrix(gate_up), down=Matrix(mlp.down_proj.weight.detach()))
+            norm_in=norms[0], qkv=Matrix(weight, bias),
+            out=Matrix(attention.o_proj.weight.detach()), norm_mlp=norms[1],
+            gate_up=Matrix(gate_up), down=Matrix(mlp.down_proj.weight.detach()))
 
     def _paired_rows(self) -> torch.Tensor:
         """
