@@ -12,8 +12,8 @@ from engine_harness import HERE, START_S, Listener, frame, listening
 import numpy as np
 import pytest
 
+from sww_ros import wire
 from sww_ros.engine import client as client_module
-from sww_ros.engine import wire
 from sww_ros.engine.client import EngineError
 from sww_ros.engine.outbox import Frame
 from sww_ros.engine.streams import OpenStreams
