@@ -34,7 +34,8 @@ setup(
     name=PACKAGE,
     version='0.1.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={f'{PACKAGE}.models': ['builtin/*'], f'{PACKAGE}.evaluation': ['prompts/*']},
+    package_data={PACKAGE: ['py.typed'], f'{PACKAGE}.models': ['builtin/*'],
+                  f'{PACKAGE}.evaluation': ['prompts/*']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),

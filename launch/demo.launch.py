@@ -1,58 +1,61 @@
 """Shows a scene of the shapes world, narrates it, prints it: ros2 launch sww_ros demo.launch.py."""
 
-from launch.actions import DeclareLaunchArgument
+from launch.actions import (
+    DeclareLaunchArgument,
+    OpaqueFunction,
+    PopLaunchConfigurations,
+    PushLaunchConfigurations,
+)
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription
 from sww_ros.nodes import console, shapes_camera
-from sww_ros.nodes.settings import Setting
+from sww_ros.nodes.settings import Setting, Value
 
-NODE_ARGUMENTS = [
-    DeclareLaunchArgument(
-        'model', default_value='builtin',
-        description="The checkpoint: 'builtin', a folder, or the id of a hub."),
-    DeclareLaunchArgument(
-        'namespace', default_value='', description='Namespace of the three nodes.'),
-    DeclareLaunchArgument(
-        'log_level', default_value='warn', choices=['debug', 'info', 'warn', 'error', 'fatal'],
-        description='What is logged; the narration comes from the console.'),
-]
+NODE_SETTINGS = (
+    Setting('model', 'builtin', "The checkpoint: 'builtin', a folder, or the id of a hub."),
+    Setting('namespace', '', 'Namespace of the three nodes.'),
+    Setting('log_level', 'warn', 'What is logged; the narration comes from the console.',
+            choices=('debug', 'info', 'warn', 'error', 'fatal')),
+)
+SETTINGS = (*NODE_SETTINGS, *shapes_camera.SETTINGS, *console.SETTINGS)
 
 
 def argument_of(setting: Setting) -> DeclareLaunchArgument:
     """Return the argument that sets a parameter; its default is the node's own."""
-    default, choices = setting.default, list(setting.choices) or None
-    if isinstance(default, bool):
-        default, choices = str(default).lower(), ['true', 'false']
     return DeclareLaunchArgument(
-        setting.name, default_value=str(default), choices=choices,
-        description=setting.description)
+        setting.name, default_value=setting.default_text, description=setting.description,
+        choices=list(setting.choice_texts) or None)
 
 
-def value_of(name: str, value_type: type = str) -> ParameterValue:
-    """Return the value of an argument as that of a parameter."""
-    return ParameterValue(LaunchConfiguration(name), value_type=value_type)
+def start(context: LaunchContext) -> list[Node]:
+    """Start the three nodes."""
+    values = {setting.name: setting.parse(LaunchConfiguration(setting.name).perform(context))
+              for setting in SETTINGS}
 
+    def node(executable: str, **parameters: Value) -> Node:
+        return Node(
+            package='sww_ros', executable=executable, namespace=values['namespace'],
+            # The console writes whole lines here: growing ones do not mix with launch's prefixes.
+            output='screen', emulate_tty=executable != 'console',
+            # launch_ros would read plain text as YAML.
+            parameters=[{name: ParameterValue(value, value_type=type(value))
+                         for name, value in parameters.items()}],
+            ros_arguments=['--log-level', values['log_level']])
 
-def node(executable: str, **parameters: ParameterValue) -> Node:
-    """Return one of the three nodes."""
-    return Node(
-        package='sww_ros', executable=executable, namespace=LaunchConfiguration('namespace'),
-        # The console writes whole lines here: growing ones do not mix with launch's prefixes.
-        output='screen', emulate_tty=executable != 'console',
-        parameters=[parameters] if parameters else [],
-        ros_arguments=['--log-level', LaunchConfiguration('log_level')])
+    return [node('narrator', model=values['model'], image_transport=values['transport']),
+            node('shapes_camera', **{s.name: values[s.name] for s in shapes_camera.SETTINGS}),
+            node('console', style=values['style'])]
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return what to launch."""
-    settings = (*shapes_camera.SETTINGS, *console.SETTINGS)
-    camera = {s.name: value_of(s.name, type(s.default)) for s in shapes_camera.SETTINGS}
     return LaunchDescription([
-        *NODE_ARGUMENTS, *[argument_of(setting) for setting in settings],
-        node('narrator', model=value_of('model'), image_transport=value_of('transport')),
-        node('shapes_camera', **camera),
-        node('console', style=value_of('style')),
+        # Or these defaults would count as given to what is launched beside it.
+        PushLaunchConfigurations(),
+        *[argument_of(setting) for setting in SETTINGS],
+        OpaqueFunction(function=start),
+        PopLaunchConfigurations(),
     ])

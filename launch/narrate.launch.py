@@ -1,68 +1,90 @@
 """Starts the narrator on a camera topic: ros2 launch sww_ros narrate.launch.py image:=/camera."""
 
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from pathlib import Path
+
+from launch.actions import (
+    DeclareLaunchArgument,
+    OpaqueFunction,
+    PopLaunchConfigurations,
+    PushLaunchConfigurations,
+)
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
-from sww_ros.nodes.narrator_parameters import SETTINGS, Setting
+from sww_ros.nodes.narrator_parameters import SETTINGS
+from sww_ros.nodes.settings import Setting
 
-LAUNCH_ARGUMENTS = [
-    DeclareLaunchArgument(
-        'image', default_value='image',
-        description='The image topic, without the ending /compressed.'),
-    DeclareLaunchArgument(
-        'namespace', default_value='',
-        description='Namespace of the node and its topics: one for each of several cameras.'),
-    DeclareLaunchArgument(
-        'name', default_value='narrator', description='Name of the node.'),
-    DeclareLaunchArgument(
-        'params_file', default_value='',
-        description='A YAML file of parameters, such as a copy of config/narrator.yaml. The '
-        'arguments given beside it go first.'),
-    DeclareLaunchArgument(
-        'use_sim_time', default_value='false', choices=['true', 'false'],
-        description='Whether time comes from /clock: in simulation, or with a bag played back.'),
-    DeclareLaunchArgument(
-        'log_level', default_value='info',
-        choices=['debug', 'info', 'warn', 'error', 'fatal'],
-        description='What is logged.'),
-]
+USE_SIM_TIME = Setting(
+    'use_sim_time', False,
+    'Whether time comes from /clock: in simulation, or with a bag played back.')
+PARAMETERS = (USE_SIM_TIME, *SETTINGS)
+LAUNCH_SETTINGS = (
+    Setting('image', 'image', 'The image topic, without the ending /compressed.'),
+    Setting('namespace', '',
+            'Namespace of the node and its topics: one for each of several cameras.'),
+    Setting('name', 'narrator', 'Name of the node.'),
+    Setting('params_file', '', 'A YAML file of parameters, such as a copy of '
+            'config/narrator.yaml. The arguments given beside it go first.'),
+    Setting('log_level', 'info', 'What is logged.',
+            choices=('debug', 'info', 'warn', 'error', 'fatal')),
+    Setting('respawn', False, 'Whether to start the node again when it has ended.'),
+    Setting('respawn_delay', 2.0, 'Time before it is started again [s].', high=3600.0),
+)
 
 
 def argument_of(setting: Setting) -> DeclareLaunchArgument:
     """Return the argument that sets a parameter; its default is the node's own."""
-    default, choices = setting.default, list(setting.choices) or None
-    if isinstance(default, bool):
-        default, choices = str(default).lower(), ['true', 'false']
     return DeclareLaunchArgument(
-        setting.name, default_value=str(default), choices=choices,
-        description=setting.description)
+        setting.name, default_value=setting.default_text, description=setting.description,
+        choices=list(setting.choice_texts) or None)
+
+
+def parameters_file(text: str) -> list[str]:
+    """
+    Return what there is to read.
+
+    :raises FileNotFoundError: launch itself would go on without the file
+    """
+    path = Path(text).expanduser()
+    if text and not path.is_file():
+        raise FileNotFoundError(f'params_file: there is no file {text!r} ({path.absolute()})')
+    return [str(path)] if text else []
 
 
 def start(context: LaunchContext, given: set[str]) -> list[Node]:
     """Start the node with the file's parameters, and those given as arguments."""
-    def argument(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
+    text = {setting.name: LaunchConfiguration(setting.name).perform(context)
+            for setting in (*LAUNCH_SETTINGS, *PARAMETERS)}
+    chosen = {setting.name: setting.parse(text[setting.name]) for setting in LAUNCH_SETTINGS}
+    # launch_ros would read plain text as YAML.
     parameters = {
-        setting.name: ParameterValue(argument(setting.name), value_type=type(setting.default))
-        for setting in SETTINGS if setting.name in given}
-    parameters['use_sim_time'] = argument('use_sim_time') == 'true'
-    files = [argument('params_file')] if argument('params_file') else []
+        setting.name: ParameterValue(
+            setting.parse(text[setting.name]), value_type=type(setting.default))
+        for setting in PARAMETERS if setting.name in given}
     return [Node(
-        package='sww_ros', executable='narrator', name=argument('name'),
-        namespace=argument('namespace'), output='screen', emulate_tty=True,
-        remappings=[('image', argument('image'))], parameters=[*files, parameters],
-        ros_arguments=['--log-level', argument('log_level')])]
+        package='sww_ros', executable='narrator', name=chosen['name'],
+        namespace=chosen['namespace'], output='screen', emulate_tty=True,
+        remappings=[('image', chosen['image'])],
+        parameters=[*parameters_file(chosen['params_file']), *filter(None, [parameters])],
+        ros_arguments=['--log-level', chosen['log_level']],
+        respawn=chosen['respawn'], respawn_delay=chosen['respawn_delay'])]
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return what to launch."""
-    # Noted before the declarations set defaults, which must not override the file's values.
     given: set[str] = set()
+
+    def note(context: LaunchContext) -> None:
+        given.clear()  # Of an earlier inclusion.
+        given.update(context.launch_configurations)
+
     return LaunchDescription([
-        OpaqueFunction(function=lambda context: given.update(context.launch_configurations)),
-        *LAUNCH_ARGUMENTS, *[argument_of(setting) for setting in SETTINGS],
-        OpaqueFunction(function=start, args=[given])])
+        # Or these defaults would count as given where this file is included once more.
+        PushLaunchConfigurations(),
+        # Before the declarations set defaults, which must not override the file's values.
+        OpaqueFunction(function=note),
+        *[argument_of(setting) for setting in (*LAUNCH_SETTINGS, *PARAMETERS)],
+        OpaqueFunction(function=start, args=[given]),
+        PopLaunchConfigurations()])

@@ -7,12 +7,17 @@ Watches a video file without ROS and prints what is said of it.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+import math
+import os
 from pathlib import Path
 import sys
 
+from tqdm import tqdm
+
 from sww_ros.lookahead import with_last
 from sww_ros.nodes.readers import PictureFolder, VideoFile
-from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.schedule import SCHEDULES
@@ -35,12 +40,20 @@ class Watch:
 
         :raises ValueError: for a video that breaks off, or words that cannot be asked
         """
-        per_step = self._session.info['frames_per_step']
-        for index, (frame, last) in enumerate(with_last(video.frames())):
-            self._session.feed(frame.load(), stamp_ns=frame.offset_ns, last=last)
-            if last or index % per_step == per_step - 1:
-                self._settle()
-                self._ask(frame.offset_ns / 1e9)
+        info = self._session.info
+        per_step, rate = info['frames_per_step'], info['frame_rate']
+        steps = math.ceil(video.duration_s * rate / per_step)
+        with tqdm(total=steps or None, unit='step', disable=None, leave=False) as bar:
+            for index, (frame, last) in enumerate(with_last(video.frames())):
+                self._session.feed(frame.load(), stamp_ns=frame.offset_ns, last=last)
+                if last or index % per_step == per_step - 1:
+                    self._settle()
+                    # What is left at the end was asked for between the last frame and the end.
+                    now_s = frame.offset_ns / 1e9
+                    self._ask(max(video.duration_s, now_s + 1 / rate) if last else now_s)
+                    bar.update()
+        if self._questions:
+            raise ValueError(f'{_late(self._questions[0])}: the video ends at {now_s:g} s')
 
     def _ask(self, now_s: float) -> None:
         while self._questions and self._questions[0][0] <= now_s:
@@ -54,41 +67,97 @@ class Watch:
         for event in self._session.drain():
             if isinstance(event, TextDelta) and event.stream_id == NARRATION:
                 if event.sentence:
-                    print(f'{event.stamp_ns / 1e9:7.1f} s  {event.sentence}', flush=True)
+                    _say(f'{event.stamp_ns / 1e9:7.1f} s  {event.sentence}')
             elif isinstance(event, TextDelta):
                 said = self._answers.get(event.stream_id, '') + event.delta
                 self._answers[event.stream_id] = said
                 if event.final:
-                    print(f'{event.stamp_ns / 1e9:7.1f} s  {self._asked[event.stream_id]} '
-                          f'→ {said.strip()}', flush=True)
+                    _say(f'{event.stamp_ns / 1e9:7.1f} s  {self._asked[event.stream_id]} '
+                         f'→ {said.strip()}')
             elif isinstance(event, Trouble):
                 raise ValueError(event.message)
             elif isinstance(event, QuestionState) and event.state == 'rejected':
-                print(f'not answered: {event.reason}', file=sys.stderr)
+                _note(f'not answered: {event.reason}')
             elif isinstance(event, Restarted) and event.reason == 'capacity':
-                print(f'the video is longer than --max-steps {self._session.info["max_steps"]}: '
-                      'what follows is watched as another video', file=sys.stderr)
+                _note(f'the video is longer than --max-steps {self._session.info["max_steps"]}: '
+                      'what follows is watched as another video')
+
+
+def _say(text: str) -> None:
+    """Print above the progress bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def _note(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
 
 
 def parse_question(text: str) -> tuple[float, str]:
     """Return (seconds, question) of 'SECONDS: QUESTION'."""
     at, _, question = text.partition(':')
     try:
-        return float(at), question.strip()
+        at_s = float(at)
     except ValueError:
+        at_s = math.nan
+    if not 0 <= at_s < math.inf:
         raise argparse.ArgumentTypeError(
-            f'{text!r} does not say when to ask: write it as "SECONDS: QUESTION"') from None
+            f'{ascii(text[:80])} does not say when to ask: write it as "SECONDS: QUESTION"')
+    return at_s, checked(check_question)(question)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Watch one video; return the exit code."""
+def checked(check: Callable[[str], str]) -> Callable[[str], str]:
+    """Return the check of a text as one of a command line's argument."""
+    def argument(text: str) -> str:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return argument
+
+
+def _late(question: tuple[float, str]) -> str:
+    return f'cannot ask {question[1]!r} at {question[0]:g} s'
+
+
+def _open_video(path: Path, rate: float = 0.0) -> VideoFile | PictureFolder:
+    if not path.exists():
+        raise ValueError(f'there is no video {path}')
+    if path.is_dir():
+        return PictureFolder(path, rate)
+    if not path.is_file():
+        raise ValueError(f'the video {path} is neither a file nor a folder of pictures')
+    return VideoFile(path, rate)
+
+
+def _check_questions(questions: list[tuple[float, str]], duration_s: float) -> None:
+    for question in questions:
+        # A length of 0 is one that the file does not tell.
+        if duration_s and question[0] > duration_s:
+            raise ValueError(f'{_late(question)}: the video ends at {duration_s:g} s')
+
+
+def _check_trace(path: Path) -> None:
+    """Check that a file can be written there, without writing it."""
+    folder = path.parent
+    if not folder.is_dir():
+        missing = 'not a folder' if folder.exists() else 'not there: make it first'
+        raise ValueError(f'cannot write the trace {path}: {folder} is {missing}')
+    if path.is_dir():
+        raise ValueError(f'cannot write the trace {path}: it is a folder, give a file')
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ValueError(f'cannot write the trace {path}: permission denied')
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m sww_ros', description=__doc__)
     parser.add_argument('video', type=Path, help='a video file or a folder of pictures')
     parser.add_argument('--model', default='builtin',
                         help="'builtin', a folder, or a hub id (default: %(default)s)")
     parser.add_argument('--allow-download', action='store_true',
                         help='fetch a hub id that is not in the local cache')
-    parser.add_argument('--prompt', default='', help='the standing question')
+    parser.add_argument('--prompt', type=checked(check_prompt), default=None,
+                        help='the standing question (default: as the checkpoint says)')
     parser.add_argument('--ask', type=parse_question, action='append', default=[],
                         metavar='"SECONDS: QUESTION"', help='ask at a time; may be repeated')
     parser.add_argument('--position-encoding', choices=SCHEMES, default='',
@@ -101,6 +170,9 @@ def main(arguments: list[str] | None = None) -> int:
                         help='what random_wait_k draws from (default: %(default)s)')
     parser.add_argument('--wait-k', type=int, default=0,
                         help='tokens a step (default: as the checkpoint was trained)')
+    parser.add_argument('--repetition-penalty', type=float, default=0.0,
+                        help='above 1, what was said becomes less likely (default: as the '
+                        'checkpoint says; none with --trace)')
     parser.add_argument('--max-steps', type=int, default=0,
                         help='steps that are remembered (default: as the checkpoint says)')
     parser.add_argument('--max-rest-tokens', type=int, default=SessionConfig.max_rest_tokens,
@@ -109,29 +181,51 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--dtype', default='')
     parser.add_argument('--trace', type=Path,
                         help='write the run, to be checked by sww_ros.evaluation.replay')
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Watch one video; return the exit code."""
+    options = _parser().parse_args(arguments)
     try:
-        config = SessionConfig(
-            prompt=options.prompt, device=options.device, dtype=options.dtype,
-            position_encoding=options.position_encoding, position_gap=options.position_gap,
-            schedule=options.schedule, schedule_seed=options.schedule_seed, wait_k=options.wait_k,
-            max_steps=options.max_steps, max_rest_tokens=options.max_rest_tokens,
-            allow_download=options.allow_download, record_trace=options.trace is not None)
-        with Session.open(options.model, config) as session:
-            if session.info['mismatch']:
-                print(f'warning: {session.info["mismatch"]}', file=sys.stderr)
-            rate = session.info['frame_rate']
-            kind = PictureFolder if options.video.is_dir() else VideoFile
-            Watch(session, options.ask).run(kind(options.video, rate))
-            if options.trace:
-                session.trace().save(options.trace)
-                print(f'the run is in {options.trace}')
-    except ValueError as error:
-        print(f'error: {error}', file=sys.stderr)
+        _watch(options)
+    except (ValueError, OSError) as error:
+        _note(f'error: {error}')
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _watch(options: argparse.Namespace) -> None:
+    config = SessionConfig(
+        prompt=options.prompt or '', device=options.device, dtype=options.dtype,
+        position_encoding=options.position_encoding, position_gap=options.position_gap,
+        schedule=options.schedule, schedule_seed=options.schedule_seed, wait_k=options.wait_k,
+        max_steps=options.max_steps, max_rest_tokens=options.max_rest_tokens,
+        # A run with a penalty cannot be replayed, so a trace leaves the checkpoint's out.
+        repetition_penalty=options.repetition_penalty or float(options.trace is not None),
+        allow_download=options.allow_download, record_trace=options.trace is not None)
+    # Whatever is wrong with the rest is said before minutes go into a model.
+    if options.trace:
+        _check_trace(options.trace)
+    video = _open_video(options.video)
+    if isinstance(video, VideoFile):
+        _check_questions(options.ask, video.duration_s)
+    _note(f'loading the model {options.model}')
+    with Session.open(options.model, config) as session:
+        info = session.info
+        _note(f'a step of {info["seconds_per_step"]:g} s takes about {info["step_seconds"]:.2g} s '
+              f'here, a token {info["token_seconds"]:.2g} s')
+        for kind in ('mismatch', 'warning'):
+            if info[kind]:
+                _note(f'warning: {info[kind]}')
+        video = _open_video(options.video, info['frame_rate'])
+        _check_questions(options.ask, video.duration_s)
+        Watch(session, options.ask).run(video)
+        if options.trace:
+            session.trace().save(options.trace)
+            print(f'the run is in {options.trace}')
 
 
 if __name__ == '__main__':

@@ -26,9 +26,10 @@ class Listener:
     def __init__(self, model: str, **options) -> None:
         self.events, self.lost, self.ready, self.lines = [], [], [], []
         self._changed = threading.Condition()
-        config = options.pop('config', SessionConfig())
+        config, session = (options.pop('config', SessionConfig()),
+                           options.pop('session', SESSION))
         self.client = EngineClient(
-            model, config, session=SESSION, on_event=self._into(self.events),
+            model, config, session=session, on_event=self._into(self.events),
             on_lost=self._into(self.lost), on_ready=self._into(self.ready),
             on_line=self._into(self.lines), **options)
 

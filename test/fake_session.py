@@ -33,8 +33,10 @@ class FakeSession:
     Says one sentence of three tokens per step, and answers with the question's words.
 
     The model's name chooses what goes wrong: 'bad' does not load, 'slow' takes its time, 'busy'
-    computes without a pause and holds the GIL, 'stuck' does not close. The question 'die' kills
-    the process, 'long' is answered at length, 'prompt' with the prompt.
+    computes without a pause and holds the GIL, 'stuck' does not close, 'tidy' closes slowly and
+    says when it has, 'lagging' perceives one frame in four. The question 'die' kills the process,
+    'long' is answered at length, 'prompt' with the prompt, 'unseen' ends as one of which nothing
+    was seen.
     """
 
     def __init__(self, model: str, config: SessionConfig) -> None:
@@ -43,6 +45,7 @@ class FakeSession:
         self._work: queue.SimpleQueue = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         self._paused = False
+        self._fed = 0
         self._prompt = config.prompt or DEFAULT_PROMPT
         self._seq = itertools.count()
         self._frames: list[tuple] = []
@@ -72,6 +75,10 @@ class FakeSession:
         if self._paused:
             self._events.put(FramesDropped('paused', 1))
             return
+        self._fed += 1
+        if self._model == 'lagging' and self._fed % 4:
+            self._events.put(FramesDropped('overrun', 1))
+            return
         self._frames.append((stamp_ns, received_ns, time.monotonic_ns()))
         if len(self._frames) == FRAMES_PER_STEP:
             self._work.put(self._frames[-1])
@@ -84,6 +91,9 @@ class FakeSession:
             os.kill(os.getpid(), signal.SIGKILL)
         if question == 'reject':
             self._events.put(QuestionState(question_id, 'rejected', 'no room'))
+        elif question == 'unseen':
+            self._events.put(QuestionState(question_id, 'queued', ''))
+            self._tell(question_id, 0, '', final='no_video')
         else:
             self._events.put(QuestionState(question_id, 'answering', ''))
             threading.Thread(target=self._answer, args=[question_id, question],
@@ -116,6 +126,10 @@ class FakeSession:
         self._stop.set()
         if self._model == 'stuck':
             time.sleep(60.0)
+        if self._model == 'tidy':
+            time.sleep(0.5)
+            sys.stderr.write('all is put away\n')
+            sys.stderr.flush()
 
     def _restart(self):
         self._steps, self._stamp = 0, 0

@@ -18,7 +18,7 @@ from sww_ros.engine import client as client_module
 from sww_ros.engine.client import EngineError
 from sww_ros.engine.outbox import Frame
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import FramesDropped, QuestionState, StepPerceived
+from sww_ros.streaming.events import FramesDropped, QuestionState, Restarted, StepPerceived
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,22 @@ def test_bad_questions_prompts_and_frames_are_refused_in_words(listener: Listene
     listener.wait(lambda: FramesDropped('bad', 1) in listener.events)
     assert [event.message for event in listener.events if event.type == 'trouble'] == [
         'the encoding yuv9 is not known']
+
+
+def test_a_prompt_that_is_kept_already_does_not_begin_the_stream_anew(listener: Listener):
+    client = listener.client
+    for prompt in ('', '  ', 'Describe.', ''):  # The checkpoint's own says the same as ''.
+        client.keep_prompt(prompt)
+    client.reset()
+    listener.wait(lambda: listener.of(Restarted))
+    client.keep_prompt('Look.')
+    client.keep_prompt(' Look. ')
+    client.set_prompt('Look.')  # Asked for: as a reset.
+    client.keep_prompt('')
+    client.reset()
+    listener.wait(lambda: len(listener.of(Restarted)) >= 5)
+    assert [event.reason for event in listener.of(Restarted)] == [
+        'reset', 'prompt', 'prompt', 'prompt', 'reset']
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from sww_ros.engine import wire
 from sww_ros.engine.client import EngineError
 from sww_ros.engine.outbox import Frame
 from sww_ros.engine.streams import OpenStreams
-from sww_ros.engine.wire import Channel
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FramesDropped, StepPerceived, Trouble
+from sww_ros.wire import Channel
 
 
 @pytest.fixture(autouse=True)

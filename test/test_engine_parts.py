@@ -13,9 +13,16 @@ from sww_ros.engine import memory
 from sww_ros.engine.outbox import Frame, Outbox
 from sww_ros.engine.sampler import Choice, FrameSampler
 from sww_ros.engine.streams import OpenStreams
-from sww_ros.engine.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, FirstSight, QuestionState, Restarted, TextDelta
+from sww_ros.streaming.events import (
+    NARRATION,
+    FirstSight,
+    QuestionState,
+    Restarted,
+    StepPerceived,
+    TextDelta,
+)
+from sww_ros.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
 
 SECOND = 1_000_000_000
 FRAME = Frame(lambda: np.zeros((2, 2, 3), np.uint8), 0, 0)
@@ -23,7 +30,7 @@ DELTA = TextDelta('q', 0, 'a', '', False, '', 3, 4, 8, 5, 0, 0, False)
 
 
 def taken(sampler: FrameSampler, stamps: list[int]) -> list[int]:
-    return [stamp for stamp in stamps if sampler.choose(stamp) is not Choice.SKIP]
+    return [stamp for stamp in stamps if sampler.choose(stamp) in (Choice.TAKE, Choice.RESTART)]
 
 
 def test_channel_carries_whole_messages_both_ways():
@@ -82,9 +89,10 @@ def test_sampler_keeps_taken_frames_half_a_period_apart(gaps: list[int]):
 
 def test_sampler_begins_anew_when_stamps_jump_back():
     sampler = FrameSampler(2.0)
-    choices = [sampler.choose(round(t * SECOND)) for t in (100, 100.1, 100.05, 100.5, 2, 2.1, 2.5)]
+    times = (100, 100.1, 100.05, 100.5, 2, 2.1, 2.1, 2.5)
+    choices = [sampler.choose(round(t * SECOND)) for t in times]
     assert [choice.value for choice in choices] == [
-        'take', 'skip', 'skip', 'take', 'restart', 'skip', 'take']
+        'take', 'skip', 'old', 'take', 'restart', 'skip', 'old', 'take']
     sampler.reset()
     assert sampler.choose(2 * SECOND) is Choice.TAKE
     with pytest.raises(ValueError, match='positive'):
@@ -150,6 +158,42 @@ def test_streams_end_once_and_without_gaps():
     assert streams.end_all() == []
     assert streams.follow(DELTA) == []
     assert [e.seq for e in streams.follow(narrated)] == [4]
+
+
+def test_a_question_taken_back_ends_for_the_reason_it_was_taken_back_for():
+    streams = OpenStreams(SessionConfig())
+    cancelled = replace(DELTA, final=True, finish_reason='cancelled')
+    for name, ended in (('deactivated', cancelled), ('timeout', cancelled),
+                        ('timeout', replace(cancelled, finish_reason='stop')), ('', cancelled)):
+        assert streams.admit('q')
+        assert streams.name_end('q', name) if name else True
+        told, = streams.follow(ended)
+        assert told.finish_reason == ('stop' if ended.finish_reason == 'stop'
+                                      else name or 'cancelled')
+    assert not streams.name_end('q', 'timeout')
+    assert streams.admit('q')
+    assert [e.finish_reason for e in streams.end(['q', 'unknown'], 'deactivated')] == [
+        'deactivated']
+    assert streams.follow(cancelled) == []
+
+
+def test_what_has_been_seen_is_of_the_current_video():
+    streams, step = OpenStreams(SessionConfig()), StepPerceived(0, *range(10))
+    assert not streams.seen
+    streams.follow(step)
+    assert streams.seen
+    streams.begin_anew()
+    streams.follow(step)  # Was on its way, and is of the video before.
+    assert not streams.seen
+    streams.follow(Restarted('reset', 1))
+    assert not streams.seen
+    streams.follow(replace(step, video=1))
+    assert streams.seen
+    streams.follow(Restarted('capacity', 2))
+    assert not streams.seen
+    streams.follow(replace(step, video=2))
+    streams.end_all()
+    assert not streams.seen
 
 
 def test_an_engine_that_restarts_goes_on_counting_videos():

@@ -114,3 +114,17 @@ def test_log_refuses_what_is_not_its_own(tmp_path: Path):
 def test_settings_that_cannot_be_used_are_told(capsys, arguments: Sequence[str], error: str):
     assert main(['--data', str(CAPTIONS), *arguments]) == 2
     assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('options, said', [
+    (['--data', '/nowhere.jsonl'], 'cannot read the annotations /nowhere.jsonl'),
+    (['--json', '/proc/none/out.json'], '/proc/none'),
+])
+def test_what_is_wrong_with_the_files_is_said_before_a_model_is_loaded(monkeypatch, capsys,
+                                                                       options, said):
+    def load(*_, **__):
+        raise AssertionError('loaded')
+
+    monkeypatch.setattr('sww_ros.evaluation.__main__.load', load)
+    assert main(['--data', str(CLIPS / 'pe_video.jsonl'), *options]) == 2
+    assert said in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Whether images of every encoding come out as the right RGB pixels, and bad ones with a reason."""
 
 from array import array
+from pathlib import Path
+import re
 import time
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 from sww_ros.nodes import images
 from sww_ros.nodes.images import compressed_to_rgb, image_to_rgb, rgb_to_image
 
+ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 24, 16
 
 
@@ -99,10 +102,14 @@ def test_nv12_has_its_colors_below_its_luma(encoding: str, padding: int):
     np.testing.assert_allclose(rgb.astype(int), picture(), atol=24)
 
 
+@pytest.mark.parametrize('bits', [8, 16])
 @pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
-def test_bayer_patterns_keep_their_colors(pattern: str):
+def test_bayer_patterns_keep_their_colors(pattern: str, bits: int):
     flat = np.full((HEIGHT, WIDTH, 3), (200, 120, 40), np.uint8)
-    rgb = image_to_rgb(message(mosaic(flat, pattern), f'bayer_{pattern}8', 4))
+    raw = mosaic(flat, pattern)
+    if bits == 16:
+        raw = raw.astype('<u2') * 257
+    rgb = image_to_rgb(message(raw, f'bayer_{pattern}{bits}', 4))
     np.testing.assert_array_equal(rgb[1:-1, 1:-1], flat[1:-1, 1:-1])
 
 
@@ -149,7 +156,9 @@ def test_rgb_is_not_copied():
 
 
 @pytest.mark.parametrize('fields, words', [
-    (dict(encoding='32FC1'), "unknown image encoding '32FC1'; supported: rgb8"),
+    (dict(encoding='16UC1'), "'16UC1' holds depth, not colors: remap `image` to a color topic"),
+    (dict(encoding='32FC1'), "'32FC1' holds depth"),
+    (dict(encoding='32FC3'), "unknown image encoding '32FC3'; supported: rgb8"),
     (dict(encoding=''), "unknown image encoding ''"),
     (dict(width=0), 'empty image: 0x16'),
     (dict(height=0), 'empty image: 24x0'),
@@ -165,6 +174,12 @@ def test_bad_images_are_refused_in_words(fields: dict, words: str):
     msg = SimpleNamespace(**vars(message(picture(), 'rgb8')) | fields)
     with pytest.raises(ValueError, match=words):
         image_to_rgb(msg)
+
+
+def test_the_documentation_lists_the_encodings():
+    text = ' '.join((ROOT / 'docs/node.md').read_text().split())
+    listed = re.search(r'- Encodings: (.+?);', text)[1]
+    assert tuple(listed.split(', ')) == images.ENCODINGS
 
 
 @pytest.mark.parametrize('extension', ['.jpg', '.png'])

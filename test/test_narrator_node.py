@@ -124,6 +124,7 @@ def test_each_step_tells_where_its_time_went(probe: Probe):
 
 
 def test_answers_stream_and_can_be_waited_for(probe: Probe):
+    probe.film(picture, lambda: probe.captions)
     response = probe.ask('what is it')
     assert (response.accepted, response.reason, response.complete) == (True, '', False)
     chunks = probe.wait_answer(response.question_id)

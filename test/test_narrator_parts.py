@@ -4,14 +4,16 @@ from collections import Counter
 from dataclasses import replace
 import threading
 import time
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 from sww_interfaces.msg import TextChunk
+from sww_ros.nodes.alarm import Alarm
 from sww_ros.nodes.annotation import Subtitle, draw_subtitle
 from sww_ros.nodes.answers import AnswerBook
-from sww_ros.nodes.diagnostics import ERROR, OK, WARN, Health, statuses
+from sww_ros.nodes.diagnostics import ERROR, OK, WARN, Health, judge_camera, statuses
 from sww_ros.nodes.latency import UNSEEN_STEPS, Rate, StepBook, Window
 from sww_ros.streaming.events import NARRATION, FirstSight, StepPerceived, TextDelta
 
@@ -112,6 +114,21 @@ def speaking(**changes) -> Health:
     ({'camera_rate': 0.0}, 'camera', OK, 'waiting'),
     ({'paused': True}, 'camera', OK, 'paused'),
     ({'watching': False}, 'camera', OK, 'not subscribed'),
+    ({'silent_s': 6.0, 'why_silent': 'nobody publishes'}, 'camera', ERROR, '6 s: nobody publishes'),
+    ({'stuck_s': 5.5}, 'camera', ERROR, 'the stamps stand still: none newer for 6 s'),
+    ({'stuck_s': 4.5}, 'camera', OK, 'frames come'),
+    ({'lately': Counter(bad=20)}, 'camera', ERROR, '20 of 20 frames could not be read'),
+    ({'lately': Counter(bad=3, perceived=17)}, 'camera', WARN, '3 of 20 frames could not'),
+    ({'lately': Counter(bad=2, perceived=8)}, 'camera', OK, 'frames come'),
+    ({'lately': Counter(bad=3, perceived=97)}, 'camera', OK, 'frames come'),
+    ({'lately': Counter(overrun=20)}, 'camera', ERROR, 'nothing is perceived: all 20'),
+    ({'lately': Counter(overrun=10, perceived=10), 'perceived_ms': (5000.0, 6000.0)}, 'camera',
+     WARN, '10 of 20 frames were dropped in the last 10 s, and the rest is seen 5000 ms late'),
+    ({'age_s': -3600.0}, 'camera', WARN, '3600 s ahead of the clock'),
+    ({'age_s': 3600.0}, 'camera', WARN, '3600 s behind the clock'),
+    ({'age_s': -1.0}, 'camera', OK, 'frames come'),
+    ({'age_s': 5.0}, 'camera', OK, 'frames come'),
+    ({'paused': True, 'stuck_s': 9.0, 'age_s': 3600.0}, 'camera', OK, 'paused'),
     ({'trouble': 'it died'}, 'engine', ERROR, 'it died'),
     ({'tokens_rate': 0.0}, 'speech', OK, 'silent'),
 ])
@@ -123,6 +140,19 @@ def test_diagnostics_name_what_is_wrong(changes: dict, part: str, level: bytes, 
     assert status.hardware_id == 'm'
     values = {value.key: value.value for value in found['left/narrator: camera'].values}
     assert (values['frames dropped (bad)'], values['frames dropped (rate)']) == ('1', '3')
+
+
+def test_what_is_wrong_is_logged_when_it_begins_and_then_seldom():
+    log, now = MagicMock(), [0.0]
+    alarm = Alarm(log, lambda: now[0])
+    stuck, clock = speaking(stuck_s=9.0), speaking(age_s=99.0)
+    for seconds, health in ((0, stuck), (1, stuck), (2, clock), (3, stuck), (29, clock),
+                            (31, stuck), (31, clock), (32, clock), (33, speaking()),
+                            (34, speaking(camera_rate=1.0)), (35, speaking(silent_s=9.0))):
+        now[0] = float(seconds)
+        alarm.tell(judge_camera(health))
+    assert [call.args[0][:16] for call in log.error.call_args_list] == ['the stamps stand'] * 2
+    assert ['99 s behind' in call.args[0] for call in log.warning.call_args_list] == [True] * 2
 
 
 def chunk(question_id: str, delta: str, reason: str = '') -> TextChunk:

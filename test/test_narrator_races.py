@@ -97,7 +97,7 @@ def test_a_cancel_that_meets_the_start_of_its_goal_ends_it(
     goal, responses = Goal(), []
 
     class Engine:
-        question_id = ''
+        question_id, seen = '', True
 
         def ask(self, question: str, question_id: str) -> None:
             self.question_id = question_id

@@ -9,7 +9,7 @@ import pytest
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived
-from sww_ros.streaming.overlap import BusyLog, make_executor
+from sww_ros.streaming.executors import Executor
 from sww_ros.streaming.session import Session
 
 FRAME = np.zeros((56, 56, 3), np.uint8)
@@ -78,17 +78,6 @@ def test_the_serial_baseline_never_overlaps():
     assert all(e.overlap_ns == 0 for e in steps)
 
 
-def test_busy_log_measures_what_it_covers():
-    log = BusyLog()
-    with log:
-        start = time.monotonic_ns()
-        time.sleep(0.01)
-        stop = time.monotonic_ns()
-        assert log.covered_ns(start, stop) == stop - start
-    assert log.covered_ns(start, stop) == stop - start
-    assert log.covered_ns(stop + 10**9, stop + 2 * 10**9) == 0
-
-
 def test_an_unknown_executor_is_named():
     with pytest.raises(ValueError, match="unknown overlap 'gpu'"):
-        make_executor('gpu', lambda: False, lambda: False, lambda error: None)
+        Executor('gpu', None, list)

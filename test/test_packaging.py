@@ -148,7 +148,8 @@ def test_interfaces_have_the_documented_fields(name: str):
 
 def test_finish_reasons_are_plain_words():
     text_chunk = pytest.importorskip('sww_interfaces.msg').TextChunk
-    reasons = ['stop', 'length', 'cancelled', 'interrupted', 'reset', 'error']
+    reasons = ['stop', 'length', 'cancelled', 'interrupted', 'reset', 'no_video', 'prompt',
+               'capacity', 'ended', 'error']
     assert [getattr(text_chunk, f'FINISH_{reason.upper()}') for reason in reasons] == reasons
     assert text_chunk.NARRATION == 'narration'
 

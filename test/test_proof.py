@@ -1,17 +1,17 @@
 """
 The proof: live runs equal one masked full forward of transformers' own model.
 
-Three hundred random streams on real threads with disturbed timing; and the proof itself is
+Random streams on real threads, some with disturbed timing; and the proof itself is
 proved able to fail.
 """
 
 import pytest
 import torch
 
-from sww_ros.evaluation.proof import TOLERANCE, Subject, run_case
+from sww_ros.evaluation.proof import TOLERANCE, Subject, run_case, subject_of
 from sww_ros.streaming.stream import Stream
 
-CASES = 300
+CASES = 120
 
 
 @pytest.fixture(scope='module')
@@ -19,11 +19,11 @@ def subjects() -> list[Subject]:
     return [Subject(seed, dtype) for seed in range(2) for dtype in (torch.float32, torch.float64)]
 
 
-@pytest.mark.parametrize('part', range(10))
+@pytest.mark.parametrize('part', range(4))
 def test_live_runs_equal_the_oracle(subjects, part):
     lanes, tokens, overtaken = 0, 0, 0
-    for seed in range(part * CASES // 10, (part + 1) * CASES // 10):
-        subject = subjects[seed % len(subjects)]
+    for seed in range(part * CASES // 4, (part + 1) * CASES // 4):
+        subject = subject_of(subjects, seed)
         outcome = run_case(subject, seed)
         assert outcome.error <= TOLERANCE[subject.dtype], f'case {seed}: {outcome}'
         assert outcome.differing == 0, f'case {seed}: {outcome}'
@@ -32,8 +32,8 @@ def test_live_runs_equal_the_oracle(subjects, part):
         overtaken += outcome.late_sights
     # The cases must be worth something: several speakers, new steps in the middle of a text.
     assert lanes >= 2
-    assert tokens > 100
-    assert overtaken > 10
+    assert tokens > 40
+    assert overtaken > 4
 
 
 def test_the_proof_fails_when_a_row_sees_one_step_less_than_it_says(subjects, monkeypatch):

@@ -7,8 +7,7 @@ import pytest
 
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.generation import NarrationBudget
-from sww_ros.streaming.schedule import SCHEDULES, make_schedule
+from sww_ros.streaming.schedule import SCHEDULES, NarrationBudget, make_schedule
 from sww_ros.streaming.session import Session
 from sww_ros.streaming.visibility import SEES_TAIL, wait_k_sees
 

@@ -28,7 +28,7 @@ def watch(session: Session, steps: int, ends: bool = False) -> None:
 def test_only_interleaved_positions_have_to_take_turns(models, scheme):
     with Session(models[1], SessionConfig(position_encoding=scheme)) as session:
         assert session.info['position_encoding'] == scheme
-        assert session.info['overlap'] == ('serial' if scheme == 'interleaved' else 'threads')
+        assert session.info['overlap'] == ('serial' if scheme == 'interleaved' else 'fused')
 
 
 @pytest.mark.parametrize('scheme', SCHEMES)

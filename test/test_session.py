@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
-from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.config import OVERLAPS, SessionConfig
 from sww_ros.streaming.events import (
     NARRATION,
     FirstSight,
@@ -82,7 +81,7 @@ def test_silence_is_fed_but_never_published(models, opened, monkeypatch):
 
     def hush(self, logits, silent):
         logits = logits.clone()
-        logits[silence] = torch.inf
+        logits[silence] = 1e9
         return honest(self, logits, silent)
 
     monkeypatch.setattr(TextLane, 'choose', hush)
@@ -99,7 +98,7 @@ def test_a_turn_that_ends_is_followed_by_a_new_one(models, opened, monkeypatch):
 
     def end(self, logits, silent):
         logits = logits.clone()
-        logits[stop if self.spoken % 2 else letter] = torch.inf
+        logits[stop if self.spoken % 2 else letter] = 1e9
         return honest(self, logits, silent)
 
     monkeypatch.setattr(TextLane, 'choose', end)
@@ -129,7 +128,9 @@ def test_answers_stream_and_end(opened):
 def test_a_question_before_the_first_step_waits_for_it(opened):
     session = opened(max_answer_tokens=2)
     question_id = session.ask('what?')
-    assert session.poll(5) == QuestionState(question_id, 'queued', '')
+    queued = session.poll(5)
+    assert (queued.question_id, queued.state) == (question_id, 'queued')
+    assert 'nothing has been seen yet' in queued.reason
     feed(session, 1)
     assert texts(session.drain(), question_id)[-1].final
 
@@ -186,21 +187,6 @@ def test_memory_is_bounded_by_beginning_anew(opened):
     assert numbers == list(range(len(numbers)))
 
 
-def test_frames_that_wait_too_long_give_way(opened):
-    session = opened(max_pending_frames=4)
-    session.pause(True)
-    session.feed(FRAME)
-    assert session.poll(5) == FramesDropped('paused', 1)
-    session.pause(False)
-    watcher = session._watcher
-    session._executor.stop()
-    for _ in range(7):
-        session.feed(FRAME)
-    dropped = [e for e in session.drain() if isinstance(e, FramesDropped)]
-    assert sum(e.count for e in dropped) + len(watcher.frames) == 7
-    assert {e.reason for e in dropped} == {'overrun'}
-
-
 @pytest.mark.parametrize('frame, words', [
     (np.zeros((4, 4), np.uint8), r'not \(4, 4\)'),
     (np.zeros((0, 4, 3), np.uint8), r'not \(0, 4, 3\)'),
@@ -247,7 +233,7 @@ def test_an_error_in_the_model_is_told_and_survived(opened, models, monkeypatch)
     assert any(isinstance(e, StepPerceived) for e in session.drain())
 
 
-@pytest.mark.parametrize('overlap', ['threads', 'serial'])
+@pytest.mark.parametrize('overlap', OVERLAPS)
 def test_an_error_in_decoding_is_told_and_survived(opened, models, monkeypatch, overlap):
     session = opened(overlap=overlap)
     feed(session, 1)
@@ -295,23 +281,6 @@ def test_a_reset_ends_answers_though_a_prompt_follows_at_once(opened):
     session.set_prompt('Something else.')
     assert session.wait_idle(30)
     assert texts(session.drain(), question_id)[-1].finish_reason in ('reset', 'stop')
-
-
-def test_a_prompt_set_while_the_last_one_takes_effect_is_not_lost(opened, monkeypatch):
-    session = opened()
-    begin = type(session._watcher)._begin
-
-    def overtaken(self, number):
-        stream = begin(self, number)
-        if session.info['prompt'] == 'One.':
-            session.set_prompt('Two.')
-        return stream
-
-    monkeypatch.setattr(type(session._watcher), '_begin', overtaken)
-    session.set_prompt('One.')
-    assert session.wait_idle(30)
-    told = [e.reason for e in session.drain() if isinstance(e, Restarted)]
-    assert told == ['prompt', 'prompt']
 
 
 def test_first_sight_is_flagged_whoever_else_speaks(opened):
@@ -373,7 +342,7 @@ def test_an_opened_session_has_decoded_and_has_forgotten_it(tmp_path, schedule):
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(ValueError, match="overlap must be one of threads, serial, not 'magic'"):
+    with pytest.raises(ValueError, match="overlap must be one of .*, not 'magic'"):
         SessionConfig(overlap='magic')
     with pytest.raises(ValueError, match='max_answers must be at least 1, not 0'):
         SessionConfig(max_answers=0)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,7 +189,7 @@ def test_mistakes_end_a_source_with_one_line(ros_domain: int, module: str, param
     assert words in log and log.count('\n') == 1
 
 
-# Config and launch files.
+# Config files.
 
 @pytest.mark.parametrize('name', ['shapes_camera', 'video_source'])
 def test_config_file_holds_every_parameter_and_its_default(name: str):
@@ -203,53 +202,3 @@ def test_config_file_holds_every_parameter_and_its_default(name: str):
     for setting in settings:
         assert type(written[setting.name]) is type(setting.default), setting.name
         assert setting.description.split('.')[0][:40] in ' '.join(text.replace('#', '').split())
-
-
-@pytest.fixture
-def launch_file(monkeypatch: pytest.MonkeyPatch):
-    """Load demo.launch.py with launch itself, or with stand-ins that note what they are given."""
-    try:
-        importlib.import_module('launch_ros.actions')
-    except ImportError:
-        def note(kind: str):
-            return lambda *args, **kwargs: SimpleNamespace(kind=kind, args=args, **kwargs)
-        stand_ins = {
-            'launch': ['LaunchDescription'],
-            'launch.actions': ['DeclareLaunchArgument'],
-            'launch.substitutions': ['LaunchConfiguration'],
-            'launch_ros': [],
-            'launch_ros.actions': ['Node'],
-            'launch_ros.parameter_descriptions': ['ParameterValue'],
-        }
-        for module, names in stand_ins.items():
-            monkeypatch.setitem(sys.modules, module, SimpleNamespace(
-                __name__=module, **{name: note(name) for name in names}))
-    path = ROOT / 'launch/demo.launch.py'
-    spec = importlib.util.spec_from_file_location('demo_launch', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_demo_launch_file_has_the_defaults_of_the_nodes(launch_file):
-    if hasattr(sys.modules['launch'], '__path__'):
-        pytest.skip('launch is installed: test_demo_launch_file_loads covers this')
-    from sww_ros.nodes import console, shapes_camera
-    entities = launch_file.generate_launch_description().args[0]
-    declared = {e.args[0]: e for e in entities if e.kind == 'DeclareLaunchArgument'}
-    assert all(argument.description for argument in declared.values())
-    for setting in (*shapes_camera.SETTINGS, *console.SETTINGS):
-        default = declared[setting.name].default_value
-        assert default == (str(setting.default).lower() if setting.kind == 'bool'
-                           else str(setting.default))
-    nodes = {e.executable: e for e in entities if e.kind == 'Node'}
-    assert sorted(nodes) == ['console', 'narrator', 'shapes_camera']
-    camera = nodes['shapes_camera'].parameters[0]
-    assert {name: value.value_type for name, value in camera.items()} == {
-        setting.name: type(setting.default) for setting in shapes_camera.SETTINGS}
-
-
-def test_demo_launch_file_loads():
-    launch = pytest.importorskip('launch.launch_description_sources')
-    path = str(ROOT / 'launch/demo.launch.py')
-    assert launch.get_launch_description_from_python_launch_file(path).entities

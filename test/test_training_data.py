@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import json
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -213,6 +214,38 @@ def test_broken_array_is_an_error_with_its_line(tmp_path: Path, text: str, words
     (tmp_path / 'a.json').write_text(text)
     with pytest.raises(ValueError, match=words_of_it):
         read_funqa(tmp_path / 'a.json')
+
+
+def test_records_of_an_array_in_one_line_are_told_apart(tmp_path: Path):
+    """FunQA's files are one line each: that a record is on line 1 tells nothing."""
+    empty_files(tmp_path, 'a.mp4')
+    good = dict(visual_input='a.mp4', instruction='Why?', output='So.')
+    path, report = tmp_path / 'a.json', Report()
+    path.write_text(json.dumps([good, dict(good, output=''), good, dict(good, output=3)]))
+    first, third = read_funqa(path, report=report)
+    assert (first.source, third.source) == (f'{path}:1 (record 1)', f'{path}:1 (record 3)')
+    assert [text.split(': ')[0] for text in report.examples] == [
+        f'{path}:1 (record 2)', f'{path}:1 (record 4)']
+    path.write_text(json.dumps([good, 7])[:-1])
+    with pytest.raises(ValueError, match=r'a.json:1 \(record 2\): a comma or \] is missing'):
+        read_funqa(path)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize('kind', ['fifo', 'folder', 'device'])
+def test_what_is_no_file_is_no_video(tmp_path: Path, kind: str):
+    """Opening a FIFO waits for a writer, for ever."""
+    place = tmp_path / 'a.mp4'
+    if kind == 'fifo':
+        os.mkfifo(place)
+    elif kind == 'folder':
+        place.mkdir()
+    else:
+        place.symlink_to('/dev/zero')
+    with pytest.raises(VideoError, match='is no file'):
+        read_frames(Sample(place, '', ''))
+    with pytest.raises(ValueError, match='no usable sample .*1 of a broken video(.|\n)*is no file'):
+        read_pe_video(write_lines(tmp_path / 'a.jsonl', dict(video='a.mp4', caption='x')), None)
 
 
 def test_report_tells_the_first_of_each_reason(tmp_path: Path):

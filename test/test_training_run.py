@@ -4,6 +4,7 @@ from dataclasses import replace
 import json
 import math
 from pathlib import Path
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 from peft import PeftModel
 import pytest
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 import torch
 from training_kit import DATA, Bench, noise
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -108,7 +109,7 @@ def test_what_was_trained_opens_and_says_how(tmp_path, capsys):
             session.feed(np.zeros((200, 200, 3), np.uint8))
         assert session.wait_idle(30)
         assert any(isinstance(event, StepPerceived) for event in session.drain())
-        assert session._watcher.stream.grid == (2, 2), 'frames are as large as in training'
+        assert session._core.video.work.grid == (2, 2), 'frames are as large as in training'
     assert not list(tmp_path.glob('state-*'))
 
 
@@ -208,6 +209,38 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert 'cannot write the state' in said and 'No space left' in said and 'kept' in said
     assert not list(tmp_path.glob('state-*'))
+
+
+def test_what_could_not_be_written_is_told_as_the_system_says_it(tmp_path, capsys):
+    """The optimizer's file is what is too large here; torch calls that an unexpected position."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, before[1]))
+    try:
+        assert main(['--model', 'builtin', '--data', str(PE_VIDEO), '--out', str(tmp_path),
+                     '--steps', '2', '--batch', '1', '--save-every', '1']) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err
+    assert 'cannot write the state' in said and 'File too large' in said
+    assert 'unexpected pos' not in said
+    assert not list(tmp_path.glob('state-*'))
+
+
+def test_whoever_may_read_the_folder_may_read_the_weights(tmp_path):
+    train(recipe(tmp_path, steps=1, lora_rank=2))
+    usual = (tmp_path / 'config.json').stat().st_mode
+    files = [*tmp_path.rglob('*.safetensors')]
+    assert len(files) == 2 and all(file.stat().st_mode == usual for file in files)
+
+
+def test_weights_that_are_no_numbers_are_not_trained_on(tmp_path):
+    spoiled = tmp_path / 'spoiled'
+    shutil.copytree(builtin_path(), spoiled)
+    content = weights(spoiled)
+    content['model.layers.2.mlp.up_proj.weight'][3, 4] = math.nan
+    save_file(content, spoiled / 'model.safetensors', metadata=dict(format='pt'))
+    with pytest.raises(ValueError, match=r'no finite numbers in .*layers\.2\.mlp\.up_proj'):
+        train(recipe(tmp_path / 'out', model=str(spoiled)))
 
 
 def test_an_update_does_not_depend_on_how_it_is_cut(tmp_path):
@@ -321,6 +354,9 @@ def test_the_defaults_are_the_papers():
     (['--learning-rate', '0'], 'learning_rate must be above 0'),
     (['--warmup', '3'], 'warmup must be a share'),
     (['--lora-alpha', '8'], 'need a lora_rank'),
+    (['--lora', '100000'], 'lora_rank must be at most 1024, not 100000'),
+    (['--lora', '65'], 'lora_rank must be at most 64, half the width'),
+    (['--wait-k', '1000000'], 'wait_k must be at most 1000, not 1000000'),
     (['--seconds', '9', '5'], 'seconds must be a range'),
     (['--attention', 'flex'], 'FlexAttention has no backward pass'),
     (['--model', '/nowhere'], 'the folder does not exist'),
@@ -396,3 +432,20 @@ def test_a_checkpoint_in_bf16_is_written_in_bf16(tmp_path):
     assert size == dict(shortest_edge=56 * 56, longest_edge=308 * 28 * 28)
     with Session.open(str(out)) as session:
         assert session._checkpoint.trained
+
+
+@pytest.mark.parametrize('options, said', [
+    (['--data', '/nowhere.jsonl'], 'cannot read the annotations /nowhere.jsonl'),
+    (['--data', str(DATA)], f'cannot read the annotations {DATA}'),
+    (['--out', f'{__file__}/out'], 'out: Not a directory'),
+    (['--out', '/proc/out'], '/proc/out: No such file'),
+])
+def test_what_is_wrong_with_the_files_is_said_before_a_model_is_loaded(tmp_path, monkeypatch,
+                                                                       capsys, options, said):
+    def load(*_):
+        raise AssertionError('loaded')
+
+    monkeypatch.setattr('sww_ros.training.run.load_trainee', load)
+    arguments = ['--model', 'builtin', '--data', str(PE_VIDEO), '--out', str(tmp_path / 'out')]
+    assert main([*arguments, *options]) == 2
+    assert said in capsys.readouterr().err

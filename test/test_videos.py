@@ -6,10 +6,10 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
-from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming import executors
+from sww_ros.streaming.config import OVERLAPS, SessionConfig
 from sww_ros.streaming.events import (
     NARRATION,
-    FramesDropped,
     QuestionState,
     Restarted,
     StepPerceived,
@@ -20,8 +20,6 @@ from sww_ros.streaming.generation import TextLane
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.session import Session
-
-OVERLAPS = ('threads', 'serial')
 
 
 @pytest.fixture(scope='module')
@@ -145,21 +143,6 @@ def test_offline_a_long_video_is_told_in_pieces(models, scripted):
     assert [d.steps_seen for d in narrated(events) if d.final] == [3, 3, 1]
 
 
-def test_an_end_that_is_dropped_still_parts_two_videos(models):
-    with Session(models[1], SessionConfig(max_pending_frames=2)) as session:
-        feed(session, 1, ends=False, wait=True)
-        frames = session._watcher.frames
-        with session._watcher._lock:  # Perception waits, so that the queue overruns.
-            feed(session, 1)
-            feed(session, 1, ends=False)
-        assert session.wait_idle(30)
-        events = session.drain()
-    assert any(e.reason == 'overrun' for e in events if isinstance(e, FramesDropped))
-    assert [e.reason for e in events if isinstance(e, Restarted)] == ['ended']
-    assert [e.index for e in events if isinstance(e, StepPerceived)] == [0, 0]
-    assert not len(frames)
-
-
 def test_a_video_that_ends_in_a_pause_is_over(models):
     with Session(models[1], SessionConfig()) as session:
         feed(session, 1, ends=False, wait=True)
@@ -192,10 +175,13 @@ def test_interleaved_a_step_may_follow_a_step_of_which_nothing_was_said(models):
                            max_pending_frames=64)
     with Session(models[1], config) as session:
         feed(session, 1, ends=False, wait=True)
-        session._speaker.paused = True  # As a pause between the look at it and the frames.
-        feed(session, 2, ends=False)
-        assert not session.pause(True)
-        session._speaker.paused = False
+        # Both at once, so that there is nothing to say when the second step is looked for.
+        with session._changed:
+            feed(session, 1, ends=False)
+            jobs = session.take(executors.perception)
+            session.pause(True)
+        session.hand_in(session._runner.run(jobs))
+        session.pause(False)
         feed(session, 1, ends=False, wait=True)
         trace = session.trace()
         assert not [e for e in session.drain() if isinstance(e, Trouble)]

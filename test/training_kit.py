@@ -22,7 +22,8 @@ from sww_ros.training.teacher import Teacher
 from sww_ros.training.trainee import prepare
 
 DATA = Path(__file__).parent / 'data/clips'
-PREPROCESSOR = dict(size=dict(shortest_edge=56 * 56, longest_edge=84 * 84))
+PREPROCESSOR = 'preprocessor_config.json', dict(
+    size=dict(shortest_edge=56 * 56, longest_edge=84 * 84))
 MAX_STEPS = 9
 
 

@@ -35,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         'and answers questions while it narrates.')
     parser.add_argument('--video', default='', metavar='FILE',
                         help='a video file, a folder of pictures, or a camera (/dev/video0)')
-    parser.add_argument('--questions', nargs='+', metavar='TEXT',
+    parser.add_argument('--questions', type=_question, nargs='+', metavar='TEXT',
                         help='your questions, spread over the run')
     parser.add_argument('--seconds', type=_positive, default=DEFAULT_SECONDS, metavar='N',
                         help='how much is watched at most [s] (default %(default)g)')
@@ -71,6 +71,14 @@ def bounded(options: Options) -> Options:
         print(f'demo: {error}', file=sys.stderr)
         raise SystemExit(1) from None
     return replace(options, seconds=min(options.seconds, duration_s or options.seconds))
+
+
+def _question(text: str) -> str:
+    from sww_ros.streaming.config import check_question
+    try:
+        return check_question(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 import logging
+import queue
 import threading
 import time
 import uuid
@@ -13,10 +14,10 @@ import uuid
 from sww_ros.engine.outbox import Frame, Outbox
 from sww_ros.engine.process import WorkerProcess
 from sww_ros.engine.streams import OpenStreams
-from sww_ros.engine.wire import Channel
 from sww_ros.engine.worker import open_request
 from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import Event, FramesDropped, Trouble, event_from_dict
+from sww_ros.wire import Channel
 
 SESSION = 'sww_ros.streaming.session:Session.open'
 WAITING_FRAMES = 2
@@ -78,6 +79,16 @@ class EngineClient:
         return self._ready
 
     @property
+    def seen(self) -> bool:
+        """Whether anything has been perceived of the current video."""
+        return self._streams.seen
+
+    @property
+    def question_timeout_s(self) -> float:
+        """How long a question waits for something to be seen [s]."""
+        return self._config.question_timeout_s
+
+    @property
     def pid(self) -> int:
         """The engine's process id, 0 while there is none."""
         process = self._process
@@ -90,16 +101,16 @@ class EngineClient:
         :param timeout_s: how long loading may take [s]
         :raises EngineError: with the engine's own words, or when the time is over
         """
+        launched: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         try:
-            self._launch(timeout_s)
-        except EngineError:
+            self._start_thread('engine sender', self._send)
+            self._start_thread('engine', self._supervise, timeout_s, launched)
+        except RuntimeError as error:  # No thread is left for it.
             self.close()
-            raise
-        for name, run in (('engine', self._receive), ('engine sender', self._send)):
-            thread = threading.Thread(target=run, args=[timeout_s] * (run == self._receive),
-                                      name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            raise EngineError(f'the engine could not be started: {error}') from error
+        if (failure := launched.get()) is not None:
+            self.close()
+            raise failure
         return self.info
 
     def feed(self, frame: Frame) -> None:
@@ -126,17 +137,27 @@ class EngineClient:
             self._command('ask', question=question, question_id=question_id)
         return question_id
 
-    def cancel(self, question_id: str) -> bool:
-        """Take a question back; False if it is not open."""
-        if question_id not in self._streams.questions:
+    def cancel(self, question_id: str, reason: str = 'cancelled') -> bool:
+        """
+        Take a question back; False if it is not open.
+
+        :param reason: the finish_reason with which its answer is to end
+        """
+        if not self._streams.name_end(question_id, reason):
             return False
         self._command('cancel', question_id=question_id)
         return True
 
-    def cancel_all(self) -> None:
-        """Take back every open question."""
+    def cancel_all(self, reason: str = 'cancelled') -> None:
+        """Take back every open question; see `cancel`."""
         for question_id in self._streams.questions:
-            self.cancel(question_id)
+            self.cancel(question_id, reason)
+
+    def abandon(self, question_ids: list[str], reason: str) -> None:
+        """End questions now, whether the engine does or hangs; those not open are left alone."""
+        with self._event_lock:
+            for event in self._streams.end(question_ids, reason):
+                _tell(self._on_event, event)
 
     def set_prompt(self, text: str) -> None:
         """
@@ -148,19 +169,24 @@ class EngineClient:
         text = check_prompt(text)
         with self._taking:
             self._check_ready()
-            self.keep_prompt(text)
+            self._config = replace(self._config, prompt=text)
+            self._command_prompt()
 
     def keep_prompt(self, text: str) -> None:
         """
         Change what the model is told to do; an engine that does not run is told when it does.
+
+        The stream goes on if it is told the same already.
 
         :param text: empty for what the checkpoint says
         :raises ValueError: for a prompt that is too long
         """
         text = check_prompt(text) if text.strip() else ''
         with self._taking:
+            told, default = self._config.prompt, self.info.get('default_prompt', '')
             self._config = replace(self._config, prompt=text)
-            self._command_prompt()
+            if (text or default) != (told or default):
+                self._command_prompt()
 
     def reset(self) -> None:
         """Begin the stream anew; frames that wait are dropped."""
@@ -184,9 +210,14 @@ class EngineClient:
         if process:
             process.end()
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            if thread.ident is not None and thread is not threading.current_thread():
                 thread.join()
         self._end_streams()
+
+    def _start_thread(self, name: str, work: Callable, *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _check_ready(self) -> None:
         if not self._ready:
@@ -196,6 +227,8 @@ class EngineClient:
         """Have the engine do something; `_launch` tells one that is not ready how things are."""
         with self._taking:
             if self._ready:
+                if command in ('reset', 'set_prompt'):
+                    self._streams.begin_anew()
                 self._outbox.put_command({'command': command, **arguments})
 
     def _command_prompt(self) -> None:
@@ -208,7 +241,8 @@ class EngineClient:
                 raise EngineError('the engine was closed')
             try:
                 self._process = process = WorkerProcess(partial(_tell, self._on_line))
-            except (OSError, RuntimeError) as error:  # No memory, file or thread is left for it.
+            # No memory, file or thread is left for it.
+            except (OSError, RuntimeError, MemoryError) as error:
                 raise EngineError(f'the engine could not be started: {error}') from error
         try:
             config = self._config
@@ -226,19 +260,39 @@ class EngineClient:
             process.end()
             raise EngineError('the engine was closed' if self._closed.is_set()
                               else process.report())
-        if message[0]['type'] != 'ready':
+        if message[0].get('type') != 'ready':
             process.end()
-            raise EngineError(message[0]['message'])
+            raise EngineError(message[0].get('message', f'the engine said {message[0]!r:.200}'))
+        if not self._take_up(message[0]['info'], config.prompt):
+            process.end()
+            raise EngineError('the engine was closed')
+
+    def _take_up(self, info: dict, prompt: str) -> bool:
+        """Begin to give things to an engine that was opened with the prompt; False once closed."""
         with self._taking:
             if self._closed.is_set():
-                raise EngineError('the engine was closed')
-            self.info, self._ready = message[0]['info'], True
-            if self._config.prompt != config.prompt:
+                return False
+            self.info, self._ready = info, True
+            if self._config.prompt != prompt:
                 self._command_prompt()
             if self._paused:  # No frame waits yet, and commands go first.
                 self._command('pause', paused=True)
+            return True
 
-    def _receive(self, timeout_s: float) -> None:
+    def _supervise(self, timeout_s: float,
+                   launched: queue.SimpleQueue[Exception | None]) -> None:
+        """
+        Start engines and read from them, until the client is closed.
+
+        All of them are started by this one thread, and ended before it ends: an engine is killed
+        with the thread that started it.
+        """
+        try:
+            self._launch(timeout_s)
+        except Exception as error:  # Whoever waits for the start must not wait for ever.
+            launched.put(error)
+            return
+        launched.put(None)
         attempt = 0
         while True:
             began = time.monotonic()
@@ -249,9 +303,9 @@ class EngineClient:
             with self._taking:
                 self._ready = False
                 unsent = self._outbox.clear()
+            self._process.end()
             if self._closed.is_set():
                 return
-            self._process.end()
             self._drop('engine', unsent)
             self._report_loss(self._process.report())
             while not self._try_again(attempt, timeout_s):
@@ -276,9 +330,18 @@ class EngineClient:
         channel = self._process.channel
         try:
             while (message := channel.receive()) is not None:
-                self._emit(event_from_dict(message[0]))
-        except ValueError as error:
+                self._take(message[0])
+        except (ValueError, TypeError, AttributeError) as error:  # Or an event lacks a field.
             self._emit(Trouble(f'the engine does not speak our language: {error}', '', True))
+
+    def _take(self, message: dict) -> None:
+        """Take an event, or that a prompt was refused: an engine must not begin with it anew."""
+        if message.get('type') != 'refused':
+            self._emit(event_from_dict(message))
+            return
+        with self._taking:
+            if self._config.prompt == message.get('prompt'):
+                self._config = replace(self._config, prompt=str(message.get('kept', '')))
 
     def _report_loss(self, report: str) -> None:
         _tell(self._on_lost, report)

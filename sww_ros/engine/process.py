@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 
-from sww_ros.engine.wire import Channel
+from sww_ros.wire import Channel
 
-WORKER = 'sww_ros.engine.worker'
+WORKER = 'sww_ros.engine.tether'
 GRACE_S = 5.0
 LAST_LINES = 20
 
@@ -21,10 +22,12 @@ class WorkerProcess:
     """
     A worker with a channel to it.
 
+    It is killed when the thread that made it ends, if not before: make it from one that ends it.
     What it writes to its standard streams goes to `on_line`, line by line, on a thread of its
     own; the last lines are kept for the report of its end.
 
     :raises OSError: when no process can be started
+    :raises RuntimeError: when no thread can be started
     """
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
@@ -33,7 +36,7 @@ class WorkerProcess:
             # A session of its own: Ctrl-C in the terminal is for the node to handle.
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, '-m', WORKER, str(theirs.fileno())],
+                    [sys.executable, '-m', WORKER, str(os.getpid()), str(theirs.fileno())],
                     pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
             except OSError:
@@ -44,7 +47,13 @@ class WorkerProcess:
         self._on_line = on_line
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._reader = threading.Thread(target=self._read_lines, name='engine log', daemon=True)
-        self._reader.start()
+        try:
+            self._reader.start()
+        except RuntimeError:  # No thread is left: nor may the process be.
+            self._process.kill()
+            self._process.wait()
+            self.channel.close()
+            raise
 
     def end(self, grace_s: float = GRACE_S) -> int:
         """

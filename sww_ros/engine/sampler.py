@@ -8,10 +8,15 @@ NANOSECONDS = 1_000_000_000
 
 
 class Choice(Enum):
-    """What to do with a frame: perceive it, leave it out, or begin anew and perceive it."""
+    """
+    What to do with a frame: perceive it, leave it out, or begin anew and perceive it.
+
+    One is left out because it comes too early (SKIP), or is not newer than one before (OLD).
+    """
 
     TAKE = 'take'
     SKIP = 'skip'
+    OLD = 'old'
     RESTART = 'restart'
 
 
@@ -38,16 +43,17 @@ class FrameSampler:
         Return what to do with the frame of this stamp [ns].
 
         A stamp older than the last one by more than a period means that the clock was set back
-        or a recording began anew: RESTART. One older by less is a straggler: SKIP.
+        or a recording began anew: RESTART. One older by less is a straggler: OLD.
         """
         if self._due is None:
             return self._begin(stamp_ns, Choice.TAKE)
         if stamp_ns < self._last - self._period:
             return self._begin(stamp_ns, Choice.RESTART)
-        if stamp_ns < self._due - self._period // 4:
-            self._last = max(self._last, stamp_ns)
-            return Choice.SKIP
+        if stamp_ns <= self._last:
+            return Choice.OLD
         self._last = stamp_ns
+        if stamp_ns < self._due - self._period // 4:
+            return Choice.SKIP
         self._due = max(self._due + self._period, stamp_ns + self._period * 3 // 4)
         return Choice.TAKE
 

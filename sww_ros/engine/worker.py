@@ -11,17 +11,35 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 
 import numpy as np
 
 from sww_ros.engine.memory import available_bytes, check_memory
-from sww_ros.engine.wire import Channel
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import Event, FramesDropped, QuestionState, Trouble, event_to_dict
+from sww_ros.streaming.events import (
+    Event,
+    FramesDropped,
+    QuestionState,
+    SessionClosed,
+    Trouble,
+    event_to_dict,
+)
+from sww_ros.wire import Channel, LostChannel
 
 POLL_S = 0.2
 LAST_STEP_S = 3.0
 """How long a session may take to end before the process ends without it."""
+
+COMMANDS = ('ask', 'cancel', 'set_prompt', 'reset', 'pause')
+FORESEEN = (ValueError, OSError, MemoryError, ImportError)
+"""What says in its own words what is wrong; anything else is a mistake, or the machine's limits."""
+
+NO_MEMORY = ('failed to map segment', 'annot allocate memory', "can't allocate memory",
+             "can't start new thread")
+"""How the loader, the system, PyTorch and Python say that memory is short."""
+
+MAX_WORDS = 2000
 
 
 class Worker:
@@ -32,14 +50,17 @@ class Worker:
         self._session = None
         self._opening: queue.SimpleQueue[dict] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._exit_code = 0
 
     def run(self) -> int:
         """Serve one session and return the process's exit code."""
-        threading.Thread(target=self._read, name='commands', daemon=True).start()
         try:
+            threading.Thread(target=self._read, name='commands', daemon=True).start()
             self._session = open_session(self._opening.get())
-        except (ValueError, OSError, MemoryError, ImportError) as error:
-            self._channel.send({'type': 'failed', 'message': str(error) or repr(error)})
+        except Exception as error:  # Whatever it is, whoever waits for the model is told.
+            if not isinstance(error, FORESEEN):
+                traceback.print_exc()
+            self._channel.send({'type': 'failed', 'message': in_words(error)})
             return 1
         self._channel.send({'type': 'ready', 'info': self._session.info})
         try:
@@ -59,48 +80,86 @@ class Worker:
                 break
             if isinstance(event, Trouble) and event.fatal:
                 return 1
-        return 0
+        return self._exit_code
 
     def _read(self) -> None:
+        """Obey until there is nobody to obey; then, come what may, the process ends."""
+        self._exit_code = 1
         try:
-            while (message := self._channel.receive()) is not None:
-                header, payload = message
-                if header['command'] == 'open':
-                    self._opening.put(header)
-                elif self._session is not None:
-                    self._obey(header, payload)
+            self._exit_code = self._obey_all()
         except OSError:
-            pass  # Gone while we answered.
-        if self._session is None:
-            os._exit(0)  # Whoever wanted the model is gone, and loading cannot be interrupted.
-        self._stop.set()
-        self._exit_later()
+            self._exit_code = 0  # Gone while we answered.
+        finally:
+            if self._session is None:  # Loading cannot be interrupted.
+                os._exit(self._exit_code)
+            self._stop.set()
+            self._exit_later()
+
+    def _obey_all(self) -> int:
+        """Return the exit code once the other end is gone, or what comes cannot be read."""
+        while True:
+            try:
+                message = self._channel.receive()
+            except ValueError as error:
+                lost = isinstance(error, LostChannel)
+                self._tell(Trouble(f'the engine was told what it cannot read: {error}', '', lost))
+                if lost:
+                    return 1
+                continue
+            if message is None:
+                return 0
+            if self._session is not None:
+                self._obey(*message)
+            elif message[0].get('command') == 'open':
+                self._opening.put(message[0])
 
     def _obey(self, header: dict, payload: bytearray) -> None:
-        command = header.pop('command')
+        command = header.pop('command', None)
+        question_id = str(header.get('question_id', ''))
         try:
             if command == 'feed':
                 shape = header.pop('shape')
                 self._session.feed(np.frombuffer(payload, np.uint8).reshape(shape), **header)
-            elif command in ('ask', 'cancel', 'set_prompt', 'reset', 'pause'):
+            elif command == 'ask' and not question_id:
+                raise ValueError('a question needs a question_id')
+            elif command in COMMANDS:
                 getattr(self._session, command)(**header)
             else:
-                raise ValueError(f'unknown command {command!r}')
-        except ValueError as error:
+                raise ValueError(f'unknown command {command!r:.80}')
+        except OSError:
+            raise  # Nobody is there to be told.
+        except SessionClosed as error:
+            if command == 'ask':  # Of all else nothing needs to be said: the process is ending.
+                self._tell(QuestionState(question_id, 'rejected', str(error)))
+        except Exception as error:  # Whatever it is, the next command is for another thing.
+            words = in_words(error)
             if command == 'feed':
                 self._tell(FramesDropped('bad', 1))
-            if command == 'ask':
-                self._tell(QuestionState(header['question_id'], 'rejected', str(error)))
+            if command == 'set_prompt':
+                self._channel.send({'type': 'refused', 'prompt': header.get('prompt'),
+                                    'kept': self._session.info['prompt']})
+            if command == 'ask' and question_id:
+                self._tell(QuestionState(question_id, 'rejected', words))
             else:
-                self._tell(Trouble(f'{command}: {error}', '', False))
+                self._tell(Trouble(f'{command}: {words}', '', False))
 
     def _tell(self, event: Event) -> None:
         self._channel.send(event_to_dict(event))
 
     def _exit_later(self) -> None:
-        timer = threading.Timer(LAST_STEP_S, os._exit, [0])
+        timer = threading.Timer(LAST_STEP_S, lambda: os._exit(self._exit_code))
         timer.daemon = True
         timer.start()
+
+
+def in_words(error: Exception) -> str:
+    """Return an error in one line that whoever uses the engine can read."""
+    words = str(error).partition('\n')[0][:MAX_WORDS]
+    if isinstance(error, MemoryError) or any(sign in words for sign in NO_MEMORY):
+        return f'not enough memory is left, close other programs: {words or repr(error)}'
+    if isinstance(error, FORESEEN) and words:
+        return words
+    return f'{type(error).__name__}: {words}'
 
 
 def open_session(request: dict):
@@ -110,6 +169,8 @@ def open_session(request: dict):
     :param request: `session` ('module:callable'), `model` and `config`, plain data
     :raises ValueError: for a bad model or setting, or too little memory
     """
+    # Nobody sees a bar grow here: each of its states would be a line of the log. Read at import.
+    os.environ.setdefault('TQDM_DISABLE', '1')
     config = SessionConfig(**request['config'])
     check_memory(request['model'], available_bytes())
     return find_callable(request['session'])(request['model'], config)
@@ -129,11 +190,8 @@ def find_callable(name: str) -> Callable:
     return found
 
 
-def main() -> None:
+def serve(descriptor: int) -> None:
+    """Run a worker on a socket, given by its file descriptor, and exit."""
     # Ctrl-C reaches the whole process group; the parent says when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(Worker(Channel(socket.socket(fileno=int(sys.argv[1])))).run())
-
-
-if __name__ == '__main__':
-    main()
+    sys.exit(Worker(Channel(socket.socket(fileno=descriptor))).run())

@@ -25,6 +25,7 @@ from sww_ros.streaming.config import check_prompt
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.training.data.forms import FORMS
 from sww_ros.training.data.limits import PAPER
+from sww_ros.training.data.records import check_there
 from sww_ros.training.data.samples import Report
 
 _DEFAULTS = Options()
@@ -57,6 +58,9 @@ def _evaluate(given: argparse.Namespace) -> dict:
             'bootstrap_seed')})
     for mode in options.modes:
         options.session(mode)  # Says what is wrong before a large checkpoint is loaded.
+    check_there(given.data)
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = load(given.model, device=given.device, dtype=given.dtype,
                       allow_download=given.allow_download)
     report = Report()
@@ -127,7 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     clips.add_argument('--max-steps', type=int, default=0,
                        help="longer clips are skipped (default: the checkpoint's)")
     clips.add_argument('--max-pixels', type=int, default=0,
-                       help='larger frames are scaled down as they are read, to save memory')
+                       help='larger frames are scaled down as they are decoded (default: '
+                       'those of 16 times what is perceived)')
     speech = parser.add_argument_group('speech')
     speech.add_argument('--position-encoding', choices=SCHEMES, default='',
                         help="default: the checkpoint's")
@@ -139,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
                         help='for random_wait_k; clip n draws with the seed + n, from half of '
                         "its caption's tokens per step up to all of them")
     speech.add_argument('--repetition-penalty', type=float, default=_DEFAULTS.repetition_penalty,
-                        help="default: %(default)s, the paper's; 1 is none")
+                        help="1 is none, 1.15 the paper's (default: the checkpoint's)")
     speech.add_argument('--max-rest-tokens', type=int, default=_DEFAULTS.max_rest_tokens,
                         help="tokens after a clip's end (default: %(default)s)")
     speech.add_argument('--live', action='store_true',

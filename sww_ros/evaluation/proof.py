@@ -2,14 +2,16 @@
 Proof by many random cases: live runs against one masked full forward of the stock model.
 
 `python -m sww_ros.evaluation.proof --cases N` plays N random streams (prefix lengths, steps,
-grids, K, schedules, questions, overlap) on real threads with random delays at every line and
-between frames, then replays each trace through transformers' own model and compares logits and
-tokens.
+grids, K, schedules, questions, executors), some after a reset, another prompt or another video,
+with random delays between frames and, in one case of five, at every line of the engine. It then
+replays each trace through transformers' own model and compares logits and tokens. Whether the
+right things are computed in the right order is the simulation's part (evaluation/simulate.py).
 """
 
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from dataclasses import dataclass
 import json
 from pathlib import Path
@@ -26,11 +28,14 @@ from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import TextDelta, Trouble
+from sww_ros.streaming.executors import RULES
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
 
+EXECUTORS = tuple(RULES)
+KINDS = len(SCHEMES) * len(SCHEDULES)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 
@@ -46,6 +51,7 @@ class Outcome:
     late_sights: int
     scheme: str
     schedule: str
+    overlap: str
 
 
 class Subject:
@@ -59,9 +65,14 @@ class Subject:
             SMALL, seed, dtype, silence_token='<|silence|>', max_steps=100)
 
 
+def subject_of(subjects: list[Subject], seed: int) -> Subject:
+    """Return the subject of a case: every kind of case meets each of them in turn."""
+    return subjects[(seed + seed // KINDS) % len(subjects)]
+
+
 def run_case(subject: Subject, seed: int) -> Outcome:
     """
-    Play one random stream, replay it, compare; schemes and schedules take turns by the seed.
+    Play one random stream, replay it, compare; scheme, schedule, executor take turns by the seed.
 
     :raises AssertionError: when the live session reports trouble, does not come to rest, or cuts
         a text
@@ -75,10 +86,12 @@ def run_case(subject: Subject, seed: int) -> Outcome:
         position_encoding=SCHEMES[seed % len(SCHEMES)], position_gap=chance.randint(0, 20_000),
         schedule=SCHEDULES[seed // len(SCHEMES) % len(SCHEDULES)], schedule_seed=seed,
         max_rest_tokens=chance.randint(1, 12),
-        overlap='serial' if chance.random() < 0.15 else 'threads', max_answers=3,
+        overlap=EXECUTORS[seed // KINDS % len(EXECUTORS)], max_answers=3,
         max_answer_tokens=chance.randint(1, 12), max_pending_frames=64)
     steps, ends = chance.randint(1, 6), chance.random() < 0.5 or config.schedule == 'offline'
-    with disturbed(seed), Session(subject.checkpoint, config) as session:
+    before = chance.choice(('nothing', 'nothing', 'nothing', 'video', 'reset', 'prompt'))
+    delays = disturbed(seed) if chance.random() < 0.2 else nullcontext()
+    with delays, Session(subject.checkpoint, config) as session:
         def feed(last: bool = False, stamp_ns: int = 0) -> None:
             for half in range(2):
                 # Some frames come at once, some in the middle of a text, some after all is said.
@@ -87,11 +100,15 @@ def run_case(subject: Subject, seed: int) -> Outcome:
                 session.feed(rng.integers(0, 256, (40, 48, 3), np.uint8), stamp_ns,
                              last=last and bool(half))
 
-        if chance.random() < 0.3:
-            # A video before, of which all has to be said first; its answers go on beside.
-            feed(last=True)
+        if before != 'nothing':
+            # A video before: if it ends, all has to be said first; its answers go on beside.
+            feed(last=before == 'video')
             if chance.random() < 0.5:
                 session.ask('y')
+        if before == 'reset':
+            session.reset()
+        elif before == 'prompt':
+            session.set_prompt('!' * chance.randint(1, 40))
         for step in range(steps):
             feed(ends and step == steps - 1, step)
             if chance.random() < 0.4:
@@ -100,8 +117,9 @@ def run_case(subject: Subject, seed: int) -> Outcome:
         events = session.drain()
         trouble = [event for event in events if isinstance(event, Trouble)]
         assert not trouble, f'case {seed}: {trouble[0].message}'
-        assert not any(isinstance(event, TextDelta) and event.finish_reason == 'reset'
-                       for event in events), f'case {seed}: a text was cut by the next video'
+        cut = {event.finish_reason for event in events if isinstance(event, TextDelta)}
+        cut -= {'', 'stop', 'length', before}
+        assert not cut, f'case {seed}: a text was cut: {cut}'
         trace = session.trace()
     verdict = replay(trace, subject.oracle)
     tolerance = TOLERANCE[subject.dtype]
@@ -113,7 +131,8 @@ def run_case(subject: Subject, seed: int) -> Outcome:
         error=float((trace.logits - verdict.logits).abs().max()), lanes=len(trace.speakers),
         steps=steps,
         late_sights=int(((np.diff(trace.lane) == 0) & (np.diff(trace.sees) > 0)).sum()),
-        scheme=session.scheme.name, schedule=config.schedule)
+        scheme=session.scheme.name, schedule=config.schedule,
+        overlap=session.info['overlap'])
 
 
 def main() -> None:
@@ -127,10 +146,12 @@ def main() -> None:
     result: dict[str, dict] = {}
     by_kind: dict[str, list[int]] = {}
     for index in tqdm(range(arguments.cases), unit='case', disable=None):
-        subject = subjects[index % len(subjects)]
-        outcome = run_case(subject, arguments.first_seed + index)
+        seed = arguments.first_seed + index
+        subject = subject_of(subjects, seed)
+        outcome = run_case(subject, seed)
         name = str(subject.dtype).removeprefix('torch.')
-        by = by_kind.setdefault(f'{outcome.scheme} × {outcome.schedule}', [0, 0, 0])
+        kind = f'{outcome.scheme} × {outcome.schedule} × {outcome.overlap}'
+        by = by_kind.setdefault(kind, [0, 0, 0])
         for place, value in enumerate((1, outcome.tokens, outcome.differing)):
             by[place] += value
         entry = result.setdefault(name, dict(cases=0, tokens=0, differing=0, largest_error=0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+import functools
 import hashlib
 import json
 import platform
@@ -23,9 +24,10 @@ from sww_ros.evaluation.playing import ClipError, Played, Player, Said
 from sww_ros.evaluation.scores import score_texts
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.perception import PixelSettings, shrunk
 from sww_ros.streaming.positions import make_scheme
 from sww_ros.training.data.errors import VideoError
-from sww_ros.training.data.frames import read_frames
+from sww_ros.training.data.frames import READ_FACTOR, read_frames
 from sww_ros.training.data.samples import Sample
 
 MODES = ('offline', 'wait_k', 'random_wait_k')
@@ -38,7 +40,8 @@ class Options:
     How to evaluate; an empty or zero value means "as the checkpoint says".
 
     `max_rest_tokens` bounds the text after a clip's end, offline all of it; `max_steps` is the
-    longest clip taken; `max_pixels` scales larger frames down as they are read.
+    longest clip taken; `max_pixels` scales larger frames down as they are read (0: those of more
+    than READ_FACTOR times what is perceived).
     """
 
     modes: tuple[str, ...] = ('wait_k',)
@@ -46,7 +49,7 @@ class Options:
     position_gap: int = 0
     wait_k: int = 0
     schedule_seed: int = 0
-    repetition_penalty: float = 1.15
+    repetition_penalty: float = 0.0
     max_rest_tokens: int = 256
     max_steps: int = 0
     max_pixels: int = 0
@@ -74,6 +77,8 @@ class Options:
         return replace(self, modes=tuple(dict.fromkeys(self.modes)), position_encoding=scheme.name,
                        position_gap=self.position_gap or defaults.position_gap,
                        wait_k=self.wait_k or defaults.wait_k,
+                       repetition_penalty=(self.repetition_penalty
+                                           or checkpoint.repetition_penalty),
                        max_steps=self.max_steps or defaults.max_steps)
 
     def session(self, mode: str) -> SessionConfig:
@@ -137,7 +142,8 @@ def evaluate(checkpoint: Checkpoint, clips: Sequence[Sample], options: Options, 
             mismatch = player.info['mismatch']
             if mismatch:
                 warn(f'warning: {mismatch}')
-            skipped = _play_all(player, mode, clips, options, log, warn)
+            skipped = _play_all(player, mode, clips, options, log, warn,
+                                checkpoint.perception.settings)
         results[mode] = dict(mismatch=mismatch, skipped=skipped, **_figures(
             mode, clips, log, options, checkpoint.defaults.seconds_per_step, bleurt, judge))
     versions = dict(sww_ros=sww_ros.__version__, python=platform.python_version(),
@@ -151,7 +157,7 @@ def evaluate(checkpoint: Checkpoint, clips: Sequence[Sample], options: Options, 
 
 
 def _play_all(player: Player, mode: str, clips: Sequence[Sample], options: Options, log: ClipLog,
-              warn: Callable[[str], None]) -> list[dict]:
+              warn: Callable[[str], None], pixels: PixelSettings) -> list[dict]:
     """Play what the log does not have; return the clips that had to be skipped, with reasons."""
     skipped = []
     limit = options.max_steps * player.frames_per_step
@@ -161,7 +167,10 @@ def _play_all(player: Player, mode: str, clips: Sequence[Sample], options: Optio
         try:
             # One more frame than is taken tells that a clip is too long without reading it all.
             frames = read_frames(clip, player.frame_rate, frames_per_step=player.frames_per_step,
-                                 max_pixels=options.max_pixels or None, max_frames=limit + 1)
+                                 max_pixels=(options.max_pixels
+                                             or READ_FACTOR * pixels.max_pixels),
+                                 shrink=functools.partial(shrunk, settings=pixels),
+                                 max_frames=limit + 1)
             played = player.play(frames, clip.prompt, number, clip.answer)
         except (VideoError, ClipError) as error:
             warn(f'skipped, {mode}, {clip.source}: {error}')

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import fields
-import json
 from pathlib import Path
+import sys
 
-from safetensors import SafetensorError
 import torch
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
 
+from sww_ros.models.checks import check_config, check_penalty, check_sizes, check_weights
+from sww_ros.models.files import JSON_FILES, CheckpointError, Files
+from sww_ros.models.pixels import pixel_settings, preprocessor
+from sww_ros.models.trial import try_out
 from sww_ros.streaming.checkpoint import Checkpoint, StreamDefaults
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.generation import Vocabulary
-from sww_ros.streaming.perception import Perception, PixelSettings
+from sww_ros.streaming.perception import Perception
 
 BUILTIN = 'builtin'
 CONFIG_KEY = 'speak_while_watching'
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_LIVE_PIXELS = 308 * 28 * 28
-"""What a general checkpoint perceives per frame unless told otherwise: 308 visual tokens."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, with the reason and what to do."""
+_CHAT_TOKENS = ('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>')
 
 
 def builtin_path() -> Path:
@@ -47,57 +43,137 @@ def load(model: str = BUILTIN, *, device: str = 'cpu', dtype: str = '',
         raise CheckpointError(f'device {device!r} is not there: this PyTorch '
                               f'({torch.__version__}) sees no GPU')
     source = _resolve(model)
-    options = dict(local_files_only=not allow_download, trust_remote_code=False)
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        hint = '' if Path(source).exists() or allow_download else (
-            '; it is neither a folder nor in the local cache: give a path, or allow downloads')
-        raise CheckpointError(f'cannot read checkpoint {model!r}{hint}: {error}') from error
-    if config.model_type != 'qwen2_5_vl':
-        raise CheckpointError(f'checkpoint {model!r} is a {config.model_type!r} model; only '
-                              'Qwen2.5-VL (qwen2_5_vl) can be streamed')
+        return _load(model, source, device, dtype, allow_download)
+    except CheckpointError as error:
+        raise CheckpointError(f'cannot load checkpoint {model!r}: {error}') from error
+
+
+def _load(model: str, source: str, device: str, dtype: str, allow_download: bool) -> Checkpoint:
+    options = dict(local_files_only=not allow_download, trust_remote_code=False)
+    files = Files(source, local=not allow_download)
+    config = _config(source, files, options)
+    kind = _dtype(dtype, device, config)
+    if not sys.stderr.isatty():
+        # In a log, bars are lines without end.
+        disable_progress_bar()
     try:
         net, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            source, config=config, dtype=_dtype(dtype, device, config), use_safetensors=True,
-            attn_implementation='sdpa', output_loading_info=True, **options)
+            source, config=config, dtype=kind, use_safetensors=True, attn_implementation='sdpa',
+            output_loading_info=True, ignore_mismatched_sizes=True, **options)
         net = net.to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f'cannot load checkpoint {model!r}: {error}') from error
+    except Exception as error:  # noqa: BLE001 - each file has errors of its own kind
+        raise CheckpointError(f'its weights cannot be loaded: {_told(error)}') from error
+    for name, saved, wanted in sorted(found['mismatched_keys']):
+        raise CheckpointError(f'the weight {name!r} is of shape {tuple(saved)}, and config.json '
+                              f'makes it {tuple(wanted)}')
     if missing := sorted(found['missing_keys']):
         # transformers only warns, and goes on with random weights in their place.
-        raise CheckpointError(f'checkpoint {model!r} lacks {len(missing)} weights, '
-                              f'{missing[0]!r} among them: save or download it again, whole')
-    return take_apart(net, tokenizer, name=model, preprocessor=_preprocessor(source, options))
+        raise CheckpointError(f'it lacks {len(missing)} weights, {missing[0]!r} among them: save '
+                              'or download it again, whole')
+    checkpoint = take_apart(
+        net, _tokenizer(source, files, options), name=model, preprocessor=preprocessor(files),
+        repetition_penalty=check_penalty(files.json('generation_config.json')))
+    if device != 'meta':
+        try_out(checkpoint)
+    return checkpoint
+
+
+def _config(source: str, files: Files, options: dict):
+    """Return transformers' config, once nothing in it can hang or mislead what is built of it."""
+    try:
+        content = {name: files.json(name) for name in JSON_FILES}['config.json']
+    except OSError as error:
+        raise CheckpointError(_told(error)) from error
+    if not content:
+        hint = '' if not options['local_files_only'] else (
+            'it is neither a folder nor in the local cache: give a path, or allow downloads')
+        raise CheckpointError(hint or 'it has no config.json')
+    if content.get('model_type') != 'qwen2_5_vl':
+        raise CheckpointError(f'it is a {content.get("model_type")!r} model; only Qwen2.5-VL '
+                              '(qwen2_5_vl) can be streamed')
+    check_sizes(content)
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a value in it
+        raise CheckpointError(f'config.json cannot be used: {_told(error)}') from error
+    check_config(config)
+    check_weights(files.weights(), config)
+    return config
+
+
+def _tokenizer(source: str, files: Files, options: dict):
+    parts = ('vocab.json', 'merges.txt')
+    if not files.find('tokenizer.json') and not all(files.find(name) for name in parts):
+        raise CheckpointError(f'it has no tokenizer: tokenizer.json, or {" and ".join(parts)}, '
+                              'are missing; copy them from the checkpoint that it was made from')
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:  # noqa: BLE001 - each of its files has errors of its own kind
+        raise CheckpointError(f'its tokenizer cannot be loaded: {_told(error)}') from error
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, (OSError, ValueError)) and str(error) else (
+        f'{type(error).__name__}: {error}')
 
 
 def take_apart(net: Qwen2_5_VLForConditionalGeneration, tokenizer, *, name: str = 'model',
-               preprocessor: dict | None = None) -> Checkpoint:
-    """Turn transformers' model into a checkpoint for streaming; the model is used up by it."""
-    config = net.config
+               preprocessor: tuple[str, dict] = ('', {}),
+               repetition_penalty: float = 1.0) -> Checkpoint:
+    """
+    Turn transformers' model into a checkpoint for streaming; the model is used up by it.
+
+    :param preprocessor: name and content of the processor's file
+    :raises CheckpointError: for what cannot be streamed
+    """
+    config, vision = net.config, net.config.vision_config
     parameters = sum(weight.numel() for weight in net.parameters())
-    entry = dict(getattr(config, CONFIG_KEY, None) or {})
-    silence = _token(tokenizer, entry.pop('silence_token', None))
-    known = {f.name for f in fields(StreamDefaults)}
-    unknown = set(entry) - known
-    if unknown:
-        raise CheckpointError(f'checkpoint {name!r} has unknown {CONFIG_KEY} settings '
-                              f'{sorted(unknown)}; known: {sorted(known)}')
+    entry, silence = _entry(config, tokenizer)
+    _check_tokenizer(tokenizer, net)
     # Everything else in the entry may be there for a checkpoint that was never trained to stream.
     trained = 'position_encoding' in entry
-    entry.setdefault('tokens_per_second', float(config.vision_config.tokens_per_second))
-    vision = config.vision_config
+    entry.setdefault('tokens_per_second', float(vision.tokens_per_second))
+    try:
+        defaults = StreamDefaults(**entry)
+    except ValueError as error:
+        raise CheckpointError(f'config.json: {CONFIG_KEY}: {error}') from error
+    pixels = pixel_settings(*preprocessor, vision, trained)
     try:
         decoder = Decoder(net.model.language_model, net.lm_head)
     except ValueError as error:
-        raise CheckpointError(f'checkpoint {name!r}: {error}') from error
+        raise CheckpointError(str(error)) from error
     return Checkpoint(
         name=name, parameters=parameters, decoder=decoder,
-        perception=Perception(net.model.visual, _pixels(preprocessor or {}, vision, trained)),
-        tokenizer=tokenizer,
-        vocabulary=Vocabulary(_stop_tokens(net, tokenizer), silence),
-        defaults=StreamDefaults(**entry), trained=trained)
+        perception=Perception(net.model.visual, pixels), tokenizer=tokenizer,
+        vocabulary=Vocabulary(_stop_tokens(net, tokenizer), silence), defaults=defaults,
+        trained=trained, repetition_penalty=repetition_penalty)
+
+
+def _entry(config, tokenizer) -> tuple[dict, int]:
+    """Return what the config says of streaming, and the silence token, -1 where there is none."""
+    entry = getattr(config, CONFIG_KEY, None) or {}
+    if not isinstance(entry, dict):
+        raise CheckpointError(f'config.json: {CONFIG_KEY} is {entry!r}, not an object')
+    entry = dict(entry)
+    silence = _token(tokenizer, entry.pop('silence_token', None))
+    known = {f.name for f in fields(StreamDefaults)}
+    if unknown := set(entry) - known:
+        raise CheckpointError(f'it has unknown {CONFIG_KEY} settings {sorted(unknown)}; known: '
+                              f'{sorted(known)}')
+    return entry, silence
+
+
+def _check_tokenizer(tokenizer, net) -> None:
+    """What is written around a stream must be single tokens, and the model must know them all."""
+    for token in _CHAT_TOKENS:
+        if len(tokenizer(token, add_special_tokens=False)['input_ids']) != 1:
+            raise CheckpointError(f'its tokenizer does not know {token!r}: give it the tokenizer '
+                                  'of the checkpoint that it was made from')
+    rows = net.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise CheckpointError(f'its tokenizer has {len(tokenizer)} tokens, and the model {rows}: '
+                              'they do not belong together')
 
 
 def _resolve(model: str) -> str:
@@ -126,9 +202,11 @@ def _dtype(dtype: str, device: str, config) -> torch.dtype:
     return config.dtype or torch.bfloat16
 
 
-def _token(tokenizer, token: str | None) -> int:
+def _token(tokenizer, token: object) -> int:
     if not token:
         return -1
+    if not isinstance(token, str):
+        raise CheckpointError(f'config.json: silence_token must be a text, not {token!r}')
     index = tokenizer.convert_tokens_to_ids(token)
     if index is None or index == tokenizer.unk_token_id:
         raise CheckpointError(f'the silence token {token!r} is not in the tokenizer')
@@ -140,27 +218,3 @@ def _stop_tokens(net, tokenizer) -> frozenset[int]:
     stop = stop if isinstance(stop, (list, tuple)) else [stop]
     named = [tokenizer.convert_tokens_to_ids('<|im_end|>'), tokenizer.eos_token_id]
     return frozenset(int(t) for t in (*stop, *named) if t is not None)
-
-
-def _preprocessor(source: str, options: dict) -> dict:
-    for name in ('video_preprocessor_config.json', 'preprocessor_config.json'):
-        file = cached_file(source, name, local_files_only=options['local_files_only'],
-                           _raise_exceptions_for_missing_entries=False,
-                           _raise_exceptions_for_connection_errors=False)
-        if file:
-            return json.loads(Path(file).read_text())
-    return {}
-
-
-def _pixels(data: dict, vision, trained: bool) -> PixelSettings:
-    """Pixel settings from the processor's file; only a streaming checkpoint sets its own size."""
-    size = data.get('size') or {}
-    low = int(data.get('min_pixels') or size.get('shortest_edge') or 56 * 56)
-    high = int(data.get('max_pixels') or size.get('longest_edge') or _LIVE_PIXELS)
-    if not trained:
-        low, high = min(low, _LIVE_PIXELS // 4), min(high, _LIVE_PIXELS)
-    return PixelSettings(
-        mean=tuple(data.get('image_mean') or _CLIP_MEAN),
-        std=tuple(data.get('image_std') or _CLIP_STD), min_pixels=low, max_pixels=high,
-        patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size,
-        merge_size=vision.spatial_merge_size)

@@ -10,13 +10,17 @@ from sww_interfaces.msg import TextChunk
 
 
 class Answer:
-    """One question's answer as it grows; `done` is set when its last chunk has come."""
+    """
+    One question's answer as it grows; `done` is set when its last chunk has come.
+
+    `notice` is what the asker should know at once, `trouble` why there will be no answer.
+    """
 
     def __init__(self, on_chunk: Callable[[TextChunk], None]) -> None:
         self.question_id = f'q{uuid.uuid4().hex[:8]}'
         self.tokens = 0
         self.finish_reason = ''
-        self.trouble = ''
+        self.notice = self.trouble = ''
         self.done = threading.Event()
         self.on_chunk = on_chunk
         self._deltas: list[str] = []
@@ -69,6 +73,12 @@ class AnswerBook:
         with self._changed:
             if answer := self._answers.get(question_id):
                 answer.trouble = reason
+
+    @property
+    def question_ids(self) -> list[str]:
+        """The questions whose answers have not ended."""
+        with self._changed:
+            return list(self._answers)
 
     def wait_empty(self, timeout_s: float) -> bool:
         """Wait until all answers have ended; False after the time [s]."""

@@ -44,7 +44,7 @@ class Camera:
     The callback only stores: conversion is left to whoever calls `Frame.load`.
 
     :param on_frame: takes each frame that the model wants
-    :param on_drop: told the reason of each frame left out: rate | paused
+    :param on_drop: told the reason of each frame left out: rate | stamp | paused
     :param on_restart: told when stamps jump back, before the first frame after the jump
     """
 
@@ -63,7 +63,9 @@ class Camera:
         self.paused = False
         self.received = 0
         self.rate = Rate()
-        self.last_s = 0.0
+        self.last_s = self._newer_s = 0.0
+        self.age_s = 0.0
+        """How far the newest frame's stamp was behind the node's clock when it came [s]."""
         self.topic = ''
         self.newest: Image | CompressedImage | None = None
 
@@ -77,15 +79,21 @@ class Camera:
         """Time since the last frame, or since the subscription [s]."""
         return time.monotonic() - self.last_s
 
+    @property
+    def stuck_s(self) -> float:
+        """For how long frames have come whose stamps were not newer than those before [s]."""
+        return self.last_s - self._newer_s
+
     def subscribe(self, transport: str, frame_rate: float) -> None:
         """Subscribe; `transport` is raw or compressed, `frame_rate` what the model wants [Hz]."""
         kind, suffix, self._convert = TRANSPORTS[transport]
         # The base name is resolved first, so that remapping `image` moves both transports.
-        self.topic = self._node.resolve_topic_name('image') + suffix
+        self._base, self._transport = self._node.resolve_topic_name('image'), transport
+        self.topic = self._base + suffix
         self._type_name = f'sensor_msgs/msg/{kind.__name__}'
         self._sampler = FrameSampler(frame_rate)
-        self.last_s = self._warned_s = time.monotonic()
-        self.paused, self.rate = False, Rate()
+        self.last_s = self._newer_s = self._warned_s = time.monotonic()
+        self.paused, self.rate, self.age_s = False, Rate(), 0.0
         # Best effort receives from both kinds of publisher (REP-2003).
         qos = QoSProfile(reliability=ReliabilityPolicy.BEST_EFFORT, depth=1,
                          history=HistoryPolicy.KEEP_LAST)
@@ -127,6 +135,7 @@ class Camera:
         self.rate.add()
         self.newest = message
         if self.paused:
+            self._newer_s = self.last_s
             self._on_drop('paused')
             return
         stamp = message.header.stamp
@@ -136,10 +145,15 @@ class Camera:
             self._log.warning(f'the frames on {self.topic} have no stamp: the time of their '
                               'arrival is taken instead', once=True)
             stamp_ns = now_ns
+        self.age_s = (now_ns - stamp_ns) / 1e9
         if self._anew:
             self._anew = False
             self._sampler.reset()
         choice = self._sampler.choose(stamp_ns)
+        if choice is Choice.OLD:
+            self._on_drop('stamp')
+            return
+        self._newer_s = self.last_s
         if choice is Choice.SKIP:
             self._on_drop('rate')
             return
@@ -164,13 +178,26 @@ class Camera:
         if not self.open or now - max(self.last_s, self._warned_s) < limit:
             return
         self._warned_s = now
-        self._log.warning(f'no frame on {self.topic} for {self.silent_s:.0f} s: {self._why()}')
+        self._log.warning(
+            f'no frame on {self.topic} for {self.silent_s:.0f} s: {self.why_silent()}')
 
-    def _why(self) -> str:
+    def why_silent(self) -> str:
+        """Return, in words, why no frame comes, as far as it can be seen from here."""
         publishers = self._node.get_publishers_info_by_topic(self.topic)
         if not publishers:
-            return 'nobody publishes there (remap `image`, see `ros2 topic list`)'
+            return self._elsewhere() or ('nobody publishes there (remap `image`, see '
+                                         '`ros2 topic list`)')
         types = {publisher.topic_type for publisher in publishers}
         if self._type_name not in types:
-            return f'{", ".join(sorted(types))} is published, {self._type_name} is expected'
+            return (f'{", ".join(sorted(types))} is published, {self._type_name} is expected '
+                    '(see the parameter image_transport)')
         return f'{len(publishers)} publisher(s) there, but nothing comes'
+
+    def _elsewhere(self) -> str:
+        """Say which other transport of the same images is published, if one is."""
+        for transport, (_, suffix, _) in TRANSPORTS.items():
+            topic = self._base + suffix
+            if transport != self._transport and self._node.count_publishers(topic):
+                return (f'nobody publishes there, but {topic} is published: set '
+                        f'image_transport to {transport!r}')
+        return ''

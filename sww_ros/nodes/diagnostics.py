@@ -1,4 +1,8 @@
-"""What /diagnostics says about the narrator: its engine, its camera, its speech (REP-107)."""
+"""
+What /diagnostics says about the narrator: its engine, its camera, its speech (REP-107).
+
+What may be wrong with the camera's frames is judged here too, for the log.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,27 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 MIB = 1 << 20
+SHARE = 0.1
+"""Least share of the frames wanted of late that must be lost for it to be told."""
+
+FEW = 2
+"""So many frames lost of late are no trouble yet."""
+
+FASTER = 'take a smaller model or frame_width and frame_height, a GPU, or end other programs'
+
+AHEAD_S, BEHIND_S = 2.0, 10.0
+"""How far stamps may be from the node's clock: ahead by jitter, behind by transport."""
 
 
 @dataclass
 class Health:
-    """A moment of the narrator, as plain numbers; times in ms, memory in bytes."""
+    """
+    A moment of the narrator, as plain numbers; times in ms, where the name does not say s.
+
+    `dropped` counts frames by reason since the start, `lately` those of the last ten seconds;
+    `stuck_s` is how long stamps have stood still, `age_s` how far they are behind the clock;
+    memory in bytes.
+    """
 
     state: str = 'unconfigured'
     trouble: str = ''
@@ -25,10 +45,14 @@ class Health:
     watching: bool = False
     paused: bool = False
     silent_s: float = 0.0
+    why_silent: str = ''
+    stuck_s: float = 0.0
+    age_s: float = 0.0
     camera_timeout: float = 0.0
     received: int = 0
     perceived: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    lately: Counter[str] = field(default_factory=Counter)
     camera_rate: float = 0.0
     tokens_rate: float = 0.0
     overlap_ratio: float = math.nan
@@ -36,6 +60,76 @@ class Health:
     first_token_ms: tuple[float, float] = (math.nan, math.nan)
     caption_ms: tuple[float, float] = (math.nan, math.nan)
     open_questions: int = 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How the camera's frames are; `advice` says what to do, where something is to be done."""
+
+    kind: str
+    level: bytes
+    message: str
+    advice: str = ''
+
+    @property
+    def words(self) -> str:
+        """Message and advice."""
+        return f'{self.message}: {self.advice}' if self.advice else self.message
+
+
+def judge_camera(health: Health) -> Finding:
+    """Return the worst that is to be said of the frames: not coming, not read, late, wrong."""
+    if not health.watching:
+        return Finding('', OK, 'not subscribed')
+    if health.silent_s > health.camera_timeout:
+        return Finding('silent', ERROR, f'no frame for {health.silent_s:.0f} s',
+                       health.why_silent)
+    if health.paused:
+        return Finding('', OK, 'paused')
+    if health.camera_rate == 0:
+        return Finding('', OK, 'waiting for the first frame')
+    if health.stuck_s > health.camera_timeout:
+        return Finding('stuck', ERROR, f'the stamps stand still: none newer for '
+                       f'{health.stuck_s:.0f} s, and nothing is seen', 'the driver must stamp '
+                       'each frame with its time, or with 0 for the time of its arrival')
+    return _judge_losses(health) or _judge_stamps(health) or _judge_rate(health)
+
+
+def _judge_losses(health: Health) -> Finding | None:
+    wanted = health.lately.total()
+    bad, overrun = health.lately['bad'], health.lately['overrun']
+    if bad > max(FEW, SHARE * wanted):
+        level = WARN if health.lately['perceived'] else ERROR
+        return Finding('bad', level, f'{bad} of {wanted} frames could not be read in the last '
+                       '10 s', "see the log's errors, and check the driver, its encoding and "
+                       'the step of its images')
+    if overrun > max(FEW, SHARE * wanted):
+        if not health.lately['perceived']:
+            return Finding('hung', ERROR, f'nothing is perceived: all {wanted} frames of the last '
+                           '10 s were dropped', 'the engine hangs, or one step takes longer than '
+                           f'that: {FASTER}, or restart the node')
+        median_ms = health.perceived_ms[0]
+        late = '' if math.isnan(median_ms) else f', and the rest is seen {median_ms:.0f} ms late'
+        return Finding('overrun', WARN, f'the model is too slow for the camera: {overrun} of '
+                       f'{wanted} frames were dropped in the last 10 s{late}', FASTER)
+    return None
+
+
+def _judge_stamps(health: Health) -> Finding | None:
+    if -AHEAD_S <= health.age_s <= BEHIND_S:
+        return None
+    where = 'ahead of' if health.age_s < 0 else 'behind'
+    return Finding('clock', WARN, f'the stamps are {abs(health.age_s):.0f} s {where} the clock of '
+                   'this node', 'synchronize the clocks of the two machines; for a recording set '
+                   'use_sim_time, and play it with --clock')
+
+
+def _judge_rate(health: Health) -> Finding:
+    wanted = health.info.get('frame_rate', 0.0)
+    if health.camera_rate < 0.9 * wanted:
+        return Finding('rate', WARN,
+                       f'slower than the {wanted:g} Hz that the model was made for')
+    return Finding('', OK, 'frames come')
 
 
 def statuses(name: str, health: Health) -> list[DiagnosticStatus]:
@@ -68,18 +162,8 @@ def _camera(health: Health) -> tuple[bytes, str, dict[str, str]]:
               'frames perceived': str(health.perceived)}
     values |= {f'frames dropped ({reason})': str(count)
                for reason, count in sorted(health.dropped.items())}
-    if not health.watching:
-        return OK, 'not subscribed', values
-    if health.silent_s > health.camera_timeout:
-        return ERROR, f'no frame for {health.silent_s:.0f} s', values
-    if health.paused:
-        return OK, 'paused', values
-    if health.camera_rate == 0:
-        return OK, 'waiting for the first frame', values
-    wanted = health.info.get('frame_rate', 0.0)
-    if health.camera_rate < 0.9 * wanted:
-        return WARN, f'slower than the {wanted:g} Hz that the model was made for', values
-    return OK, 'frames come', values
+    finding = judge_camera(health)
+    return finding.level, finding.words, values
 
 
 def _speech(health: Health) -> tuple[bytes, str, dict[str, str]]:

@@ -17,7 +17,7 @@ from sww_ros.nodes.transcript import Line
 
 STYLES = ('auto', 'rich', 'plain')
 REFRESH_HZ = 20
-ODD_ENDS = ('error', 'cancelled', 'interrupted', 'length')
+ODD_ENDS = ('error', 'cancelled', 'interrupted', 'length', 'no_video')
 
 
 def wall_clock(stamp_ns: int) -> str:

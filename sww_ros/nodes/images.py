@@ -51,11 +51,13 @@ _LAYOUTS = {
     'yuyv': _YUYV,
     'nv12': _Layout(1, cv2.COLOR_YUV2RGB_NV12, even_width=True, even_height=True),
     'nv21': _Layout(1, cv2.COLOR_YUV2RGB_NV21, even_width=True, even_height=True),
-    'bayer_rggb8': _Layout(1, cv2.COLOR_BayerBG2RGB),
-    'bayer_bggr8': _Layout(1, cv2.COLOR_BayerRG2RGB),
-    'bayer_gbrg8': _Layout(1, cv2.COLOR_BayerGR2RGB),
-    'bayer_grbg8': _Layout(1, cv2.COLOR_BayerGB2RGB),
+} | {
+    f'bayer_{pattern}{bits}': _Layout(1, code, bits=bits)
+    for pattern, code in (('rggb', cv2.COLOR_BayerBG2RGB), ('bggr', cv2.COLOR_BayerRG2RGB),
+                          ('gbrg', cv2.COLOR_BayerGR2RGB), ('grbg', cv2.COLOR_BayerGB2RGB))
+    for bits in (8, 16)
 }
+_DEPTH = ('16UC1', '32FC1')
 ENCODINGS = tuple(_LAYOUTS)
 """What `image_to_rgb` reads."""
 WRITABLE_ENCODINGS = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', 'mono16', '8UC1', '8UC3', '8UC4',
@@ -76,8 +78,11 @@ def image_to_rgb(msg: Any) -> np.ndarray:
     message, and may be read-only.
 
     :param msg: the message, or anything with its fields; `data` is any buffer of bytes
-    :raises ValueError: for an unknown encoding, an empty image, or data of the wrong length
+    :raises ValueError: for depth, an unknown encoding, an empty image, or data of the wrong length
     """
+    if msg.encoding in _DEPTH:
+        raise ValueError(f'an image of encoding {msg.encoding!r} holds depth, not colors: remap '
+                         '`image` to a color topic (gray values of 16 bits are called mono16)')
     layout = _LAYOUTS.get(msg.encoding)
     if layout is None:
         raise ValueError(f'unknown image encoding {msg.encoding!r}; supported: '

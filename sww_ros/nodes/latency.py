@@ -111,10 +111,14 @@ class Rate:
         self._times: deque[float] = deque(maxlen=RATE_EVENTS)
         self._began = time.monotonic()
 
-    def add(self) -> None:
-        self._times.append(time.monotonic())
+    def add(self, times: int = 1) -> None:
+        self._times.extend([time.monotonic()] * times)
+
+    def count(self) -> int:
+        """Return how often it happened in the last ten seconds."""
+        since = time.monotonic() - RATE_WINDOW_S
+        return sum(at >= since for at in self._times.copy())
 
     def value(self) -> float:
-        now = time.monotonic()
-        recent = sum(at >= now - RATE_WINDOW_S for at in self._times.copy())
-        return recent / max(min(RATE_WINDOW_S, now - self._began), 1e-3)
+        lasted = time.monotonic() - self._began
+        return self.count() / max(min(RATE_WINDOW_S, lasted), 1e-3)

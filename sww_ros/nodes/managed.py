@@ -12,6 +12,12 @@ from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallba
 
 from sww_ros.nodes.running import EndingNode
 
+LAST_TRANSITION_S = 10.0
+"""How long the node's end waits for a transition under way."""
+STATES = {'cleaningup': 'cleaning up', 'shuttingdown': 'shutting down',
+          'errorprocessing': 'recovering from an error'}
+"""What is not a word in the lifecycle's own labels."""
+
 
 def logged(transition: Callable) -> Callable:
     """Decorate an `on_...` method, whose exceptions rclpy would swallow."""
@@ -42,6 +48,21 @@ class ManagedNode(LifecycleNodeMixin, EndingNode):
         self._transition = threading.Lock()
         change_state = self._service_change_state
         change_state.callback = self._guarded(change_state.callback)
+
+    @property
+    def state(self) -> str:
+        """The state of the lifecycle, in words."""
+        label = self._state_machine.current_state[1]
+        return STATES.get(label, label)
+
+    def destroy_node(self) -> None:
+        # The executor's end does not wait for it, and it could no more tell of its own.
+        ended = self._transition.acquire(timeout=LAST_TRANSITION_S)
+        try:
+            super().destroy_node()
+        finally:
+            if ended:
+                self._transition.release()
 
     def change(self, trigger: Callable[[], TransitionCallbackReturn]) -> bool:
         """Run a transition, such as `self.trigger_configure`; False if it fails."""

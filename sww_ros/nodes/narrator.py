@@ -12,17 +12,19 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
+from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import SetPrompt
 from sww_ros.engine.client import SESSION, EngineClient, EngineError
 from sww_ros.engine.memory import resident_bytes
 from sww_ros.engine.outbox import Frame
 from sww_ros.nodes import narrator_parameters as parameters
+from sww_ros.nodes.alarm import Alarm
 from sww_ros.nodes.annotation import Annotator
 from sww_ros.nodes.camera import Camera
-from sww_ros.nodes.diagnostics import Health, statuses
+from sww_ros.nodes.diagnostics import Health, judge_camera, statuses
 from sww_ros.nodes.managed import ManagedNode, logged
 from sww_ros.nodes.publishing import TextPublisher
-from sww_ros.nodes.questions import MAX_WAITERS, Questions
+from sww_ros.nodes.questions import MAX_WAITERS, SERVICE_QOS, Questions
 from sww_ros.nodes.reporting import Reporter
 from sww_ros.nodes.running import run
 
@@ -30,7 +32,9 @@ NAME = 'narrator'
 SHORT_CALLBACKS = 6
 """Threads for the callbacks that never wait; those that may have theirs beside."""
 
-LAST_WORDS_S = 1.0
+HEALTH_S = 1.0
+"""How often the frames are judged where no diagnostics are published."""
+
 CLOCK_JUMP = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.5),
                            on_clock_change=False)
 
@@ -60,16 +64,19 @@ class Narrator(ManagedNode):
         annotator = Annotator(self, self._camera, self.get_parameter('annotation_rate').value)
         self._reporter = Reporter(self, self._camera, TextPublisher(self, self._camera),
                                   self._questions.answers, annotator.subtitle)
-        self.create_service(SetPrompt, '~/set_prompt', self._serve_prompt, callback_group=group)
-        self.create_service(Trigger, '~/reset', self._serve_reset, callback_group=group)
-        self.create_service(SetBool, '~/pause', self._serve_pause, callback_group=group)
+        for kind, service, serve in ((SetPrompt, '~/set_prompt', self._serve_prompt),
+                                     (Trigger, '~/reset', self._serve_reset),
+                                     (SetBool, '~/pause', self._serve_pause)):
+            self.create_service(kind, service, serve, qos_profile=SERVICE_QOS,
+                                callback_group=group)
+        self._alarm = Alarm(self.get_logger())
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._jumps = self.get_clock().create_jump_callback(
             CLOCK_JUMP, post_callback=lambda _: self._begin_anew('the clock jumped back'))
 
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        if period := self.get_parameter('diagnostics_period').value:
-            self.create_timer(period, self._publish_diagnostics, group, clock=steady)
+        self._period = self.get_parameter('diagnostics_period').value
+        self.create_timer(self._period or HEALTH_S, self._check_health, group, clock=steady)
         if self.get_parameter('autostart').value:
             self._autostart = self.create_timer(
                 1e-3, self._start, MutuallyExclusiveCallbackGroup(), clock=steady)
@@ -97,11 +104,14 @@ class Narrator(ManagedNode):
                 restart=values['restart_engine'], on_event=self._reporter.tell,
                 on_lost=self._engine_lost, on_ready=self._engine_ready, on_line=log.debug)
             if self._released:  # Before there was an engine to close.
-                raise EngineError('the node ends')
+                raise EngineError('the engine was closed')
             log.info(f'loading the model {values["model"]}')
             self._engine.start(values['load_timeout'])
         except (EngineError, ValueError) as error:
             self._engine = None
+            if self._released:
+                log.info('the node ends: the model is not loaded')
+                return TransitionCallbackReturn.FAILURE
             self._trouble = str(error)
             log.error(f'cannot load the model: {error}')
             return TransitionCallbackReturn.FAILURE
@@ -111,22 +121,25 @@ class Narrator(ManagedNode):
 
     @logged
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        if (engine := self._engine) is None:  # The node ends.
+            return TransitionCallbackReturn.FAILURE
         super().on_activate(state)
         if self._watched_before:
-            self._engine.reset()  # What was seen before the break is of no use now.
-        self._engine.pause(False)
+            engine.reset()  # What was seen before the break is of no use now.
+        engine.pause(False)
         self._active = self._watched_before = True
         self._camera.subscribe(self.get_parameter('image_transport').value,
-                               self._engine.info['frame_rate'])
+                               engine.info['frame_rate'])
+        self.warn_of_unknown_parameters()  # The names of the topic's QoS are known now.
         return TransitionCallbackReturn.SUCCESS
 
     @logged
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._active = False
         self._camera.unsubscribe()
-        self._engine.pause(True)
-        self._engine.cancel_all()
-        self._questions.answers.wait_empty(LAST_WORDS_S)
+        if (engine := self._engine) is not None:
+            engine.pause(True)
+            self._questions.end_all(engine, TextChunk.FINISH_DEACTIVATED)
         return super().on_deactivate(state)
 
     @logged
@@ -164,9 +177,11 @@ class Narrator(ManagedNode):
         self.get_logger().info(
             f'the model {info["model"]} runs on {info["device"]} ({info["dtype"]}, '
             f'{info["position_encoding"]}, wait-{info["wait_k"]}, {info["frame_rate"]:g} frames '
-            'per second)')
-        if info.get('mismatch'):
-            self.get_logger().warning(info['mismatch'])
+            f'per second); a step takes about {info.get("step_seconds", 0):.2g} s here, a token '
+            f'{info.get("token_seconds", 0):.2g} s')
+        for kind in ('mismatch', 'warning'):
+            if info.get(kind):
+                self.get_logger().warning(info[kind])
 
     def _engine_lost(self, report: str) -> None:
         self._trouble = report.partition('\n')[0]
@@ -191,8 +206,7 @@ class Narrator(ManagedNode):
     def _active_engine(self) -> EngineClient:
         engine = self._engine
         if engine is None or not self._active:
-            raise EngineError(f'the narrator is {self._state_machine.current_state[1]}: '
-                              'activate it first')
+            raise EngineError(f'the narrator is {self.state}: activate it first')
         return engine
 
     # Services and parameters.
@@ -242,19 +256,23 @@ class Narrator(ManagedNode):
             if parameter.name == 'prompt' and (engine := self._engine) is not None:
                 engine.keep_prompt(parameter.value)
 
-    def _publish_diagnostics(self) -> None:
+    def _check_health(self) -> None:
         engine = self._engine
         health = Health(
-            state=self._state_machine.current_state[1], trouble=self._trouble,
-            topic=self._camera.topic, watching=self._camera.open, paused=self._camera.paused,
-            silent_s=self._camera.silent_s, camera_rate=self._camera.rate.value(),
+            state=self.state, trouble=self._trouble,
             camera_timeout=self.get_parameter('camera_timeout').value,
             open_questions=len(self._questions.answers))
         if engine is not None:
             health.info, health.restarts = engine.info, engine.restarts
             health.engine_memory = resident_bytes(engine.pid)
+        self._reporter.health(health)
+        self._alarm.tell(judge_camera(health))
+        if self._period:
+            self._publish_diagnostics(health)
+
+    def _publish_diagnostics(self, health: Health) -> None:
         name = self.get_fully_qualified_name().lstrip('/')
-        message = DiagnosticArray(status=statuses(name, self._reporter.health(health)))
+        message = DiagnosticArray(status=statuses(name, health))
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 

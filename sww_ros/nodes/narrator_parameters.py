@@ -75,7 +75,9 @@ SESSION_SETTINGS = (
              # A camera has no end at which an offline narrator could begin to speak.
              choices=tuple(name for name in SCHEDULES if name != 'offline')),
     _session('schedule_seed', 'Seed of the random schedule.', high=1_000_000),
-    _session('overlap', 'How perception and generation share the hardware.', choices=OVERLAPS),
+    _session('overlap', 'How perception and generation share the hardware: in two threads, in two '
+             'processes, one piece of work after the other, or fused into one pass; auto: what '
+             'proves best here when the model is loaded.', choices=OVERLAPS),
     _session('wait_k', 'Tokens of narration per step of video; 0: as the checkpoint was trained.',
              high=64),
     _session('max_answers', 'Questions answered at once.', low=1, high=16),
@@ -84,6 +86,8 @@ SESSION_SETTINGS = (
              'it waits, it takes the place of the oldest, or it is refused.',
              choices=QUESTION_POLICIES),
     _session('max_answer_tokens', 'Longest answer [tokens].', low=1, high=4096),
+    _session('question_timeout_s', 'A question that has found nothing to see for so long ends [s]; '
+             '0: it waits.', high=86400.0),
     _session('max_steps', 'Steps of video that are remembered; the stream begins anew when it is '
              'reached; 0: as the checkpoint allows.', high=100_000),
     _session('max_pending_frames', 'Frames that may wait for perception; the oldest are dropped.',
@@ -97,8 +101,8 @@ SESSION_SETTINGS = (
     _session('dtype', "Type of the weights, such as 'float32' or 'bfloat16'; empty: as the "
              'device likes it.'),
     _session('threads', 'Threads of one computation on the CPU.', low=1, high=256),
-    _session('repetition_penalty', 'Above 1.0, tokens already said become less likely.', low=1.0,
-             high=10.0),
+    _session('repetition_penalty', 'Above 1.0, tokens already said become less likely; 0: as the '
+             'checkpoint says (its generation_config.json), else 1.0, none.', high=10.0),
     _session('allow_download', 'Whether a checkpoint that is not on this machine may be '
              'downloaded from the hub.'),
 )
@@ -121,7 +125,8 @@ NODE_SETTINGS = (
         high=86400.0),
     NarratorSetting(
         'ask_timeout', 30.0, 'The longest that ~/ask waits for an answer when the request names '
-        'no timeout [s].', changes=LIVE, low=0.1, high=3600.0),
+        'no timeout, and that a goal of ~/answer_question may take [s].', changes=LIVE, low=0.1,
+        high=3600.0),
     NarratorSetting(
         'restart_engine', True, 'Whether to start the engine again when it dies.'),
     NarratorSetting(

@@ -10,19 +10,43 @@ from builtin_interfaces.msg import Duration
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 from sww_interfaces.action import AnswerQuestion
 from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import Ask
 from sww_ros.engine.client import EngineClient, EngineError
 from sww_ros.nodes.answers import Answer, AnswerBook
+from sww_ros.nodes.publishing import TEXT_QOS
 from sww_ros.streaming.config import check_question
 
 MAX_WAITERS = 16
 """Callers that may wait for an answer at once: each holds a thread of the executor, because
 rclpy's executor polls without a pause while a coroutine of its own waits."""
 
+SERVICE_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+"""With ROS' own depth of 10, an eleventh request at once is lost, and its caller never told."""
+
 CANCEL_S = 1.0
+"""How long the engine may take to end what was taken back."""
+
+QUIET_S = 5.0
+"""Least time between two log messages about questions of the same kind."""
+
+ENDS = {
+    TextChunk.FINISH_DEACTIVATED: 'the narrator was deactivated',
+    TextChunk.FINISH_NO_VIDEO: 'nothing was seen in time: does the camera run, and is the '
+                               'narrator paused?',
+}
+"""Why an answer is not complete, where the finish_reason alone does not say it."""
+
+
+def unseen_notice(timeout_s: float) -> str:
+    """Say what becomes of a question that is asked before anything has been seen."""
+    notice = 'nothing has been seen yet: the answer begins with the first frames'
+    if timeout_s:
+        notice += f', or ends with {TextChunk.FINISH_NO_VIDEO} after {timeout_s:g} s'
+    return notice
 
 
 class Questions:
@@ -40,33 +64,52 @@ class Questions:
         self._asked_by: dict[bytes, Answer] = {}
         self._cancelled: set[bytes] = set()
         group = ReentrantCallbackGroup()
-        node.create_service(Ask, '~/ask', self._serve, callback_group=group)
+        node.create_service(Ask, '~/ask', self._serve, qos_profile=SERVICE_QOS,
+                            callback_group=group)
         self._action = ActionServer(
             node, AnswerQuestion, '~/answer_question', self._execute, callback_group=group,
-            goal_callback=self._accept, cancel_callback=self._cancel)
+            goal_callback=self._accept, cancel_callback=self._cancel,
+            goal_service_qos_profile=SERVICE_QOS, result_service_qos_profile=SERVICE_QOS,
+            cancel_service_qos_profile=SERVICE_QOS, feedback_pub_qos_profile=TEXT_QOS)
 
     def close(self) -> None:
         """Stop taking goals; called before the node is destroyed."""
         self._action.destroy()
 
+    def end_all(self, engine: EngineClient, reason: str) -> None:
+        """End all answers with a reason, in a moment, even if the engine hangs."""
+        engine.cancel_all(reason)
+        if not self.answers.wait_empty(CANCEL_S):
+            engine.abandon(self.answers.question_ids, reason)
+
     def _ask(self, question: str,
              on_chunk: Callable[[TextChunk], None] = lambda _: None) -> Answer:
         answer = self.answers.begin(on_chunk)
         try:
-            self._engine().ask(question, answer.question_id)
+            engine = self._engine()
+            if not engine.seen:
+                answer.notice = unseen_notice(engine.question_timeout_s)
+            engine.ask(question, answer.question_id)
         except (ValueError, EngineError):
             self.answers.forget(answer)
             raise
+        if answer.notice:
+            self._log.warning(f'question {answer.question_id}: {answer.notice}',
+                              throttle_duration_sec=QUIET_S)
         return answer
+
+    def _refuse(self, what: str, reason: object) -> None:
+        self._log.warning(f'{what} refused: {reason}', throttle_duration_sec=QUIET_S)
 
     def _serve(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
         try:
             answer = self._ask(request.question)
         except (ValueError, EngineError) as error:
             response.reason = str(error)
-            self._log.warning(f'question refused: {error}')
+            self._refuse('question', error)
             return response
         response.accepted, response.question_id = True, answer.question_id
+        response.reason = answer.notice
         if request.wait:
             self._wait(answer, request, response)
         return response
@@ -85,21 +128,23 @@ class Questions:
             self._waiters.release()
         response.answer = answer.text
         response.complete = answer.finish_reason == TextChunk.FINISH_STOP
+        response.reason = ''
         if not ended:
             response.reason = (f'the answer was not complete after {timeout_s:g} s: '
                                'it goes on at ~/answer')
         elif not response.complete:
-            response.reason = answer.trouble or f'the answer ended with: {answer.finish_reason}'
+            response.reason = answer.trouble or ENDS.get(
+                answer.finish_reason, f'the answer ended with: {answer.finish_reason}')
 
     def _accept(self, goal: AnswerQuestion.Goal) -> GoalResponse:
         try:
             check_question(goal.question)
             self._engine()
         except (ValueError, EngineError) as error:
-            self._log.warning(f'goal rejected: {error}')
+            self._refuse('goal', error)
             return GoalResponse.REJECT
         if not self._waiters.acquire(blocking=False):
-            self._log.warning(f'goal rejected: {MAX_WAITERS} callers wait for answers already')
+            self._refuse('goal', f'{MAX_WAITERS} callers wait for answers already')
             return GoalResponse.REJECT
         return GoalResponse.ACCEPT
 
@@ -119,7 +164,7 @@ class Questions:
             answer = self._ask(goal_handle.request.question, lambda chunk: (
                 goal_handle.publish_feedback(AnswerQuestion.Feedback(chunk=chunk))))
         except (ValueError, EngineError) as error:
-            self._log.warning(f'goal aborted: {error}')
+            self._refuse('goal', error)
             result.finish_reason = TextChunk.FINISH_ERROR
             goal_handle.abort()
             return result
@@ -129,7 +174,8 @@ class Questions:
         # note (is_cancel_requested) comes too late for that: after our callback.
         if goal in self._cancelled:
             self._take_back(answer)
-        answer.done.wait()
+        if not answer.done.wait(self._node.get_parameter('ask_timeout').value):
+            self._end_late(answer)
         result.question_id, result.answer = answer.question_id, answer.text
         result.finish_reason, result.tokens = answer.finish_reason, answer.tokens
         seconds, nanoseconds = divmod(time.monotonic_ns() - began_ns, 1_000_000_000)
@@ -166,3 +212,14 @@ class Questions:
         except EngineError:
             return False
         return True
+
+    def _end_late(self, answer: Answer) -> None:
+        """End the answer of a goal whose time is over, and wait for its end."""
+        try:
+            engine = self._engine()
+            engine.cancel(answer.question_id, TextChunk.FINISH_TIMEOUT)
+            if not answer.done.wait(CANCEL_S):
+                engine.abandon([answer.question_id], TextChunk.FINISH_TIMEOUT)
+        except EngineError:
+            pass  # There is no engine any more: its end is on its way.
+        answer.done.wait()

@@ -53,6 +53,7 @@ class Reporter:
         self._tokens = Rate()
         self._frames_perceived = 0
         self._dropped: Counter[str] = Counter()
+        self._lately = {what: Rate() for what in ('perceived', 'bad', 'overrun')}
         self._camera.received = 0
 
     def tell(self, event: Event) -> None:
@@ -63,12 +64,22 @@ class Reporter:
         """Count frames that were left out; any thread may call this."""
         with self._lock:
             self._dropped[reason] += count
+        if reason in self._lately:
+            self._lately[reason].add(count)
 
     def health(self, health: Health) -> Health:
         """Return the moment with what is counted here filled in."""
         with self._lock:
             health.dropped = self._dropped.copy()
-        health.received, health.perceived = self._camera.received, self._frames_perceived
+        camera = self._camera
+        health.topic, health.watching, health.paused = camera.topic, camera.open, camera.paused
+        health.camera_rate, health.received = camera.rate.value(), camera.received
+        health.silent_s, health.stuck_s, health.age_s = (
+            camera.silent_s, camera.stuck_s, camera.age_s)
+        if health.watching and health.silent_s > health.camera_timeout:
+            health.why_silent = camera.why_silent()
+        health.perceived = self._frames_perceived
+        health.lately = Counter({what: rate.count() for what, rate in self._lately.items()})
         health.tokens_rate = self._tokens.value()
         health.overlap_ratio = self._overlap.mean()
         for name, window in (('perceived_ms', self._perceived_ms),
@@ -79,6 +90,7 @@ class Reporter:
 
     def _perceived(self, event: StepPerceived) -> None:
         self._frames_perceived += event.frames
+        self._lately['perceived'].add(event.frames)
         self._publish(self._steps.perceived(event))
 
     def _sighted(self, event: FirstSight) -> None:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:  # Launch files read the tables too, outside of any node.
     from rclpy.node import Node
 
 Value = bool | int | float | str
+BOOLEAN_TEXTS = ('true', 'false', 'True', 'False')
+"""YAML takes them all, and launch files are given both spellings."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,16 @@ class Setting:
         """The type in ROS's words: bool, integer, double or string."""
         return {bool: 'bool', int: 'integer', float: 'double', str: 'string'}[type(self.default)]
 
+    @property
+    def default_text(self) -> str:
+        """The default as it is written in YAML and as an argument of a launch file."""
+        return str(self.default).lower() if self.kind == 'bool' else str(self.default)
+
+    @property
+    def choice_texts(self) -> tuple[str, ...]:
+        """All that an argument of a launch file may be; empty if that is no list."""
+        return BOOLEAN_TEXTS if self.kind == 'bool' else self.choices
+
     def check(self, value: Value) -> Value:
         """
         Return the value.
@@ -36,13 +48,30 @@ class Setting:
         """
         if type(value) is not type(self.default):
             hint = f': write {float(value)}' if self.kind == 'double' and type(value) is int else ''
-            raise ValueError(f'{self.name} must be a {self.kind}, not {value!r}{hint}')
+            article = 'an' if self.kind == 'integer' else 'a'
+            raise ValueError(f'{self.name} must be {article} {self.kind}, not {value!r}{hint}')
         if self.choices and value not in self.choices:
             raise ValueError(f'{self.name} must be one of {", ".join(self.choices)}, '
                              f'not {value!r}')
         if self.kind in ('integer', 'double') and not self.low <= value <= self.high:
             raise ValueError(f'{self.name} must be {self.low:g} to {self.high:g}, not {value!r}')
         return value
+
+    def parse(self, text: str) -> Value:
+        """
+        Return the value that an argument of a launch file stands for.
+
+        :raises ValueError: for text of another type, or a value out of the range
+        """
+        value: Value = text
+        try:
+            if self.kind == 'bool' and text in BOOLEAN_TEXTS:
+                value = text.lower() == 'true'
+            elif self.kind in ('integer', 'double'):
+                value = type(self.default)(text)
+        except ValueError:
+            pass  # It stays text, which is refused.
+        return self.check(value)
 
 
 def declare(node: Node, settings: Iterable[Setting]) -> dict[str, Value]:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+import math
 import threading
 
+from sww_ros.streaming.config import check_prompt
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.perception import Perception
-from sww_ros.streaming.positions import GIPE_GAP
+from sww_ros.streaming.positions import GIPE_GAP, SCHEMES
+from sww_ros.streaming.schedule import MAX_WAIT_K, SCHEDULES
+
+_RANGES = {'wait_k': (1, MAX_WAIT_K), 'max_steps': (1, 100_000), 'position_gap': (0, 1_000_000)}
+_LONGEST_STEP_S = 3600.0
+_FASTEST_CLOCK = 1000.0
 
 
 @dataclass(frozen=True)
 class StreamDefaults:
-    """How a checkpoint was trained to stream: `speak_while_watching` in its config."""
+    """
+    How a checkpoint was trained to stream: `speak_while_watching` in its config.
+
+    A value that makes no sense is a ValueError, in words.
+    """
 
     position_encoding: str = 'gdpe'
     position_gap: int = GIPE_GAP
@@ -25,13 +36,34 @@ class StreamDefaults:
     prompt: str = 'Describe what is happening in the video as it happens.'
     max_steps: int = 64
 
+    def __post_init__(self) -> None:
+        for name, choices in (('position_encoding', SCHEMES), ('schedule', SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f'{name} must be one of {", ".join(choices)}, '
+                                 f'not {getattr(self, name)!r}')
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f'{name} must be from {low} to {high}, not {value!r}')
+        for name, most in (('seconds_per_step', _LONGEST_STEP_S),
+                           ('tokens_per_second', _FASTEST_CLOCK)):
+            value = getattr(self, name)
+            if (not isinstance(value, int | float) or isinstance(value, bool)
+                    or not math.isfinite(value) or not 0 < value <= most):
+                raise ValueError(f'{name} must be above 0 and at most {most:g}, not {value!r}')
+        for name in ('system', 'prompt'):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f'{name} must be a text, not {getattr(self, name)!r}')
+        check_prompt(self.prompt)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """
     A Qwen2.5-VL checkpoint, taken apart for streaming; `tokenizer` is transformers' own.
 
-    `trained` says that its defaults are how it was trained to stream, not only ours.
+    `trained` says that its defaults are how it was trained to stream, not only ours;
+    `repetition_penalty` is what its generation_config.json asks for, 1.0 for none.
     """
 
     name: str
@@ -42,6 +74,7 @@ class Checkpoint:
     vocabulary: Vocabulary
     defaults: StreamDefaults
     trained: bool = False
+    repetition_penalty: float = 1.0
 
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -57,3 +90,16 @@ class Checkpoint:
                 ids += self.tokenizer(part, add_special_tokens=False,
                                       split_special_tokens=bool(index % 2))['input_ids']
         return ids
+
+    def check_tokens(self, name: str, text: str, limit: int) -> str:
+        """
+        Return the user's text.
+
+        :param name: what it is, for the error
+        :raises ValueError: for one of more than `limit` tokens
+        """
+        count = len(self.encode('', text))
+        if count > limit:
+            raise ValueError(f'the {name} has {count} tokens, at most {limit} are taken: '
+                             'shorten it')
+        return text

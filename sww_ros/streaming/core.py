@@ -93,6 +93,7 @@ class Core:
         self._perceiving: Open | Perceive | None = None
         self._decoding: Decode | None = None
         self._decoded: deque[tuple[int, int]] = deque(maxlen=4096)
+        self._is_behind, self._decoded_since = False, 0
         self._failures: Counter[str] = Counter()
         self._seq: dict[str, int] = {}
         self._events: list[Event] = []
@@ -154,10 +155,10 @@ class Core:
         """
         Whether one thread that could do either should perceive.
 
-        A step is perceived between two tokens of a sentence, but where frames come faster than
-        both can be done, each step gets its tokens.
+        A step is perceived between two tokens of a sentence; but where the next step waited
+        already when the last one was perceived, that one gets its tokens first.
         """
-        return self.video.budget.left <= self.wait_k
+        return not self._is_behind or self._decoded_since >= self.wait_k
 
     @property
     def at_rest(self) -> bool:
@@ -170,7 +171,9 @@ class Core:
     def deadline_ns(self) -> int | None:
         """When to send `Ticked`: a question then has waited too long for something to see."""
         timeout_ns = round(self._config.question_timeout_s * 1e9)
-        if self.closed or not timeout_ns or not self._queue or self.video.steps:
+        sees_soon = self.video.steps or self._frames.complete or (
+            isinstance(self._perceiving, Perceive) and self._perceiving.video is self.video)
+        if self.closed or not timeout_ns or not self._queue or sees_soon:
             return None
         return max(self._queue[0].asked_ns, self._blind_ns) + timeout_ns
 
@@ -246,8 +249,18 @@ class Core:
                     f'{len(self._queue)} wait: ask again later'))
                 return
         self._queue.append(Question(question_id, given.head, self._now))
-        if len(self.open_questions) > config.max_answers or not self.video.steps:
-            self._tell(QuestionState(question_id, 'queued', ''))
+        if reason := self._why_queued():
+            self._tell(QuestionState(question_id, 'queued', reason))
+
+    def _why_queued(self) -> str:
+        """In words, why the last question waits; empty if it does not."""
+        if not self.video.steps:
+            timeout_s = self._config.question_timeout_s
+            return ('nothing has been seen yet: the answer begins with the first step of video'
+                    + (f', or the question ends after {timeout_s:g} s' if timeout_s else ''))
+        if len(self.open_questions) > self._config.max_answers:
+            return f'{len(self._answers)} questions are being answered: it waits for its turn'
+        return ''
 
     def _cancelled(self, given: Cancelled) -> None:
         self._end(given.question_id, 'cancelled')
@@ -286,6 +299,7 @@ class Core:
             video.steps.append(StepInfo(frames[-1].stamp_ns, before + len(frames)))
         if not is_current:
             return  # Its frames were dropped when it was forgotten; answers in its pass saw it.
+        self._is_behind, self._decoded_since = self._frames.complete, 0
         video.ended = job.last
         video.budget.perceived(len(video.steps), video.ended)
         self._tell(StepPerceived(
@@ -306,6 +320,7 @@ class Core:
     def _was_decoded(self, given: Decoded) -> None:
         job = given.job
         self._failures['decoding'] = 0
+        self._decoded_since += 1
         if not job.riding:
             self._decoded.append((job.started_ns, given.decoded_ns))
         live = [(turn, spoken) for turn, spoken in zip(job.turns, given.spoken, strict=True)
@@ -370,7 +385,7 @@ class Core:
         """Tell of it; all that is live is given up, so that nothing is tried for ever."""
         side = 'decoding' if isinstance(given.jobs[0], Decode) else 'perception'
         self._failures[side] += 1
-        fatal = self._failures[side] > MAX_FAILURES
+        fatal = given.fatal or self._failures[side] > MAX_FAILURES
         relevant = fatal
         for job in given.jobs:
             if isinstance(job, Decode):

@@ -2,8 +2,8 @@
 The one primitive: `Decoder.step(chunks)`, a forward pass over chunks of several lanes.
 
 Prefill, decode, several answers at once and piggybacking are the same call with other chunks. The
-linear layers run once over all rows; attention runs per lane, and once over a context that chunks
-share. The arithmetic is that of transformers' Qwen2_5_VLTextModel, the oracle of the tests.
+linear layers run once over all rows; `attention.py` reads each row's context and own lane. The
+arithmetic is that of transformers' Qwen2_5_VLTextModel, the oracle of the tests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from sww_ros.streaming.kv import Lane, LaneView
+from sww_ros.streaming.attention import Plan, Rows
+from sww_ros.streaming.kv import Allocate, Lane, LaneView
+from sww_ros.streaming.linear import Matrix
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Chunk:
 
     `embeds` (n, hidden); `positions` int64 (3, n). All rows see the rows of `context`, a view of
     another lane, and, causally, their own lane. With `predict` the step returns the logits of the
-    last row.
+    last row. The context may be ahead of its lane (`Lane.ahead`) by what another chunk of the
+    same step appends.
     """
 
     lane: Lane
@@ -43,13 +46,12 @@ class Chunk:
 class _Layer:
     """The weights of one decoder layer, with q, k, v and gate, up fused."""
 
-    norm_in: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor
-    out: torch.Tensor
-    norm_mlp: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    norm_in: torch.Tensor | None
+    qkv: Matrix
+    out: Matrix
+    norm_mlp: torch.Tensor | None
+    gate_up: Matrix
+    down: Matrix
 
 
 class Decoder:
@@ -70,21 +72,24 @@ class Decoder:
         self.head_dim = getattr(config, 'head_dim', None) or self.hidden // self.heads
         self.layer_count = config.num_hidden_layers
         self._eps = config.rms_norm_eps
-        self._sections = list(config.rope_parameters['mrope_section'])
         self._inv_freq = language_model.rotary_emb.inv_freq.float()
         self._embedding = language_model.embed_tokens.weight.detach()
         self._norm = language_model.norm.weight.detach()
         self._head = lm_head.weight.detach()
+        self.dtype, self.device = self._norm.dtype, self._norm.device
+        self._wide = torch.promote_types(self.dtype, torch.float32)
+        sections = config.rope_parameters['mrope_section']
+        self._axis = torch.tensor([i % 3 for i, count in enumerate(sections)
+                                   for _ in range(count)], device=self.device)
         self._layers = []
         while len(language_model.layers):
-            self._layers.append(_fuse(language_model.layers[0]))
+            self._layers.append(self._fuse(language_model.layers[0]))
             del language_model.layers[0]
-        self.dtype, self.device = self._norm.dtype, self._norm.device
-        self._score_dtype = torch.promote_types(self.dtype, torch.float32)
 
-    def new_lane(self, rows: int) -> Lane:
-        """Return an empty lane with room for `rows` tokens."""
-        return Lane(self.layer_count, self.kv_heads, self.head_dim, rows, self.dtype, self.device)
+    def new_lane(self, rows: int, allocate: Allocate | None = None) -> Lane:
+        """Return an empty lane with room for `rows` tokens, in buffers of `allocate` if given."""
+        return Lane(self.layer_count, self.kv_heads, self.head_dim, rows, self.dtype, self.device,
+                    allocate)
 
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """Return the embeddings of token ids, (n, hidden)."""
@@ -100,176 +105,111 @@ class Decoder:
         """
         if len({id(chunk.lane) for chunk in chunks}) != len(chunks):
             raise ValueError('two chunks of one step extend the same lane')
-        targets = [chunk.lane.reserve(chunk.rows) for chunk in chunks]
-        plan = _Plan.of(chunks, targets, self.device)
-        x = torch.cat([chunk.embeds for chunk in chunks])
-        cos, sin = self._rotary(torch.cat([chunk.positions for chunk in chunks], dim=1))
+        rows = _rows(chunks)
+        plan = Plan(rows, self.heads // self.kv_heads)
+        x = _joined([chunk.embeds for chunk in chunks], 0)
+        turn = self._rotary(_joined([chunk.positions for chunk in chunks], 1))
         for index, layer in enumerate(self._layers):
-            q, k, v = self._project(layer, x, cos, sin)
-            plan.write(index, k, v)
-            x = x + F.linear(self._attend(plan, index, q), layer.out)
-            gate, up = F.linear(self._normed(x, layer.norm_mlp), layer.gate_up).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, layer.down)
-        for chunk, target in zip(chunks, targets):
-            chunk.lane.publish(target.length)
-        return self._logits(chunks, plan, x)
+            q, kv = self._project(layer, x, turn)
+            plan.write(index, kv)
+            x = layer.out.added_to(x, plan.read(index, q))
+            gate, up = layer.gate_up(self._normed(x, layer.norm_mlp)).chunk(2, dim=-1)
+            x = layer.down.added_to(x, F.silu(gate).mul_(up))
+        plan.publish()
+        return self._logits(chunks, rows, x)
 
-    def _logits(self, chunks: Sequence[Chunk], plan: _Plan,
+    def _logits(self, chunks: Sequence[Chunk], rows: Sequence[Rows],
                 x: torch.Tensor) -> list[torch.Tensor | None]:
-        last = [stop - 1 for chunk, (_, stop) in zip(chunks, plan.spans) if chunk.predict]
+        last = [each.stop - 1 for chunk, each in zip(chunks, rows) if chunk.predict]
         if not last:
             return [None] * len(chunks)
-        logits = iter(F.linear(self._normed(x[last], self._norm), self._head))
+        x = x if len(last) == len(x) else x[last]
+        logits = iter(F.linear(self._weighted_norm(x, self._norm), self._head).unbind())
         return [next(logits) if chunk.predict else None for chunk in chunks]
 
-    def _project(self, layer: _Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
-                 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return rotated queries (heads, n, dim), rotated keys and values (kv heads, n, dim)."""
-        fused = F.linear(self._normed(x, layer.norm_in), layer.qkv, layer.qkv_bias)
-        fused = fused.view(len(x), self.heads + 2 * self.kv_heads, self.head_dim).transpose(0, 1)
-        turning = fused[:self.heads + self.kv_heads]
-        half = self.head_dim // 2
-        swapped = torch.cat([-turning[..., half:], turning[..., :half]], dim=-1)
-        turned = turning * cos + swapped * sin
-        return turned[:self.heads], turned[self.heads:], fused[self.heads + self.kv_heads:]
+    def _project(self, layer: _Layer, x: torch.Tensor, turn: torch.Tensor,
+                 ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return queries (n, kv heads, group, dim) and keys with values (n, 2, kv heads, dim)."""
+        fused = layer.qkv(self._normed(x, layer.norm_in))
+        fused = fused.view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
+        turned = self.heads + self.kv_heads
+        # In place: the keys stay beside their values, so that one call writes both to the lane.
+        if fused.dtype == self._wide:
+            torch.view_as_complex(fused.unflatten(2, (-1, 2)))[:, :turned].mul_(turn)
+        else:
+            pairs = torch.view_as_complex(fused[:, :turned].to(self._wide).unflatten(2, (-1, 2)))
+            fused[:, :turned] = torch.view_as_real(pairs * turn).flatten(2)
+        return (fused[:, :self.heads].unflatten(1, (self.kv_heads, -1)),
+                fused[:, self.heads:].unflatten(1, (2, -1)))
 
-    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _normed(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        if weight is not None:
+            return self._weighted_norm(x, weight)
+        # The weight and the root of the width are in the matrix that follows (`_fuse`).
+        scale = x.square().sum(-1, keepdim=True).add_(self._eps * self.hidden).rsqrt_()
+        return x * scale
+
+    def _weighted_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         # The oracle normalizes in fp32 whatever the weights' type, so this does too.
         wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._eps)
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._eps)
         return weight * wide.to(x.dtype)
 
-    def _rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cos and sin (n, dim) of 3-D positions: each section takes its own axis."""
-        angles = positions.to(self.device)[..., None].float() * self._inv_freq
-        cos, sin = (self._compose(part) for part in (angles.cos(), angles.sin()))
-        return cos.to(self.dtype), sin.to(self.dtype)
-
-    def _compose(self, parts: torch.Tensor) -> torch.Tensor:
-        split = parts.split(self._sections, dim=-1)
-        half = torch.cat([part[i % 3] for i, part in enumerate(split)], dim=-1)
-        return torch.cat([half, half], dim=-1)
-
-    def _attend(self, plan: _Plan, layer: int, q: torch.Tensor) -> torch.Tensor:
-        """Return the attention output of all rows, (n, heads * dim)."""
-        out = q.new_empty(q.shape)
-        for group in plan.groups:
-            if group.context is None:
-                self._attend_alone(group, layer, q, out)
-            else:
-                self._attend_shared(group, layer, q, out)
-        return out.transpose(0, 1).reshape(q.shape[1], -1)
-
-    def _attend_alone(self, group: _Group, layer: int, q: torch.Tensor,
-                      out: torch.Tensor) -> None:
-        """Rows that see only their own lane: the visual lane's prefill."""
-        (start, stop), target, mask = group.spans[0], group.targets[0], group.masks[0]
-        keys, values = (buffer[layer, :, :target.length] for buffer in target[:2])
-        out[:, start:stop] = F.scaled_dot_product_attention(
-            q[None, :, start:stop], keys[None], values[None], attn_mask=mask,
-            enable_gqa=self.heads != self.kv_heads)[0]
-
-    def _attend_shared(self, group: _Group, layer: int, q: torch.Tensor,
-                       out: torch.Tensor) -> None:
+    def _rotary(self, positions: torch.Tensor) -> torch.Tensor:
         """
-        Rows that see a common context and their own lanes.
+        Return rotations (n, 1, dim / 2) of 3-D positions: each section takes its own axis.
 
-        The context's keys and values are read once for all rows of all lanes; one softmax runs
-        over both parts, so the result is that of one attention, without copying the context.
+        A pair of dimensions is turned as one complex number, by one product.
         """
-        context, rows = group.context, group.stop - group.start
-        groups = self.heads // self.kv_heads
-        mine = q[:, group.start:group.stop].view(self.kv_heads, groups, rows, self.head_dim)
-        mine = mine * self.head_dim ** -0.5
-        flat = mine.reshape(self.kv_heads, groups * rows, self.head_dim)
-        keys, values = (buffer[layer, :, :context.length] for buffer in context[:2])
-        far = (flat @ keys.transpose(1, 2)).view(self.kv_heads, groups, rows, -1)
-        weights, near_out = [], []
-        for (start, stop), target, mask in zip(group.spans, group.targets, group.masks):
-            here = slice(start - group.start, stop - group.start)
-            own_keys, own_values = (buffer[layer, :, None, :target.length]
-                                    for buffer in target[:2])
-            near = mine[:, :, here] @ own_keys.transpose(2, 3)
-            if mask is not None:
-                near = near.masked_fill(~mask, float('-inf'))
-            scores = torch.cat([far[:, :, here], near], dim=-1)
-            share = torch.softmax(scores, dim=-1, dtype=self._score_dtype).to(q.dtype)
-            weights.append(share[..., :context.length])
-            near_out.append(share[..., context.length:] @ own_values)
-        share = torch.cat(weights, dim=2).reshape(self.kv_heads, groups * rows, -1)
-        result = (share @ values).view(self.kv_heads, groups, rows, -1)
-        result = result + torch.cat(near_out, dim=2)
-        out[:, group.start:group.stop] = result.view(self.heads, rows, self.head_dim)
+        angles = positions.to(self.device)[self._axis].t().float() * self._inv_freq
+        cos, sin = (part.to(self.dtype).to(self._wide) for part in (angles.cos(), angles.sin()))
+        return torch.complex(cos, sin)[:, None]
+
+    def _fuse(self, layer: nn.Module) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+        pairs = self._paired_rows()
+        weight = torch.cat([part.weight.detach() for part in qkv])[pairs]
+        bias = torch.cat([part.bias.detach() for part in qkv])[pairs]
+        gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
+        norms = [layer.input_layernorm.weight.detach(),
+                 layer.post_attention_layernorm.weight.detach()]
+        if self.dtype == torch.float32:
+            # A norm's weight goes into the matrix after it: one product less. Not in other types:
+            # bf16 would round the matrix anew, and in fp64 the oracle's norm is one of fp32.
+            root = self.hidden ** 0.5
+            weight, gate_up = weight * (norms[0] * root), gate_up * (norms[1] * root)
+            norms = [None, None]
+        return _Layer(
+            norm_in=norms[0], qkv=Matrix(weight, bias), out=Matrix(attention.o_proj.weight.detach()),
+            norm_mlp=norms[1], gate_up=Matrix(gate_up), down=Matrix(mlp.down_proj.weight.detach()))
+
+    def _paired_rows(self) -> torch.Tensor:
+        """
+        Return the order of the rows of q, k, v in which those that turn together are neighbours.
+
+        Scores do not change when queries and keys are reordered alike.
+        """
+        rows = torch.arange((self.heads + 2 * self.kv_heads) * self.head_dim, device=self.device)
+        rows = rows.view(-1, self.head_dim)
+        turned = rows[:self.heads + self.kv_heads]
+        half = self.head_dim // 2
+        turned[:] = torch.stack([turned[:, :half], turned[:, half:]], dim=2).flatten(1)
+        return rows.flatten()
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Neighbouring chunks that see the same context; `masks` are causal, None for one row."""
-
-    context: LaneView | None
-    spans: list[tuple[int, int]]
-    targets: list[LaneView]
-    masks: list[torch.Tensor | None]
-
-    @property
-    def start(self) -> int:
-        return self.spans[0][0]
-
-    @property
-    def stop(self) -> int:
-        return self.spans[-1][1]
+def _rows(chunks: Sequence[Chunk]) -> list[Rows]:
+    """Number the rows of a step through; an empty context is none."""
+    rows, start = [], 0
+    for chunk in chunks:
+        context = chunk.context if chunk.context and chunk.context.length else None
+        rows.append(Rows(start, start + chunk.rows, chunk.lane, context))
+        start += chunk.rows
+    return rows
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Which rows belong to which chunk, and which chunks attend together."""
-
-    spans: list[tuple[int, int]]
-    targets: list[LaneView]
-    groups: list[_Group]
-
-    @staticmethod
-    def of(chunks: Sequence[Chunk], targets: list[LaneView], device: torch.device) -> _Plan:
-        spans, groups, start = [], [], 0
-        before = None
-        for chunk, target in zip(chunks, targets):
-            span = (start, start + chunk.rows)
-            spans.append(span)
-            start = span[1]
-            mask = None
-            if chunk.rows > 1:
-                row = torch.arange(target.length - chunk.rows, target.length, device=device)
-                mask = torch.arange(target.length, device=device)[None] <= row[:, None]
-            context = chunk.context if chunk.context and chunk.context.length else None
-            if context is not None and before is not None and context.length == before.length \
-                    and context.keys is before.keys:
-                group = groups[-1]
-                group.spans.append(span)
-                group.targets.append(target)
-                group.masks.append(mask)
-            else:
-                groups.append(_Group(context, [span], [target], [mask]))
-            before = context
-        return _Plan(spans, targets, groups)
-
-    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        for (start, stop), target in zip(self.spans, self.targets):
-            rows = slice(target.length - (stop - start), target.length)
-            target.keys[layer, :, rows] = k[:, start:stop]
-            target.values[layer, :, rows] = v[:, start:stop]
-
-
-def _fuse(layer: nn.Module) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
-    return _Layer(
-        norm_in=layer.input_layernorm.weight.detach(),
-        qkv=torch.cat([part.weight.detach() for part in qkv]),
-        qkv_bias=torch.cat([part.bias.detach() for part in qkv]),
-        out=attention.o_proj.weight.detach(),
-        norm_mlp=layer.post_attention_layernorm.weight.detach(),
-        gate_up=torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()]),
-        down=mlp.down_proj.weight.detach())
+def _joined(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _check_supported(config) -> None:

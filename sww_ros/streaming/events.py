@@ -42,10 +42,16 @@ class TextDelta:
     """
     One piece of text of a stream: usually one token, never silence.
 
-    `sentence` holds the whole sentence when this piece ends one. `final` ends the stream, with
-    `finish_reason` stop | length | cancelled | interrupted | reset | error. `step` is the newest
-    step the token could see (-1: none), `stamp_ns` the stamp of that step's newest frame.
+    `sentence` holds the whole sentence when this piece ends one: one that is cut short never
+    does. `final` ends the stream, for the reason in `finish_reason`. `step` is the newest step
+    the token could see (-1: none), `stamp_ns` the stamp of that step's newest frame.
     `first_sight` says that no token of any stream could see that step before.
+
+    `finish_reason` is stop (the model has ended) or length (no more tokens are allowed). Of an
+    answer it may be cancelled (taken back), interrupted (another question took its place), reset,
+    no_video (nothing was seen for `question_timeout_s`) or error. A narration that is cut says
+    by what: reset, prompt, capacity (no room for more steps), ended (the next video began) or
+    error; another one follows under the same stream id.
     """
 
     type: ClassVar[str] = 'text'
@@ -108,11 +114,15 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Restarted:
-    """A new video began (reset | prompt | capacity | ended); steps count from 0 again."""
+    """A new video began (reset | prompt | capacity | ended | error); steps count from 0 again."""
 
     type: ClassVar[str] = 'restarted'
     reason: str
     video: int = 0
+
+
+class SessionClosed(ValueError):
+    """Something was asked of a session that has been closed, or has given up."""
 
 
 Event = (StepPerceived | TextDelta | FirstSight | FramesDropped | QuestionState | Trouble

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.jobs import Failed, Input, Job, Perceive
+from sww_ros.streaming.processes import ChildError, ChildGone
+from sww_ros.streaming.runner import describe
 
 Rule = Callable[[Core, int], Sequence[Job]]
 """Takes jobs of one pass from a core, at a time [ns]; empty when there is nothing to do."""
@@ -49,6 +51,7 @@ def fused(core: Core, now_ns: int) -> Sequence[Job]:
 
 RULES: dict[str, dict[str, Rule]] = {
     'threads': {'perception': perception, 'generation': generation},
+    'processes': {'perception': perception, 'generation': generation},
     'serial': {'serial': one_at_a_time},
     'fused': {'fused': fused},
 }
@@ -77,8 +80,12 @@ class _Worker(threading.Thread):
         while jobs := self._desk.take(self._rule):
             try:
                 results = self._run_jobs(jobs)
+            except ChildGone as error:
+                results = [Failed(tuple(jobs), str(error), fatal=True)]
+            except ChildError as error:
+                results = [Failed(tuple(jobs), str(error))]
             except Exception as error:  # noqa: BLE001 - whatever it is, the session goes on
-                results = [Failed(tuple(jobs), f'{type(error).__name__}: {error}')]
+                results = [Failed(tuple(jobs), describe(error))]
             self._desk.hand_in(results)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+import math
 
 import numpy as np
 import torch
@@ -87,25 +88,34 @@ class TextLane:
             self._pending, self._owner = list(self._next_turn), 0
         return self.text.flush()
 
-    def chunk(self, context: LaneView | None, sees: int, owner: int) -> Chunk:
+    @property
+    def pending(self) -> int:
+        """How many tokens are yet to be fed."""
+        return len(self._pending)
+
+    def chunk(self, context: LaneView | None, sees: int, owner: int,
+              rows: int | None = None) -> Chunk:
         """
-        Return the pending tokens as a chunk that sees `context`.
+        Return the pending tokens as a chunk that sees `context`, and predicts if it is all.
 
         :param sees: how much that is, for the record
         :param owner: the step, from 1, to whose text the token to be chosen belongs
+        :param rows: take no more than so many of them
         """
-        ids, placed = self._place(owner, sees)
+        ids, placed = self._place(owner, sees, rows)
         self.begun = True
         return Chunk(self._cache, self._decoder.embed(ids), torch.from_numpy(placed), context,
-                     predict=True)
+                     predict=not self._pending)
 
     def hand_over(self) -> tuple[list[int], np.ndarray]:
         """Give up the pending tokens and their positions (3, n), to go before the next step."""
         return self._place(1, 0)
 
-    def _place(self, owner: int, sees: int) -> tuple[list[int], np.ndarray]:
+    def _place(self, owner: int, sees: int,
+               rows: int | None = None) -> tuple[list[int], np.ndarray]:
         """The pending tokens belong to the step for which they were chosen, not to the next."""
-        ids, self._pending = self._pending, []
+        rows = self.pending if rows is None else rows
+        ids, self._pending = self._pending[:rows], self._pending[rows:]
         placed = self._track.place(len(ids), self._owner or owner)
         self._next_owner = owner
         if self.record:
@@ -119,13 +129,21 @@ class TextLane:
         self.ready = logits
 
     def choose(self, logits: torch.Tensor, silence: int) -> int:
-        """Choose the next token greedily from (vocabulary,) logits; it is fed with the next."""
+        """
+        Choose the next token greedily from (vocabulary,) logits; it is fed with the next.
+
+        :raises ArithmeticError: for logits that are no finite numbers
+        """
         if self._penalty != 1.0 and self._used:
             used = torch.tensor(sorted(self._used), device=logits.device)
             logits = logits.clone()
             liked = logits[used]
             logits[used] = torch.where(liked > 0, liked / self._penalty, liked * self._penalty)
         token = int(logits.argmax())
+        # A NaN counts as the largest, so the token's own logit tells of one anywhere.
+        if not math.isfinite(best := float(logits[token])):
+            raise ArithmeticError(f'the model computes no finite numbers ({best}): its weights '
+                                  'are broken, or float16 is too narrow for it')
         if self.record:
             self.record.logits.append(logits.clone())
             self.record.predicted[-1] = token

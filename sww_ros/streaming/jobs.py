@@ -62,8 +62,8 @@ class Question:
     """
     A question: `head` is what is fed before its answer (token ids, to the core just a value).
 
-    Once it is answered, `video` is the one it is about, and `sees` how many steps it saw when
-    it began, which is all that it ever sees where positions are interleaved.
+    Once it is answered, `video` is the one it is about, and `sees` how many steps it saw when it
+    began, which is all that it ever sees where positions are interleaved.
     """
 
     question_id: str
@@ -221,10 +221,11 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Failed:
-    """Jobs of one pass could not be done."""
+    """Jobs of one pass could not be done; `fatal` if no later one can."""
 
     jobs: tuple[Job, ...]
     message: str
+    fatal: bool = False
 
 
 Input = (Fed | Asked | Cancelled | Prompted | Reset | Paused | Ticked | Closed

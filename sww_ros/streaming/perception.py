@@ -51,6 +51,30 @@ def fit_size(height: int, width: int, settings: PixelSettings) -> tuple[int, int
     return h, w
 
 
+def shrunk(frame: np.ndarray, settings: PixelSettings) -> np.ndarray:
+    """
+    Return a frame scaled as it would be perceived, which saves memory and changes nothing.
+
+    One that would be enlarged, or whose scaled size would be fitted to yet another, is returned
+    as it is; so is one that cannot be perceived.
+    """
+    try:
+        size = fit_size(*frame.shape[:2], settings)
+    except ValueError:
+        return frame
+    if size[0] * size[1] >= frame.shape[0] * frame.shape[1] or fit_size(*size, settings) != size:
+        return frame
+    return np.ascontiguousarray(_scaled(frame, *size).permute(1, 2, 0).numpy())
+
+
+def _scaled(frame: np.ndarray, height: int, width: int) -> torch.Tensor:
+    """Return (3, height, width) uint8."""
+    image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
+    if frame.shape[:2] == (height, width):
+        return image
+    return F.interpolate(image[None], (height, width), mode='bicubic', antialias=True)[0]
+
+
 def check_frame(frame: np.ndarray) -> None:
     """
     Check that a frame is (H, W, 3) uint8 and not empty.
@@ -85,7 +109,7 @@ class Perception:
         """
         s = self.settings
         frames = list(frames) + [frames[-1]] * (s.temporal_patch_size - len(frames))
-        pixels = torch.stack([self._scaled(frame, height, width) for frame in frames])
+        pixels = torch.stack([_scaled(frame, height, width) for frame in frames])
         mean, std = (torch.tensor(v)[None, :, None, None] for v in (s.mean, s.std))
         pixels = (pixels.float() / 255 - mean) / std
         rows, columns = height // s.patch_size, width // s.patch_size
@@ -94,13 +118,6 @@ class Perception:
         # The tower's own order: merged tokens by row, their four patches, color, time, pixels.
         pixels = pixels.permute(2, 5, 3, 6, 1, 0, 4, 7)
         return pixels.reshape(rows * columns, -1).to(self.device, self.dtype)
-
-    @staticmethod
-    def _scaled(frame: np.ndarray, height: int, width: int) -> torch.Tensor:
-        image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
-        if frame.shape[:2] == (height, width):
-            return image
-        return F.interpolate(image[None], (height, width), mode='bicubic', antialias=True)[0]
 
     def embed(self, patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Run the vision tower on one step's patches: merged tokens (tokens, hidden)."""

@@ -22,7 +22,6 @@ from sww_ros.streaming.jobs import (
     Opened,
     Perceive,
     Perceived,
-    Question,
     Spoken,
     Turn,
     Video,
@@ -33,6 +32,9 @@ from sww_ros.streaming.positions import Scheme, Track
 from sww_ros.streaming.prompt import ASSISTANT_HEAD, NEXT_TURN, VIDEO_TAIL, prefix_parts
 from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.stream import Stream
+
+HEAD_ROWS = 64
+"""How much of questions, all together, is prefilled in one decode step: narration waits for it."""
 
 
 class ModelRunner:
@@ -48,6 +50,7 @@ class ModelRunner:
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
         self._wait_k, self._max_steps = wait_k, max_steps
         self._silence = checkpoint.vocabulary.silence
+        self._penalty = repetition_penalty(checkpoint, config)
         self._next_turn = checkpoint.encode(NEXT_TURN)
         self.decode_steps = 0
 
@@ -59,6 +62,9 @@ class ModelRunner:
         if isinstance(job, Open):
             return [self._open(job)]
         return self._perceive(job) if isinstance(job, Perceive) else [self._decode(job)]
+
+    def close(self) -> None:
+        """Free what it holds beside memory; no job runs any more."""
 
     def _open(self, job: Open) -> Opened:
         job.video.work = stream = self._begin(job.video)
@@ -73,13 +79,16 @@ class ModelRunner:
         timeline = self._scheme.timeline(
             len(prefix), granted=schedule.granted, head_tokens=len(head),
             reserved_steps=0 if config.schedule == 'offline' else self._max_steps)
-        lane = checkpoint.decoder.new_lane(len(prefix) + 256)
+        lane = self._new_video_lane(len(prefix) + 256)
         narration = self._open_lane(NARRATION, head, timeline.narration(), prefix,
                                     lane if self._scheme.serial else None, self._next_turn)
         stream = Stream(checkpoint.decoder, self._scheme, timeline, prefix,
                         checkpoint.encode(VIDEO_TAIL), lane, narration)
         _keep_record(stream, narration)
         return stream
+
+    def _new_video_lane(self, rows: int) -> Lane:
+        return self._checkpoint.decoder.new_lane(rows)
 
     def _open_lane(self, stream_id: str, head: Sequence[int], track: Track,
                    before: Sequence[int], cache: Lane | None = None,
@@ -95,7 +104,7 @@ class ModelRunner:
         if cache is None:
             cache = checkpoint.decoder.new_lane(len(head) + 64)
         return TextLane(stream_id, checkpoint.decoder, cache, track, head, checkpoint.tokenizer,
-                        config.repetition_penalty, before, config.record_trace, next_turn)
+                        self._penalty, before, config.record_trace, next_turn)
 
     # Perception.
 
@@ -145,9 +154,14 @@ class ModelRunner:
 
         Where the prefill of a step has given the narration's logits, no row is due.
         """
-        due, chunks = [], []
+        due, chunks, left = [], [], HEAD_ROWS
         for turn in turns:
             lane = self._lane_of(turn)
+            rows = min(lane.pending, max(left, 1)) if turn.question else lane.pending
+            if lane.pending > 1:
+                if turn.question and left <= 0:
+                    continue  # Its turn comes when the heads before it are in the cache.
+                left -= rows
             if lane.ready is None:
                 stream = turn.video.work
                 context = self._context(turn, stream, riding)
@@ -155,7 +169,7 @@ class ModelRunner:
                 serial = stream.scheme.serial and context
                 due.append(lane)
                 chunks.append(lane.chunk(context, context.length if serial else turn.sees,
-                                         turn.owner))
+                                         turn.owner, rows))
         return due, chunks
 
     def _lane_of(self, turn: Turn) -> TextLane:
@@ -175,7 +189,7 @@ class ModelRunner:
         if stream.scheme.serial:
             return turn.question.work[1] if turn.question else None
         if riding and riding[0] is stream:
-            return stream.first(stream.lane.reserve(riding[1].rows), turn.sees)
+            return stream.first(stream.lane.ahead(riding[1].rows), turn.sees)
         return stream.first(stream.lane.view(), turn.sees)
 
     def _choose(self, job: Decode, due: Sequence[TextLane],
@@ -203,3 +217,21 @@ class ModelRunner:
 def _keep_record(stream: Stream, lane: TextLane) -> None:
     if lane.record:
         stream.records.append(lane.record)
+
+
+def repetition_penalty(checkpoint: Checkpoint, config: SessionConfig) -> float:
+    """
+    Return the penalty that a session speaks with: its own, or that of the checkpoint.
+
+    :raises ValueError: for a session that records its run, which cannot be replayed with one
+    """
+    penalty = config.repetition_penalty or checkpoint.repetition_penalty
+    if config.record_trace and penalty != 1.0:
+        raise ValueError(f'the checkpoint asks for a repetition penalty of {penalty:g}, and a run '
+                         'with one cannot be replayed: set repetition_penalty to 1.0')
+    return penalty
+
+
+def describe(error: Exception) -> str:
+    """Return an error in words, with its kind."""
+    return f'{type(error).__name__}: {error}'

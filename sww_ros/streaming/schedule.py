@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 
 SCHEDULES = ('live', 'wait_k', 'random_wait_k', 'offline')
+MAX_WAIT_K = 1000
+"""Tokens a step; far beyond what can be said of one, and still said in bounded time."""
 
 
 class Schedule(Protocol):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 import itertools
+import os
 import queue
 import threading
 import time
@@ -12,9 +14,15 @@ import numpy as np
 import torch
 
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
+from sww_ros.streaming.config import (
+    MAX_PROMPT_TOKENS,
+    MAX_QUESTION_TOKENS,
+    SessionConfig,
+    check_prompt,
+    check_question,
+)
 from sww_ros.streaming.core import Core
-from sww_ros.streaming.events import Event, Trouble
+from sww_ros.streaming.events import Event, SessionClosed, Trouble
 from sww_ros.streaming.executors import Executor, Rule
 from sww_ros.streaming.jobs import (
     Asked,
@@ -29,10 +37,12 @@ from sww_ros.streaming.jobs import (
     Reset,
     Ticked,
 )
+from sww_ros.streaming.pace import Pace, advice, measure, mismatch
 from sww_ros.streaming.perception import check_frame
-from sww_ros.streaming.positions import VideoClock, make_scheme
+from sww_ros.streaming.positions import Scheme, VideoClock, make_scheme
+from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.prompt import question_parts
-from sww_ros.streaming.runner import ModelRunner
+from sww_ros.streaming.runner import ModelRunner, repetition_penalty
 from sww_ros.streaming.trace import Trace
 
 
@@ -41,31 +51,34 @@ class Session:
     Watches a video and speaks about it at the same time.
 
     All methods may be called from any thread, and none waits for the model but `wait_idle` and
-    `close`.
+    `close`. Once the session is closed, or has given up after a fatal trouble, `feed`, `ask`,
+    `set_prompt`, `reset` and `pause` raise SessionClosed; what was told before can still be read.
 
-        session = Session.open('builtin')
-        session.feed(frame)
-        session.ask('What colour is the square?')
-        for event in session.events(): ...
+        with Session.open('builtin') as session:
+            for frame in camera:
+                session.feed(frame)
+                for event in session.drain(): ...
     """
 
     def __init__(self, checkpoint: Checkpoint, config: SessionConfig | None = None) -> None:
         """
         Start watching with a loaded checkpoint.
 
-        :raises ValueError: for an unknown position scheme, or one side of a frame size without
-            the other
+        :raises ValueError: for an unknown position scheme, one side of a frame size without the
+            other, or a prompt of too many tokens
         """
         self.config = config = config or SessionConfig()
         if bool(config.frame_width) != bool(config.frame_height):
             raise ValueError('frame_width and frame_height must be given together, not '
                              f'{config.frame_width} and {config.frame_height}')
+        checkpoint.check_tokens('prompt', config.prompt, MAX_PROMPT_TOKENS)
         self._checkpoint, defaults = checkpoint, checkpoint.defaults
-        scheme = make_scheme(config.position_encoding or defaults.position_encoding,
-                             VideoClock(defaults.tokens_per_second, defaults.seconds_per_step),
-                             config.position_gap or defaults.position_gap)
-        # Where the video's positions depend on the text, there is nothing to overlap.
-        self._overlap = 'serial' if scheme.serial else config.overlap
+        scheme = _scheme_of(checkpoint, config)
+        # Where the video's positions depend on the text, there is nothing to overlap. One pass
+        # for both suits every machine; `open` tries whether another way is better on this one.
+        overlap = 'fused' if config.overlap == 'auto' else config.overlap
+        self._overlap, self._why = ('serial' if scheme.serial else overlap), ''
+        self._pace: Pace | None = None
         self.scheme = scheme
         self._core = core = Core(
             config, prompt=config.prompt or defaults.prompt,
@@ -76,13 +89,17 @@ class Session:
         # The one lock: it guards the core, and wakes whoever waits for a job or for rest.
         self._changed = threading.Condition()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._numbers = itertools.count(1)
-        self._runner = ModelRunner(checkpoint, config, scheme, core.wait_k, core.max_steps)
+        self._numbers, self._gave_up = itertools.count(1), ''
+        self._runner = self._make_runner(checkpoint, config, scheme, core.wait_k, core.max_steps)
         self._executor = Executor(self._overlap, self, self._runner.run, self._take_threads)
         self._executor.start()
 
+    def _make_runner(self, *arguments: object) -> ModelRunner:
+        return (ForkingRunner if self._overlap == 'processes' else ModelRunner)(*arguments)
+
     @classmethod
-    def open(cls, model: str = 'builtin', config: SessionConfig | None = None) -> Session:
+    def open(cls, model: str | os.PathLike = 'builtin',
+             config: SessionConfig | None = None) -> Session:
         """
         Load a checkpoint ('builtin', a folder, a hub id), warm it up, and start watching.
 
@@ -90,49 +107,47 @@ class Session:
         """
         from sww_ros.models.loading import load
         config = config or SessionConfig()
-        checkpoint = load(model, device=config.device, dtype=config.dtype,
+        checkpoint = load(os.fspath(model), device=config.device, dtype=config.dtype,
                           allow_download=config.allow_download)
+        try:
+            pace, why = measure(checkpoint, config), ''
+        except RuntimeError as error:
+            raise ValueError(f'the model cannot run at its full size: {error}') from error
+        if config.overlap == 'auto' and not _scheme_of(checkpoint, config).serial:
+            from sww_ros.streaming.choosing import choose_overlap
+            choice = choose_overlap(checkpoint, config, pace)
+            config, why = replace(config, overlap=choice.overlap), choice.why
         session = cls(checkpoint, config)
+        session._pace, session._why = pace, why
         session._warm_up()
         return session
 
     @property
     def info(self) -> dict:
-        """What is running, as plain data."""
+        """
+        What is running, as plain data.
+
+        `step_seconds` and `token_seconds` are what `open` has measured, 0 where nothing has;
+        `warning` says what to expect of a checkpoint that was not trained to stream, or is too
+        slow here.
+        """
         checkpoint, settings = self._checkpoint, self._checkpoint.perception.settings
-        seconds = checkpoint.defaults.seconds_per_step
+        seconds, pace = checkpoint.defaults.seconds_per_step, self._pace
         return dict(
             model=checkpoint.name, parameters=checkpoint.parameters,
             dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._core.wait_k, max_steps=self._core.max_steps,
-            schedule=self.config.schedule, overlap=self._overlap, prompt=self._core.prompt,
-            default_prompt=checkpoint.defaults.prompt, mismatch=self._mismatch(),
+            repetition_penalty=repetition_penalty(checkpoint, self.config),
+            schedule=self.config.schedule, overlap=self._overlap,
+            overlap_why=self._why, prompt=self._core.prompt,
+            default_prompt=checkpoint.defaults.prompt,
+            mismatch=mismatch(checkpoint, self.scheme, self.config.schedule, self._core.max_steps),
+            warning=advice(checkpoint, self._core.wait_k, pace),
+            step_seconds=pace.step_seconds if pace else 0.0,
+            token_seconds=pace.token_seconds if pace else 0.0,
             frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
             frame_rate=settings.temporal_patch_size / seconds)
-
-    def _mismatch(self) -> str:
-        """In words, how this session differs from what the checkpoint was trained for."""
-        trained, found = self._checkpoint.defaults, []
-        if not self._checkpoint.trained:
-            return ''
-        if self.scheme.name != trained.position_encoding:
-            found.append(f'position_encoding {self.scheme.name!r} but was trained with '
-                         f'{trained.position_encoding!r}')
-        if self.scheme.name == 'gipe' and self.scheme.gap != trained.position_gap:
-            found.append(f'position_gap {self.scheme.gap} but was trained with '
-                         f'{trained.position_gap}')
-        if (self.config.schedule == 'offline') != (trained.schedule == 'offline'):
-            found.append(f'schedule {self.config.schedule!r} but was trained with '
-                         f'{trained.schedule!r}')
-        streams = self.scheme.name == 'offline' and self.config.schedule != 'offline'
-        if streams and self._core.max_steps != trained.max_steps:
-            found.append(f'max_steps {self._core.max_steps}, after which offline positions '
-                         f'begin their text, but was trained with {trained.max_steps}')
-        if not found:
-            return ''
-        return (f'{self._checkpoint.name!r} runs with {" and with ".join(found)}: expect worse '
-                'text, or set what it was trained with')
 
     @property
     def decode_steps(self) -> int:
@@ -149,23 +164,24 @@ class Session:
         :param last: whether the video ends with it; what is left to say is said then, and the
             next frame begins another video
         :raises ValueError: for a frame that cannot be perceived
+        :raises SessionClosed: once the session is closed, as all that follows
         """
         check_frame(frame)
         now = time.monotonic_ns()
-        self._tell(Fed(Frame(frame, stamp_ns, received_ns or now, now, last)))
+        self._ask_core(Fed(Frame(frame, stamp_ns, received_ns or now, now, last)))
 
     def ask(self, question: str, question_id: str | None = None) -> str:
         """
         Ask about what has been seen; the answer streams as events under the returned id.
 
-        :raises ValueError: for a question that is empty or too long
+        :raises ValueError: for a question that is no text, empty or too long
         """
-        head = self._checkpoint.encode(*question_parts(check_question(question)))
-        with self._changed:
-            if self._core.closed:
-                raise ValueError('the session is closed: open another one')
-            question_id = question_id or f'q{next(self._numbers)}'
-            self._tell(Asked(question_id, head))
+        checkpoint = self._checkpoint
+        question = checkpoint.check_tokens('question', check_question(question),
+                                           MAX_QUESTION_TOKENS)
+        head = checkpoint.encode(*question_parts(question))
+        question_id = question_id or f'q{next(self._numbers)}'
+        self._ask_core(Asked(question_id, head))
         return question_id
 
     def cancel(self, question_id: str) -> None:
@@ -176,17 +192,18 @@ class Session:
         """
         Change the standing question; the stream begins anew, answers in progress go on.
 
-        :raises ValueError: for a prompt that is empty or too long
+        :raises ValueError: for a prompt that is no text, empty or too long
         """
-        self._tell(Prompted(check_prompt(prompt)))
+        prompt = self._checkpoint.check_tokens('prompt', check_prompt(prompt), MAX_PROMPT_TOKENS)
+        self._ask_core(Prompted(prompt))
 
     def reset(self) -> None:
         """Forget what has been seen and said; answers in progress end."""
-        self._tell(Reset())
+        self._ask_core(Reset())
 
     def pause(self, paused: bool) -> None:
         """Stop or resume watching and narrating; questions are still answered."""
-        self._tell(Paused(paused))
+        self._ask_core(Paused(paused))
 
     def poll(self, timeout_s: float | None = None) -> Event | None:
         """Return the next event, or None after `timeout_s` seconds or once closed."""
@@ -232,6 +249,7 @@ class Session:
         """End all questions and `events()`; what is computed just now is finished first."""
         self._tell(Closed())
         self._executor.join()
+        self._runner.close()
         self._events.put(None)
 
     def __enter__(self) -> Session:
@@ -266,11 +284,19 @@ class Session:
             for result in results:
                 self._tell(result)
 
+    def _ask_core(self, given: Input) -> None:
+        with self._changed:
+            if self._core.closed:
+                raise SessionClosed(f'the session is closed{self._gave_up}: open another one')
+            self._tell(given)
+
     def _tell(self, given: Input) -> None:
         """Have the core take an input, and pass on what it tells."""
         with self._changed:
             for event in self._core.handle(given, time.monotonic_ns()):
                 self._events.put(event)
+                if isinstance(event, Trouble) and event.fatal:
+                    self._gave_up = f', after {event.message}'
             self._changed.notify_all()
 
     def _warm_up(self) -> None:
@@ -285,9 +311,17 @@ class Session:
             # Offline nothing is decoded before the video has ended.
             self.feed(blank, last=not left and self.config.schedule == 'offline')
         self.wait_idle(300.0)
-        self.reset()
-        self.wait_idle(300.0)
+        if not self._core.closed:
+            self.reset()
+            self.wait_idle(300.0)
         for event in self.drain():
             if isinstance(event, Trouble):
                 self.close()
                 raise ValueError(f'the model cannot run: {event.message}')
+
+
+def _scheme_of(checkpoint: Checkpoint, config: SessionConfig) -> Scheme:
+    defaults = checkpoint.defaults
+    return make_scheme(config.position_encoding or defaults.position_encoding,
+                       VideoClock(defaults.tokens_per_second, defaults.seconds_per_step),
+                       config.position_gap or defaults.position_gap)

@@ -51,22 +51,31 @@ class Stream:
         positions the last token spoken goes before the step, in the same forward pass, and the
         step's own logits give the next token: give them to `perceived`.
         """
-        parts, placed = [embeds], []
-        spoken = self.scheme.serial and self.narration.begun
-        if spoken:
-            ids, before = self.narration.hand_over()
-            parts.insert(0, self.decoder.embed(ids))
+        spoken, placed = self.place_step(last)
+        parts = [self.decoder.embed(spoken)] * bool(spoken) + [embeds]
+        if last:
+            parts.append(self.decoder.embed(self.tail))
+        return Chunk(self.lane, torch.cat(parts), torch.from_numpy(placed), predict=bool(spoken))
+
+    def place_step(self, last: bool = False) -> tuple[list[int], np.ndarray]:
+        """
+        Note where the rows of the next step go.
+
+        Returns the tokens spoken that go before it, and the positions (3, n) of all.
+        """
+        spoken, placed = [], []
+        if self.scheme.serial and self.narration.begun:
+            spoken, before = self.narration.hand_over()
             placed.append(before)
         placed.append(self.timeline.step(*self.grid))
         if last:
-            parts.append(self.decoder.embed(self.tail))
             placed.append(self.timeline.tail())
+        placed = np.concatenate(placed, axis=1)
         self.ended = last
         if self.narration.record:
-            self.placed.append(np.concatenate(placed[spoken:], axis=1))
-        self.ends.append(len(self.lane) + sum(map(len, parts)))
-        return Chunk(self.lane, torch.cat(parts), torch.from_numpy(np.concatenate(placed, 1)),
-                     predict=spoken)
+            self.placed.append(placed[:, len(spoken):])
+        self.ends.append(len(self.lane) + placed.shape[1])
+        return spoken, placed
 
     def perceived(self, chunk: Chunk, logits: torch.Tensor | None) -> None:
         """Take over what the pass over `step_chunk` gave."""

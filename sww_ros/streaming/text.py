@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 _TERMINATORS = '.!?。！？\n'
 _UNFINISHED = '\ufffd'
+_LONE_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 class TextAssembler:
@@ -23,6 +26,8 @@ class TextAssembler:
         """Take one token; return (new text, the whole sentence if this ends one), '' for none."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        # No UTF-8, so no message, could carry one.
+        text = _LONE_SURROGATE.sub(_UNFINISHED, text)
         if text.endswith(_UNFINISHED):
             return '', ''
         delta, self._said = text[len(self._said):], text

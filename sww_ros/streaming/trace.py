@@ -29,6 +29,7 @@ class Trace:
     merged tokens; `ids`, `lane`, `step`, `sees`, `predicted` are int64 (n,), `positions` (3, n);
     `speakers` names the text lanes in the order they were opened. Where video and narration run
     through one lane, the narration's rows stand in it as they came, and `step` counts rows.
+    `dtype` is what the run was computed in, which a replay has to honour.
     """
 
     grid: tuple[int, int]
@@ -42,6 +43,7 @@ class Trace:
     sees: np.ndarray
     predicted: np.ndarray
     logits: torch.Tensor | None = None
+    dtype: str = 'float32'
 
     @staticmethod
     def of(stream: Stream, records: list[LaneRecord]) -> Trace:
@@ -56,13 +58,26 @@ class Trace:
         logits = [row for record in used for row in record.logits]
         return Trace(stream.grid, torch.cat(stream.patches), len(stream.patches),
                      [record.stream_id for record in used],
-                     logits=torch.stack(logits) if logits else None, **columns)
+                     logits=torch.stack(logits) if logits else None,
+                     dtype=str(stream.decoder.dtype).removeprefix('torch.'), **columns)
 
     def save(self, file: Path) -> None:
-        """Write the trace as safetensors; what is not a tensor goes into the metadata as JSON."""
-        about = dict(grid=self.grid, steps=self.steps, speakers=self.speakers)
+        """
+        Write the trace as safetensors; what is not a tensor goes into the metadata as JSON.
+
+        :raises OSError: where it cannot be written
+        """
+        about = dict(grid=self.grid, steps=self.steps, speakers=self.speakers, dtype=self.dtype)
         rows = {name: torch.from_numpy(getattr(self, name)) for name in _COLUMNS}
-        save_file({'patches': self.patches, **rows}, file, metadata={'trace': json.dumps(about)})
+        try:
+            # safetensors makes files that their owner alone may read.
+            file.touch()
+            mode = file.stat().st_mode
+            save_file({'patches': self.patches, **rows}, file,
+                      metadata={'trace': json.dumps(about)})
+            file.chmod(mode)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f'cannot write the trace {file}: {error}') from error
 
     @staticmethod
     def load(file: Path) -> Trace:
@@ -78,7 +93,9 @@ class Trace:
                 rows = {name: content.get_tensor(name).numpy() for name in _COLUMNS}
         except (OSError, KeyError, SafetensorError) as error:
             raise ValueError(f'{file} is not a trace: {error}') from error
-        return Trace(tuple(about['grid']), patches, about['steps'], about['speakers'], **rows)
+        # Older ones do not say, and were all compared in fp32.
+        return Trace(tuple(about['grid']), patches, about['steps'], about['speakers'],
+                     dtype=about.get('dtype', 'float32'), **rows)
 
     def rows(self) -> Rows:
         """What the rule of visibility needs to know of each row."""

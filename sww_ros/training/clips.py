@@ -9,19 +9,16 @@ import numpy as np
 import torch
 
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.streaming.perception import Perception, fit_size
+from sww_ros.streaming.perception import Perception, fit_size, shrunk
 from sww_ros.streaming.positions import Scheme, VideoClock, make_scheme
 from sww_ros.streaming.prompt import ASSISTANT_HEAD, TURN_END, VIDEO_TAIL, prefix_parts
 from sww_ros.streaming.schedule import make_schedule
 from sww_ros.training.data.errors import VideoError
-from sww_ros.training.data.frames import read_frames
+from sww_ros.training.data.frames import READ_FACTOR, read_frames
 from sww_ros.training.data.samples import Sample
 from sww_ros.training.layout import ClipRows, Words, lay_clip
 from sww_ros.training.recipe import Recipe
 from sww_ros.training.settings import Settings
-
-_READ_FACTOR = 16
-"""Larger pictures than this many times what is perceived are scaled down as they are read."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,8 @@ class ClipMaker:
         per_step = self.settings.pixels.temporal_patch_size
         most = self.settings.defaults.max_steps
         frames = read_frames(sample, self._recipe.fps, frames_per_step=per_step,
-                             max_pixels=_READ_FACTOR * self.settings.pixels.max_pixels,
+                             max_pixels=READ_FACTOR * self.settings.pixels.max_pixels,
+                             shrink=functools.partial(shrunk, settings=self.settings.pixels),
                              max_frames=(most + 1) * per_step)
         steps = len(frames) // per_step
         if steps > most:

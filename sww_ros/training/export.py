@@ -36,6 +36,11 @@ def export(trainee: Trainee, settings: Settings, out: Path) -> None:
     net.to(trainee.dtype).save_pretrained(out)
     trainee.about.tokenizer.save_pretrained(out)
     _write_processor(trainee.source, settings.pixels, out)
+    # safetensors makes files that their owner alone may read.
+    mode = (out / 'config.json').stat().st_mode
+    for folder in (out, out / ADAPTER):
+        for file in folder.glob('*.safetensors'):
+            file.chmod(mode)
 
 
 def _write_processor(source: str, pixels: PixelSettings, out: Path) -> None:

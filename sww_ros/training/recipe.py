@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sww_ros.streaming.positions import SCHEMES
+from sww_ros.streaming.schedule import MAX_WAIT_K
 from sww_ros.training.data.forms import FORMS
 from sww_ros.training.data.limits import PAPER
 
 SCHEDULES = ('wait_k', 'random_wait_k', 'offline')
 """A `live` session runs what was trained with `wait_k`."""
+MAX_LORA_RANK = 1024
+"""Beyond any published recipe; a model of small layers allows less, see `load_trainee`."""
 ATTENTIONS = ('auto', 'sdpa', 'flex')
 _ELSEWHERE = ('data', 'out', 'micro_batch', 'gradient_checkpointing', 'pack',
               'max_rows', 'resume', 'save_every', 'log_every', 'attention', 'tensorboard',
@@ -81,6 +84,9 @@ class Recipe:
                      'log_every'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be at least 1, not {getattr(self, name)}')
+        for name, most in (('wait_k', MAX_WAIT_K), ('lora_rank', MAX_LORA_RANK)):
+            if getattr(self, name) > most:
+                raise ValueError(f'{name} must be at most {most}, not {getattr(self, name)}')
         for name in ('position_gap', 'max_steps', 'max_pixels', 'steps', 'lora_rank',
                      'lora_alpha', 'seed'):
             if getattr(self, name) < 0:

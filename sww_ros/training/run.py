@@ -9,6 +9,7 @@ import torch
 
 from sww_ros.training.attention import choose
 from sww_ros.training.clips import ClipMaker
+from sww_ros.training.data.records import check_there
 from sww_ros.training.data.samples import Report
 from sww_ros.training.export import export
 from sww_ros.training.progress import LOG
@@ -31,6 +32,10 @@ def train(recipe: Recipe) -> None:
     attention = choose(recipe.attention, accelerator.device)
     recipe = replace(recipe, pack=attention == 'flex' if recipe.pack is None else recipe.pack)
     _check_out(recipe)
+    check_there(recipe.data)
+    if accelerator.is_main_process:
+        # Before minutes go into a model.
+        recipe.out.mkdir(parents=True, exist_ok=True)
 
     def tell(*lines: str) -> None:
         if accelerator.is_main_process:
@@ -46,10 +51,8 @@ def train(recipe: Recipe) -> None:
     report = Report()
     samples = read_samples(recipe, trainee.about.tokenizer, settings.defaults.prompt, report)
     tell(str(report))
-    if accelerator.is_main_process:
-        recipe.out.mkdir(parents=True, exist_ok=True)
-        if not recipe.resume:
-            clear_all(recipe.out)
+    if accelerator.is_main_process and not recipe.resume:
+        clear_all(recipe.out)
     accelerator.wait_for_everyone()
     # The clips take the tower's type and shapes, so they are made before it goes to a GPU.
     maker = ClipMaker(trainee.about, trainee.stock.model.visual, recipe, settings)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 import shutil
+from types import SimpleNamespace
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -53,7 +54,7 @@ def save_state(out: Path, about: dict, update: int, weights: dict[str, torch.Ten
         partial.mkdir(parents=True)
         save_file({name: weight.detach().contiguous() for name, weight in weights.items()},
                   partial / 'weights.safetensors')
-        torch.save(optimizer.state_dict(), partial / 'optimizer.pt')
+        _save_moments(optimizer, partial / 'optimizer.pt')
         (partial / 'about.json').write_text(
             json.dumps(dict(update=update, recipe=about), indent=2) + '\n')
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -66,6 +67,30 @@ def save_state(out: Path, about: dict, update: int, weights: dict[str, torch.Ten
     for path in out.glob(_PATTERN):
         if path != folder:
             clear(path)
+
+
+def _save_moments(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """
+    Write the optimizer's state.
+
+    :raises OSError: with the system's own reason, for which torch says "unexpected pos"
+    """
+    failed: list[OSError] = []
+    with path.open('wb') as file:
+        write = file.write
+
+        def noted(data: bytes) -> int:
+            try:
+                return write(data)
+            except OSError as error:
+                failed.append(error)
+                raise
+
+        file = SimpleNamespace(write=noted, flush=file.flush)
+        try:
+            torch.save(optimizer.state_dict(), file)
+        except RuntimeError as error:
+            raise (failed or [error])[0] from error
 
 
 def load_state(folder: Path, wanted: dict, weights: dict[str, torch.Tensor],

@@ -50,6 +50,7 @@ def load_trainee(recipe: Recipe, saving: bool = False) -> Trainee:
     """
     # The engine's own loader checks the checkpoint; its weights are let go at once.
     about = load(recipe.model, device='meta', allow_download=recipe.allow_download)
+    _check_rank(recipe, about)
     source = str(builtin_path() if recipe.model == BUILTIN else Path(recipe.model).expanduser())
     if not Path(source).exists():
         source = recipe.model
@@ -63,7 +64,19 @@ def load_trainee(recipe: Recipe, saving: bool = False) -> Trainee:
             trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f'cannot load checkpoint {recipe.model!r}: {error}') from error
+    for name, weight in net.named_parameters():
+        if not weight.isfinite().all():
+            raise CheckpointError(f'checkpoint {recipe.model!r} has no finite numbers in '
+                                  f'{name!r}: save or download it again')
     return prepare(net, about, recipe, source, saved)
+
+
+def _check_rank(recipe: Recipe, about: Checkpoint) -> None:
+    """Two factors of half a layer's width are as large as the layer: more is no adapter."""
+    most = about.decoder.hidden // 2
+    if recipe.lora_rank > most:
+        raise ValueError(f'lora_rank must be at most {most}, half the width of this model, not '
+                         f'{recipe.lora_rank}: lower it, or train the whole model')
 
 
 def prepare(net: Qwen2_5_VLForConditionalGeneration, about: Checkpoint, recipe: Recipe,

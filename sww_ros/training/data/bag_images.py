@@ -14,7 +14,7 @@ import numpy as np
 
 from sww_ros.training.data.decoding import fit
 from sww_ros.training.data.errors import VideoError
-from sww_ros.training.data.picking import Timed, Times, pick
+from sww_ros.training.data.picking import Shrink, Timed, Times, pick
 
 _MARGIN_NS = 1_000_000_000
 """Messages are recorded later than they are stamped, by up to this much more than the first."""
@@ -22,13 +22,14 @@ _IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 
 
 def read_bag(path: Path, topic: str, times: Times,
-             max_pixels: int | None = None) -> list[np.ndarray]:
+             max_pixels: int | None = None, shrink: Shrink | None = None) -> list[np.ndarray]:
     """
     Return the picture that a topic showed at each time, (H, W, 3) uint8 RGB.
 
     Times count from the stamp of the topic's first picture, by the stamps in the headers.
 
     :param max_pixels: larger pictures are scaled down to about this many
+    :param shrink: what is kept of each picture, at once
     :raises VideoError: for what is no bag, has no such topic, or nothing at these times
     """
     try:
@@ -40,7 +41,7 @@ def read_bag(path: Path, topic: str, times: Times,
     try:
         with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as reader:
             pictures = _pictures(reader, _connection(reader, path, topic), times, max_pixels)
-            chosen, end_s = pick(pictures, times)
+            chosen, end_s = pick(pictures, times, shrink)
     except VideoError:
         raise
     except (AnyReaderError, sqlite3.Error, OSError, ValueError, KeyError, struct.error) as error:

@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from sww_ros.training.data.errors import VideoError
-from sww_ros.training.data.picking import Timed, Times, pick
+from sww_ros.training.data.picking import Shrink, Timed, Times, pick
 
 _SEEK_FROM_S = 2.0
 """Nearer to the beginning, decoding from the first picture is as quick as seeking."""
@@ -32,17 +32,19 @@ def video_seconds(path: Path) -> float:
     return seconds
 
 
-def read_video(path: Path, times: Times, max_pixels: int | None = None) -> list[np.ndarray]:
+def read_video(path: Path, times: Times, max_pixels: int | None = None,
+               shrink: Shrink | None = None) -> list[np.ndarray]:
     """
     Return the picture on screen at each time, (H, W, 3) uint8 RGB, upright.
 
     :param max_pixels: larger pictures are scaled down to about this many
+    :param shrink: what is kept of each picture, at once
     :raises VideoError: for a file that is no video, breaks off, or has nothing at these times
     """
     with _open(path) as container:
         declared_s = _pictures_s(container)
         try:
-            chosen, end_s = pick(_pictures(container, times.start_s, max_pixels), times)
+            chosen, end_s = pick(_pictures(container, times.start_s, max_pixels), times, shrink)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f'the video {path} cannot be decoded: {_reason(error)}') from None
     if end_s == 0:
@@ -65,6 +67,9 @@ def fit(height: int, width: int, max_pixels: int | None) -> tuple[int, int]:
 
 
 def _open(path: Path):
+    # To open a FIFO is to wait for whoever may write to it.
+    if path.exists() and not path.is_file():
+        raise VideoError(f'cannot read the video {path}: it is no file')
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:

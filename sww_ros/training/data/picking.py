@@ -11,6 +11,8 @@ import numpy as np
 
 _SLACK_S = 1e-3
 """Time stamps of videos are rounded to milliseconds."""
+Shrink = Callable[[np.ndarray], np.ndarray]
+"""Makes (H, W, 3) uint8 RGB smaller, so that a whole video of it fits into memory."""
 
 
 class Timed(NamedTuple):
@@ -55,12 +57,15 @@ class Times:
                 or self.most is not None and self.before(at_s) >= self.most)
 
 
-def pick(pictures: Iterable[Timed], times: Times) -> tuple[list[np.ndarray], float | None]:
+def pick(pictures: Iterable[Timed], times: Times, shrink: Shrink | None = None,
+         ) -> tuple[list[np.ndarray], float | None]:
     """
     Return the picture on screen at each time, and when the video ended [s], if it was seen to.
 
     On screen is the newest picture that is not later; before the first one, the first. A picture
     is loaded only if it is picked. Pictures whose times run backwards are passed over.
+
+    :param shrink: what is kept of each picture, at once
     """
     chosen: list[np.ndarray] = []
     shown: Timed | None = None
@@ -68,18 +73,19 @@ def pick(pictures: Iterable[Timed], times: Times) -> tuple[list[np.ndarray], flo
         if shown is not None:
             if picture.at_s <= shown.at_s:
                 continue
-            _show(chosen, shown, times.before(picture.at_s))
+            _show(chosen, shown, times.before(picture.at_s), shrink)
             if times.over(picture.at_s):
                 return chosen, None
         shown = picture
     if shown is None:
         return [], 0.0
     end_s = shown.at_s + shown.lasts_s
-    _show(chosen, shown, times.before(end_s))
+    _show(chosen, shown, times.before(end_s), shrink)
     return chosen, end_s
 
 
-def _show(chosen: list[np.ndarray], picture: Timed, count: int) -> None:
+def _show(chosen: list[np.ndarray], picture: Timed, count: int, shrink: Shrink | None) -> None:
     missing = count - len(chosen)
     if missing > 0:
-        chosen += [picture.load()] * missing
+        pixels = picture.load()
+        chosen += [shrink(pixels) if shrink else pixels] * missing

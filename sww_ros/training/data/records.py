@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 import json
 import math
@@ -15,7 +15,7 @@ _SHORTEST_S = 0.1
 
 @dataclass(frozen=True)
 class Record:
-    """One object of an annotation file; `source` is `file:line`."""
+    """One object of an annotation file; `source` is `file:line`, in one line with its number."""
 
     source: str
     value: object
@@ -77,6 +77,18 @@ class Record:
         return Rejected('malformed', f'{self.source}: {what}; {advice}')
 
 
+def check_there(paths: Iterable[Path]) -> None:
+    """
+    Check that annotation files are there, before what takes long.
+
+    :raises ValueError: for one that is not, or is a folder
+    """
+    for path in paths:
+        if not path.exists() or path.is_dir():
+            reason = 'Is a directory' if path.is_dir() else 'No such file or directory'
+            raise ValueError(f'cannot read the annotations {path}: {reason}')
+
+
 def read_records(path: Path) -> Iterator[Record]:
     """
     Yield the records of a file: one a line, or the elements of an array.
@@ -109,24 +121,32 @@ def _value(line: str) -> object:
 def _elements(path: Path, text: str) -> Iterator[Record]:
     """Yield the elements of an array one by one, as json.loads would not tell their lines."""
     decoder, blank = json.JSONDecoder(), json.decoder.WHITESPACE
-    at, counted, line = text.index('[') + 1, 0, 1
+    at, counted, line, number = text.index('[') + 1, 0, 1, 0
+    lines = text.strip().count('\n')
+
+    def place() -> str:
+        # FunQA's files are one line each, which tells nothing.
+        return f'{path}:{line}' + ('' if lines else f' (record {number})')
+
     while True:
         at = blank.match(text, at).end()
         if text.startswith(']', at):
             return
         line, counted = line + text.count('\n', counted, at), at
+        number += 1
         try:
             value, at = decoder.raw_decode(text, at)
         except ValueError as error:
-            raise ValueError(f'{path}:{getattr(error, "lineno", line)}: not JSON: {error}; '
+            line = getattr(error, 'lineno', line)
+            raise ValueError(f'{place()}: not JSON: {error}; '
                              'the rest of the array cannot be read') from None
-        yield Record(f'{path}:{line}', value)
+        yield Record(place(), value)
         at = blank.match(text, at).end()
         if text.startswith(',', at):
             at += 1
         elif not text.startswith(']', at):
             line += text.count('\n', counted, at)
-            raise ValueError(f'{path}:{line}: a comma or ] is missing after this element')
+            raise ValueError(f'{place()}: a comma or ] is missing after this element')
 
 
 def _brief(value: object) -> str:

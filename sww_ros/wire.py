@@ -13,6 +13,10 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_PAYLOAD_BYTES = 1 << 28
 
 
+class LostChannel(ValueError):
+    """Bytes that are no message: where the next one begins cannot be known."""
+
+
 class Channel:
     """
     One end of a stream socket that carries whole messages in order.
@@ -44,17 +48,21 @@ class Channel:
         """
         Wait for the next message; None when the other end is gone.
 
-        :raises ValueError: for bytes that are no message
+        :raises LostChannel: for bytes that are no message; nothing can be received any more
+        :raises ValueError: for a header that is no JSON object; the next message can be received
         """
         prefix = self._read(PREFIX.size)
         if prefix is None:
             return None
         header_bytes, payload_bytes = PREFIX.unpack(prefix)
-        _check_sizes(header_bytes, payload_bytes)
+        try:
+            _check_sizes(header_bytes, payload_bytes)
+        except ValueError as error:
+            raise LostChannel(str(error)) from error
         header, payload = self._read(header_bytes), self._read(payload_bytes)
         if header is None or payload is None:
             return None
-        return json.loads(header), payload
+        return _parse(header), payload
 
     def wait_readable(self, timeout_s: float) -> bool:
         """Return whether a message, or the end, arrives within the time [s]."""
@@ -80,6 +88,18 @@ class Channel:
                 return None
             rest = rest[received:]
         return data
+
+
+def _parse(header: bytearray) -> dict:
+    try:
+        parsed = json.loads(header)
+    except RecursionError:
+        raise ValueError('the header of a message is nested too deep') from None
+    except ValueError as error:
+        raise ValueError(f'the header of a message is not JSON: {error}') from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f'the header of a message is no object: {parsed!r:.80}')
+    return parsed
 
 
 def _check_sizes(header_bytes: int, payload_bytes: int) -> None:

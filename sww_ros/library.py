@@ -1,0 +1,88 @@
+"""The simplest way to use the package without ROS: what is said of a video, as it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sww_ros.lookahead import with_last
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import NARRATION, TextDelta, Trouble
+from sww_ros.streaming.session import Session
+
+_SECOND_NS = 1_000_000_000
+_POLL_S = 0.1
+
+
+class Sentence(NamedTuple):
+    """A sentence, and how many seconds of the video had been seen at its end."""
+
+    seconds: float
+    text: str
+
+
+def narrate(video: str | os.PathLike | Iterable[np.ndarray], model: str | os.PathLike = 'builtin',
+            config: SessionConfig | None = None) -> Iterator[Sentence]:
+    """
+    Yield what is said of a video, sentence by sentence.
+
+    Each step of video waits for the words it is owed, so that no frame is dropped however slow
+    the machine is. Leaving the iteration (`close()` of the iterator) ends the session.
+
+    :param video: a video file or a folder of pictures, or frames, (H, W, 3) uint8 RGB, at the
+        rate at which the model perceives (two a second, unless it says otherwise)
+    :param model: 'builtin', a folder, or a hub id
+    :raises ValueError: for a video that cannot be read, at once; for a model, a setting or a
+        frame that cannot be used, on the way
+    :raises RuntimeError: when the model fails, on the way
+    """
+    if isinstance(video, (str, os.PathLike)):
+        _open(Path(video))
+    elif not isinstance(video, Iterable):
+        raise ValueError('video must be a video file, a folder of pictures, or frames, '
+                         f'not {video!r}')
+    return _narrate(video, model, config)
+
+
+def _narrate(video: str | os.PathLike | Iterable[np.ndarray], model: str | os.PathLike,
+             config: SessionConfig | None) -> Iterator[Sentence]:
+    with Session.open(model, config) as session:
+        per_step = session.info['frames_per_step']
+        frames = _frames(video, session.info['frame_rate'])
+        for index, ((pixels, stamp_ns), last) in enumerate(with_last(frames)):
+            session.feed(pixels, stamp_ns=stamp_ns, last=last)
+            if last or index % per_step == per_step - 1:
+                yield from _said(session)
+
+
+def _said(session: Session) -> Iterator[Sentence]:
+    """Yield the sentences that are said until the session rests."""
+    rests = False
+    while not rests:
+        rests = session.wait_idle(_POLL_S)
+        for event in session.drain():
+            if isinstance(event, Trouble):
+                raise RuntimeError(event.message)
+            if isinstance(event, TextDelta) and event.stream_id == NARRATION and event.sentence:
+                yield Sentence(event.stamp_ns / _SECOND_NS, event.sentence)
+
+
+def _frames(video: str | os.PathLike | Iterable[np.ndarray],
+            rate: float) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield frames and their times from the start [ns]."""
+    if isinstance(video, (str, os.PathLike)):
+        for frame in _open(Path(video), rate).frames():
+            yield frame.load(), frame.offset_ns
+    else:
+        for index, pixels in enumerate(video):
+            yield pixels, round(index * _SECOND_NS / rate)
+
+
+def _open(path: Path, rate: float = 0.0):
+    # Here, as frames that are given need no OpenCV.
+    from sww_ros.nodes.readers import PictureFolder, VideoFile
+    return (PictureFolder if path.is_dir() else VideoFile)(path.expanduser(), rate)

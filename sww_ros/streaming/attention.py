@@ -1,0 +1,266 @@
+"""
+Attention over lanes: what the rows of one step read and write, laid out once for all layers.
+
+A row sees a context, which it may share with others, and its own lane. Each part is read where it
+lies by a kernel that also gives the log-sum-exp of its scores; by these the two results merge to
+what one softmax over both parts gives. Queries come as (rows, kv heads, group, dim).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from sww_ros.streaming.kv import AheadView, Lane, LaneView, pooled
+
+_Part = tuple[torch.Tensor, torch.Tensor]
+"""The result of a part (rows, kv heads, group, dim) and its log-sum-exp (rows, kv heads, group)."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows `start` to `stop` of a step: they go to `lane` and see `context` too."""
+
+    start: int
+    stop: int
+    lane: Lane
+    context: LaneView | None
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
+
+class Plan:
+    """Where the rows of one step are written, and what they read; made once, used by each layer."""
+
+    def __init__(self, rows: Sequence[Rows], group: int) -> None:
+        """
+        Reserve what `rows` append.
+
+        :param group: queries per key
+        :raises ValueError: for a context that is ahead of its lane by more than this step adds
+        """
+        contexts = {id(each.context.kv) for each in rows if each.context is not None}
+        runs = [_make_run(run, group) for run in _split(rows, contexts)]
+        self._lanes = [(each.lane, len(each.lane) + each.count) for each in rows]
+        _check_ahead(rows)
+        self._writers = runs
+        self._readers = _share_contexts(runs, group)
+
+    def write(self, layer: int, kv: torch.Tensor) -> None:
+        """Write new keys and values (rows, 2, kv heads, dim); all of a layer before any is read."""
+        for run in self._writers:
+            run.write(layer, kv)
+
+    def read(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """Return what all rows read, (rows, heads * dim)."""
+        parts = [reader.read(layer, q).reshape(reader.stop - reader.start, -1)
+                 for reader in self._readers]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def publish(self) -> None:
+        for lane, length in self._lanes:
+            lane.publish(length)
+
+
+class _Run:
+    """Neighbouring rows whose own lanes one call reads."""
+
+    start: int
+    stop: int
+    contexts: list[LaneView | None]
+
+    def write(self, layer: int, kv: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def read(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """Return what the rows read if they see their own lanes alone."""
+        raise NotImplementedError
+
+    def part(self, layer: int, q: torch.Tensor) -> _Part:
+        """Return what they read of their own lanes, to be merged."""
+        raise NotImplementedError
+
+
+class _ChunkRun(_Run):
+    """Several rows of one lane, causally."""
+
+    def __init__(self, rows: Rows, group: int) -> None:
+        self.start, self.stop, self.contexts = rows.start, rows.stop, [rows.context] * rows.count
+        kv, length = rows.lane.reserve(rows.count)
+        first = length - rows.count
+        self._to = kv[:, :, :, first:length].permute(1, 3, 0, 2, 4).unbind()
+        # Keys are the batch, and their queries heads that share them: no key is copied.
+        seen = kv[:, :, :, None, :length].expand(-1, -1, -1, group, -1, -1)
+        self._keys, self._values = seen[0].unbind(), seen[1].unbind()
+        self._mask = kv.new_full((rows.count, length), -torch.inf).triu_(first + 1)
+
+    def write(self, layer: int, kv: torch.Tensor) -> None:
+        self._to[layer].copy_(kv[self.start:self.stop])
+
+    def read(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        mine = q[self.start:self.stop].permute(1, 2, 0, 3)
+        return F.scaled_dot_product_attention(
+            mine, self._keys[layer], self._values[layer], self._mask).permute(2, 0, 1, 3)
+
+    def part(self, layer: int, q: torch.Tensor) -> _Part:
+        mine = q[self.start:self.stop].permute(1, 2, 0, 3)
+        out, lse = attend(mine, self._keys[layer], self._values[layer], self._mask)
+        return out.permute(2, 0, 1, 3), lse.permute(2, 0, 1)
+
+
+class _LanesRun(_Run):
+    """One row in each of several lanes, padded to the longest; or in one."""
+
+    def __init__(self, rows: Sequence[Rows]) -> None:
+        self.start, self.stop = rows[0].start, rows[-1].stop
+        self.contexts = [each.context for each in rows]
+        lengths = [len(each.lane) + 1 for each in rows]
+        kv = (pooled([each.lane for each in rows]) if len(rows) > 1
+              else rows[0].lane.reserve(1).kv[:, :, None])
+        seen = kv[:, :, :, :, :max(lengths)]
+        self._keys, self._values = seen[0].unbind(), seen[1].unbind()
+        self._mask, self._at = None, None
+        if min(lengths) == max(lengths):
+            self._to = kv[:, :, :, :, lengths[0] - 1].permute(1, 2, 0, 3, 4).unbind()
+        else:
+            self._to = kv.permute(1, 2, 4, 0, 3, 5).unbind()
+            at = torch.tensor(lengths, device=kv.device)
+            self._at = (torch.arange(len(rows), device=kv.device), at - 1)
+            self._mask = _padding(at, max(lengths), kv.dtype)[:, None, None]
+
+    def write(self, layer: int, kv: torch.Tensor) -> None:
+        if self._at is None:
+            self._to[layer].copy_(kv[self.start:self.stop])
+        else:
+            self._to[layer].index_put_(self._at, kv[self.start:self.stop])
+
+    def read(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(
+            q[self.start:self.stop], self._keys[layer], self._values[layer], self._mask)
+
+    def part(self, layer: int, q: torch.Tensor) -> _Part:
+        return attend(q[self.start:self.stop], self._keys[layer], self._values[layer], self._mask)
+
+
+class _Shared:
+    """Neighbouring runs that see one context: it is read once for all their rows."""
+
+    def __init__(self, runs: Sequence[_Run], group: int) -> None:
+        self._runs = runs
+        self.start, self.stop = runs[0].start, runs[-1].stop
+        contexts = [context for run in runs for context in run.contexts]
+        lengths = [context.length for context in contexts]
+        seen = contexts[0].kv[:, :, None, :, :max(lengths)]
+        self._keys, self._values = seen[0].unbind(), seen[1].unbind()
+        self._mask = None
+        if min(lengths) < max(lengths):
+            ends = torch.tensor(lengths, device=seen.device)
+            self._mask = _padding(ends, max(lengths), seen.dtype).repeat_interleave(group, 0)
+
+    def read(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        near = [run.part(layer, q) for run in self._runs]
+        near_out, near_lse = near[0] if len(near) == 1 else map(torch.cat, zip(*near))
+        far_out, far_lse = self._far(layer, q[self.start:self.stop])
+        share = torch.sigmoid(near_lse - far_lse)[..., None]
+        wide = share.dtype
+        return torch.lerp(far_out.to(wide), near_out.to(wide), share).to(q.dtype)
+
+    def _far(self, layer: int, q: torch.Tensor) -> _Part:
+        rows, heads, group, dim = q.shape
+        if rows == 1:
+            return attend(q, self._keys[layer], self._values[layer], None)
+        # All rows and their groups of queries as rows of one product: keys are read once.
+        folded = q.transpose(0, 1).reshape(1, heads, rows * group, dim)
+        out, lse = attend(folded, self._keys[layer], self._values[layer], self._mask)
+        return (out.view(heads, rows, group, dim).transpose(0, 1),
+                lse.view(heads, rows, group).transpose(0, 1))
+
+
+def _split(rows: Sequence[Rows], contexts: set[int]) -> list[list[Rows]]:
+    """
+    Cut the rows of a step into runs.
+
+    Lanes with one row each, over one context, make a run while padding does not outweigh what
+    is saved. A lane that others of this step see must stay where they look for it.
+    """
+    runs: list[list[Rows]] = []
+    shortest = longest = 0
+    before = None
+    for each in rows:
+        free = (each.count == 1 and each.context is not None and not each.lane.fixed
+                and id(each.lane.view().kv) not in contexts)
+        length = len(each.lane)
+        low, high = min(shortest, length), max(longest, length)
+        if free and before is each.context.kv and high <= 4 * low + 64:
+            runs[-1].append(each)
+        else:
+            runs.append([each])
+            low = high = length
+        shortest, longest = low, high
+        before = each.context.kv if free else None
+    return runs
+
+
+def _make_run(rows: Sequence[Rows], group: int) -> _Run:
+    return _LanesRun(rows) if rows[0].count == 1 else _ChunkRun(rows[0], group)
+
+
+def _share_contexts(runs: Sequence[_Run], group: int) -> list[_Run | _Shared]:
+    """Put neighbouring runs together that see the same context."""
+    readers: list[_Run | list[_Run]] = []
+    before = None
+    for run in runs:
+        kv = run.contexts[0] and run.contexts[0].kv
+        if kv is None:
+            readers.append(run)
+        elif kv is before:
+            readers[-1].append(run)
+        else:
+            readers.append([run])
+        before = kv
+    return [_Shared(reader, group) if isinstance(reader, list) else reader for reader in readers]
+
+
+def _check_ahead(rows: Sequence[Rows]) -> None:
+    """A context that is ahead must be what this step writes, or unwritten rows would be read."""
+    written = {id(each.lane.view().kv): len(each.lane) + each.count for each in rows}
+    for each in rows:
+        view = each.context
+        if isinstance(view, AheadView) and view.length > written.get(id(view.kv), 0):
+            raise ValueError(f'a context of {view.length} rows is ahead of its lane, and no chunk '
+                             f'of this step appends them to it')
+
+
+def _padding(lengths: torch.Tensor, longest: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return a mask (lanes, longest) to add to scores: nothing past each lane's end."""
+    past = torch.arange(longest, device=lengths.device) >= lengths[:, None]
+    return torch.zeros(past.shape, dtype=dtype, device=past.device).masked_fill_(past, -torch.inf)
+
+
+def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+           mask: torch.Tensor | None) -> _Part:
+    """
+    Return attention (batch, heads, rows, dim) and the log-sum-exp of its scores.
+
+    `mask` is added to the scores. On a CPU this is the kernel behind
+    F.scaled_dot_product_attention, which keeps the log-sum-exp to itself.
+    """
+    if q.device.type == 'cpu':
+        return torch._scaled_dot_product_flash_attention_for_cpu(q, keys, values, attn_mask=mask)
+    return attend_plainly(q, keys, values, mask)
+
+
+def attend_plainly(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+                   mask: torch.Tensor | None) -> _Part:
+    """`attend` in three steps that every device has."""
+    scores = (q * q.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    scores = scores.to(torch.promote_types(q.dtype, torch.float32))
+    if mask is not None:
+        scores = scores + mask
+    lse = torch.logsumexp(scores, dim=-1)
+    return torch.exp(scores - lse[..., None]).to(q.dtype) @ values, lse

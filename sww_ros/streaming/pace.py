@@ -1,0 +1,145 @@
+"""How fast a checkpoint runs on this machine, and what a user should be told of it at load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.decoder import Chunk
+from sww_ros.streaming.kv import LaneView
+from sww_ros.streaming.perception import fit_size
+from sww_ros.streaming.positions import Scheme, text_positions
+from sww_ros.streaming.prompt import prefix_parts
+
+_CAMERA = (480, 640)
+"""Height and width of the frames that are assumed where none has come yet."""
+QUICK_S = 0.3
+"""What takes less is measured again, as the first time is rarely the usual one."""
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds to perceive one step of `visual_tokens`, and to decode one token, one at a time."""
+
+    step_seconds: float
+    token_seconds: float
+    visual_tokens: int
+
+
+def working_size(checkpoint: Checkpoint, config: SessionConfig) -> tuple[int, int]:
+    """Return the (height, width) at which a session perceives frames; a camera's of 640x480."""
+    settings = checkpoint.perception.settings
+    if config.frame_width and config.frame_height:
+        return tuple(max(1, side // settings.unit) * settings.unit
+                     for side in (config.frame_height, config.frame_width))
+    return fit_size(*_CAMERA, settings)
+
+
+def measure(checkpoint: Checkpoint, config: SessionConfig) -> Pace:
+    """
+    Perceive a step and decode a token, alone on this machine, as a session would.
+
+    It takes as long as that does: a minute with a large model on a CPU.
+    """
+    def run() -> Pace:
+        if checkpoint.decoder.device.type == 'cpu':
+            torch.set_num_threads(config.threads)
+        return _measure(checkpoint, working_size(checkpoint, config))
+
+    # In a thread of its own, which leaves the caller's number of threads as it is.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
+def _measure(checkpoint: Checkpoint, size: tuple[int, int]) -> Pace:
+    decoder, perception = checkpoint.decoder, checkpoint.perception
+    frames = [np.full((*_CAMERA, 3), 100, np.uint8)] * perception.settings.temporal_patch_size
+    prefix = checkpoint.encode(*prefix_parts(checkpoint.defaults.system,
+                                             checkpoint.defaults.prompt))
+    views: list[LaneView] = []
+
+    def perceive() -> None:
+        seen = perception.embed(perception.patches(frames, *size), *size)
+        lane = decoder.new_lane(len(prefix) + len(seen))
+        rows = torch.cat([decoder.embed(prefix), seen])
+        decoder.step([Chunk(lane, rows, torch.from_numpy(text_positions(0, len(rows))))])
+        views.append(lane.view())
+
+    step_s = _seconds(perceive, decoder.device)
+    lane, position = decoder.new_lane(16), torch.from_numpy(text_positions(0, 1))
+
+    def decode() -> None:
+        decoder.step([Chunk(lane, decoder.embed(prefix[:1]), position, views[0], predict=True)])
+
+    height, width = perception.grid(*size)
+    return Pace(step_s, _seconds(decode, decoder.device), height * width)
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Return how long the work takes: the first time if that is long, else the usual time."""
+    found: list[float] = []
+    while len(found) <= _REPEATS:
+        begin = time.perf_counter()
+        work()
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - begin)
+        if found[0] > QUICK_S:
+            return found[0]
+    return statistics.median(found[1:])
+
+
+def advice(checkpoint: Checkpoint, wait_k: int, pace: Pace | None) -> str:
+    """
+    Return, in words, what to expect of a checkpoint that will disappoint; '' for any other.
+
+    :param wait_k: tokens of narration a step
+    :param pace: how fast it runs here, where that is known
+    """
+    found = []
+    if not checkpoint.trained:
+        found.append(
+            f'{checkpoint.name!r} was not trained to stream: it was never taught when to be '
+            'silent, nor to speak in pieces of a few tokens, so expect it to talk at every step, '
+            'to break off and to repeat itself; fine-tune it first (docs/training.md)')
+    length_s = checkpoint.defaults.seconds_per_step
+    if pace and max(pace.step_seconds, wait_k * pace.token_seconds) > length_s:
+        found.append(
+            f'this machine is too slow for it: {length_s:g} s of video takes about '
+            f'{pace.step_seconds:.2g} s to perceive ({pace.visual_tokens} visual tokens) and '
+            f'{wait_k * pace.token_seconds:.2g} s to speak about ({wait_k} tokens), so most '
+            'frames will be dropped; use smaller frames (frame_width, frame_height), a smaller '
+            'model, or a GPU')
+    return '. '.join(text[0].upper() + text[1:] if index else text
+                     for index, text in enumerate(found))
+
+
+def mismatch(checkpoint: Checkpoint, scheme: Scheme, schedule: str, max_steps: int) -> str:
+    """Return, in words, how a session differs from what the checkpoint was trained for."""
+    trained, found = checkpoint.defaults, []
+    if not checkpoint.trained:
+        return ''
+    if scheme.name != trained.position_encoding:
+        found.append(f'position_encoding {scheme.name!r} but was trained with '
+                     f'{trained.position_encoding!r}')
+    if scheme.name == 'gipe' and scheme.gap != trained.position_gap:
+        found.append(f'position_gap {scheme.gap} but was trained with {trained.position_gap}')
+    if (schedule == 'offline') != (trained.schedule == 'offline'):
+        found.append(f'schedule {schedule!r} but was trained with {trained.schedule!r}')
+    streams = scheme.name == 'offline' and schedule != 'offline'
+    if streams and max_steps != trained.max_steps:
+        found.append(f'max_steps {max_steps}, after which offline positions begin their text, '
+                     f'but was trained with {trained.max_steps}')
+    if not found:
+        return ''
+    return (f'{checkpoint.name!r} runs with {" and with ".join(found)}: expect worse text, or set '
+            'what it was trained with')

@@ -1,0 +1,200 @@
+"""
+Perception in a process of its own: what the executor `processes` runs its jobs with.
+
+Two threads of one Python share one interpreter, which a small model keeps busy; two processes do
+not. The child is a fork: it has the weights without a copy of them, as neither side writes them.
+It perceives, and writes the visual lane into shared memory, where decode steps read it as they
+read any lane: rows below a published length never change. What else crosses is a JSON header and
+the pixels of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import gc
+import math
+import os
+import signal
+import socket
+import warnings
+
+import numpy as np
+import torch
+
+from sww_ros.streaming.jobs import Decode, Frame, Input, Open, Opened, Perceive, Perceived, Video
+from sww_ros.streaming.kv import Lane
+from sww_ros.streaming.runner import ModelRunner, describe
+from sww_ros.wire import Channel
+
+STAGES = ('started_ns', 'preprocessed_ns', 'vision_ns', 'perceived_ns')
+FAR_FD = 1 << 20
+
+
+class ChildError(RuntimeError):
+    """What went wrong in the perceiving process, in its own words."""
+
+
+class ChildGone(ChildError):
+    """The perceiving process has ended; no later job can be done."""
+
+
+class ForkingRunner(ModelRunner):
+    """
+    A runner whose perception jobs run in a forked child.
+
+    The child computes with one thread, whatever its parent does: OpenMP does not outlive a fork.
+    It ends when its parent closes it, or is gone.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self._socket, theirs = socket.socketpair()
+        self._channel = Channel(self._socket)
+        with warnings.catch_warnings():
+            # The child takes no lock that a thread of ours could hold: it only computes.
+            warnings.simplefilter('ignore', DeprecationWarning)
+            self.pid = os.fork()
+        if not self.pid:
+            _Child(self._checkpoint, self._config, self._scheme, self._wait_k,
+                   self._max_steps).live(theirs)
+        theirs.close()
+
+    def close(self) -> None:
+        """End the child; a job that it is doing is finished first."""
+        self._channel.close()
+        if self.pid:
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+    def _open(self, job: Open) -> Opened:
+        job.video.work = stream = self._begin(job.video)
+        self._follow(stream.lane, self._call(dict(open=job.video.number, prompt=job.video.prompt)))
+        return Opened(job)
+
+    def _perceive(self, job: Perceive, riding: Decode | None = None) -> list[Input]:
+        stream = job.video.work
+        if not stream.size[0]:
+            self._choose_size(stream, job.frames[0])
+        shapes = [frame.pixels.shape for frame in job.frames]
+        pixels = b''.join(np.ascontiguousarray(frame.pixels).data for frame in job.frames)
+        reply = self._call(dict(shapes=shapes, last=job.last), pixels)
+        stream.place_step(job.last)
+        self._follow(stream.lane, reply)
+        if reply['patches'] is not None:
+            stream.patches.append(reply['patches'])
+        return [Perceived(job, *(reply[stage] for stage in STAGES))]
+
+    def _call(self, header: dict, pixels: bytes = b'') -> dict:
+        """Have the child do something, and wait for its reply."""
+        try:
+            self._channel.send(header, pixels)
+            message = self._channel.receive()
+        except OSError:
+            message = None
+        if message is None:
+            raise ChildGone('the perceiving process has ended')
+        reply, payload = message
+        if 'error' in reply:
+            raise ChildError(reply['error'])
+        reply['patches'] = _from_bytes(payload, *reply.pop('recorded')) if payload else None
+        return reply
+
+    def _follow(self, lane: Lane, reply: dict) -> None:
+        """Take over the buffer and the length that the child has published."""
+        if shape := reply['moved_to']:
+            _, (fd,), _, _ = socket.recv_fds(self._socket, 1, 1)
+            lane.follow(_mapped(fd, shape, self._checkpoint.decoder.dtype))
+        lane.publish(reply['rows'])
+
+
+class _Child(ModelRunner):
+    """The perceiving side, in the forked process."""
+
+    def live(self, sock: socket.socket) -> None:
+        """Serve until the other end is gone; never returns."""
+        code = 1
+        try:
+            self._serve(sock)
+            code = 0
+        finally:
+            os._exit(code)  # Nothing of the parent's is ours to tidy up.
+
+    def _serve(self, sock: socket.socket) -> None:
+        gc.freeze()
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # The parent's other connections must end when it does.
+        os.closerange(3, sock.fileno())
+        os.closerange(sock.fileno() + 1, FAR_FD)
+        self._socket, self._channel = sock, Channel(sock)
+        self._video, self._shared = None, {}
+        while (message := self._channel.receive()) is not None:
+            try:
+                self._obey(*message)
+            except OSError:
+                return
+            except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told
+                self._channel.send({'error': describe(error)})
+
+    def _obey(self, header: dict, pixels: bytearray) -> None:
+        if 'open' in header:
+            self._video = Video(header['open'], header['prompt'], None)
+            self._open(Open(self._video))
+            self._reply({}, None)
+            return
+        frames, start = [], 0
+        for shape in header['shapes']:
+            size = math.prod(shape)
+            frame = np.frombuffer(pixels, np.uint8, size, start).reshape(shape)
+            frames.append(Frame(frame))
+            start += size
+        [done] = self._perceive(Perceive(self._video, tuple(frames), header['last']))
+        recorded = self._video.work.patches
+        self._reply({stage: getattr(done, stage) for stage in STAGES},
+                    recorded.pop() if recorded else None)
+
+    def _reply(self, header: dict, patches: torch.Tensor | None) -> None:
+        lane = self._video.work.lane
+        kv = lane.view().kv
+        fd = self._shared.pop(kv.data_ptr(), None)
+        for outgrown in self._shared.values():
+            os.close(outgrown)
+        self._shared.clear()
+        header |= dict(rows=len(lane), moved_to=tuple(kv.shape) if fd is not None else None)
+        payload = b''
+        if patches is not None:
+            header['recorded'] = tuple(patches.shape), str(patches.dtype).removeprefix('torch.')
+            payload = patches.view(torch.uint8).numpy().data
+        self._channel.send(header, payload)
+        if fd is not None:
+            socket.send_fds(self._socket, [b'.'], [fd])
+            os.close(fd)
+
+    def _new_video_lane(self, rows: int) -> Lane:
+        return self._checkpoint.decoder.new_lane(rows, self._allocate)
+
+    def _allocate(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor in shared memory; its descriptor waits to be sent."""
+        fd = os.memfd_create('visual lane')
+        os.ftruncate(fd, math.prod(shape) * dtype.itemsize)
+        tensor = _map(fd, shape, dtype)
+        self._shared[tensor.data_ptr()] = fd
+        return tensor
+
+
+def _map(fd: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_file(f'/proc/self/fd/{fd}', shared=True, size=math.prod(shape),
+                           dtype=dtype).view(*shape)
+
+
+def _mapped(fd: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Map a descriptor that was received, and close it: the tensor keeps the memory."""
+    try:
+        return _map(fd, shape, dtype)
+    finally:
+        os.close(fd)
+
+
+def _from_bytes(payload: bytearray, shape: Sequence[int], dtype: str) -> torch.Tensor:
+    return torch.frombuffer(payload, dtype=torch.uint8).view(getattr(torch, dtype)).view(*shape)

@@ -1,0 +1,99 @@
+"""One rule for the repetition penalty: as the checkpoint says, whoever speaks with it."""
+
+import json
+
+import pytest
+from training_kit import noise
+
+from sww_ros.evaluation.playing import Player
+from sww_ros.evaluation.random_model import SMALL, save_random
+from sww_ros.evaluation.run import Options, run_settings
+from sww_ros.models.loading import load
+from sww_ros.nodes import narrator_parameters
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.generation import TextLane
+from sww_ros.streaming.session import Session
+
+
+@pytest.fixture(scope='module')
+def penalized(tmp_path_factory):
+    """A checkpoint whose generation_config.json asks for a penalty, as Qwen's own do."""
+    folder = tmp_path_factory.mktemp('penalized')
+    save_random(folder, SMALL, 1)
+    file = folder / 'generation_config.json'
+    file.write_text(json.dumps(dict(json.loads(file.read_text()), repetition_penalty=1.05)))
+    return load(str(folder))
+
+
+@pytest.fixture(scope='module')
+def plain():
+    return load('builtin')
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """The penalties that text lanes are opened with."""
+    found, honest = [], TextLane.__init__
+
+    def noted(self, *arguments, **options):
+        honest(self, *arguments, **options)
+        found.append(self._penalty)
+
+    monkeypatch.setattr(TextLane, '__init__', noted)
+    return found
+
+
+def say(session):
+    for frame in noise(1):
+        session.feed(frame)
+    assert session.wait_idle(60)
+    session.ask('What?')
+    assert session.wait_idle(60)
+
+
+@pytest.mark.parametrize('given, expected', [(0.0, 1.05), (1.0, 1.0), (1.3, 1.3)])
+def test_a_session_speaks_with_the_checkpoints_penalty_unless_told(penalized, used, given,
+                                                                   expected):
+    config = SessionConfig(repetition_penalty=given, max_answer_tokens=2)
+    with Session(penalized, config) as session:
+        say(session)
+        assert session.info['repetition_penalty'] == expected
+        assert session.config == config
+    assert set(used) == {expected} and len(used) >= 2
+
+
+def test_a_checkpoint_that_names_none_has_none(plain, used):
+    with Session(plain, SessionConfig(max_answer_tokens=2)) as session:
+        say(session)
+        assert session.info['repetition_penalty'] == 1.0
+    assert set(used) == {1.0}
+
+
+@pytest.mark.parametrize('given, expected', [(0.0, 1.05), (1.15, 1.15)])
+def test_evaluation_follows_the_same_rule(penalized, used, given, expected):
+    options = Options(repetition_penalty=given).resolved(penalized)
+    assert run_settings(penalized, [], options)['repetition_penalty'] == expected
+    with Player(penalized, options.session('wait_k')) as player:
+        player.play(noise(1), 'Say.')
+    assert set(used) == {expected}
+    assert Options().repetition_penalty == SessionConfig().repetition_penalty == 0.0
+
+
+def test_the_node_follows_the_same_rule():
+    setting = narrator_parameters.BY_NAME['repetition_penalty']
+    assert (setting.default, setting.low) == (0.0, 0.0)
+    assert 'checkpoint' in setting.description
+
+
+@pytest.mark.parametrize('value', [0.5, -1.0, float('nan'), float('inf')])
+def test_a_penalty_that_rewards_is_refused(value):
+    with pytest.raises(ValueError, match='repetition_penalty must be at least 1.0'):
+        SessionConfig(repetition_penalty=value)
+
+
+def test_a_run_is_not_recorded_with_a_penalty_of_the_checkpoints(penalized):
+    with pytest.raises(ValueError, match='1.05.*cannot be replayed.*repetition_penalty to 1.0'):
+        Session(penalized, SessionConfig(record_trace=True))
+    with Session(penalized, SessionConfig(record_trace=True, repetition_penalty=1.0)) as session:
+        say(session)
+        assert session.trace().steps == 1
