@@ -45,8 +45,8 @@ _EXECUTORS = (
     dict(overlap='fused', schedule='wait_k'), dict(overlap='serial', serial=True))
 # What differs between two states that go on alike: times, numbers, and what was said.
 _IMMATERIAL = frozenset((
-    '_config', '_decoded', '_events', '_now', '_seq', 'asked_ns', 'fed_ns', 'number', 'pixels',
-    'prompt', 'received_ns', 'stamp_ns', 'started_ns', 'unfinished', 'words'))
+    '_blind_ns', '_config', '_decoded', '_events', '_now', '_seq', 'asked_ns', 'fed_ns', 'number',
+    'pixels', 'prompt', 'received_ns', 'stamp_ns', 'started_ns', 'unfinished', 'words'))
 # A counter without an end makes states without an end: beyond wait_k it makes no difference.
 _CAPPED = {'_decoded_since': _SMALL['wait_k']}
 
