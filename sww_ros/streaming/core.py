@@ -197,7 +197,7 @@ class Core:
 
     def _is_owed(self, video: Video) -> bool:
         """Whether something is left to say of a video that has ended."""
-        return self._config.narrate and not self.paused and not video.spoken
+        return self._config.narrate and not video.spoken
 
     def _turns(self, riding: Perceive | None = None) -> list[Turn]:
         """Who speaks in the next decode step; one video's speakers side by side."""
@@ -206,14 +206,13 @@ class Core:
         for question in self._answers.values():
             video = question.video
             ahead = riding is not None and riding.video is video
-            sees = question.sees if self.serial else len(video.steps) + ahead
-            turns.append(Turn(video, question, sees, owner=1))
+            turns.append(Turn(video, question, len(video.steps) + ahead, owner=1))
         return sorted(turns, key=lambda turn: turn.video.number)
 
     def _narration_turn(self, riding: Perceive | None) -> Turn | None:
         """The narrator's turn, if it may speak: the schedule says what its token sees."""
         video = self.video
-        if not self._config.narrate or self.paused or video.spoken:
+        if not self._config.narrate or self.paused:
             return None
         budget = video.budget
         if riding is not None and riding.video is video:
@@ -321,8 +320,7 @@ class Core:
         job = given.job
         self._failures['decoding'] = 0
         self._decodes_first = max(0, self._decodes_first - 1)
-        if not job.riding:
-            self._decoded.append((job.started_ns, given.decoded_ns))
+        self._decoded.append((job.started_ns, given.decoded_ns))
         live = [(turn, spoken) for turn, spoken in zip(job.turns, given.spoken, strict=True)
                 if self._is_live(turn)]
         sighted = {turn.video: turn.video.sighted for turn, _ in live}
@@ -404,7 +402,7 @@ class Core:
     def _begin_next_video(self) -> None:
         """Turn to another video, once its first step is there and the last one is told of."""
         video = self.video
-        if self.closed or self._perceiving is not None or not self._perception_due:
+        if self._perceiving is not None or not self._perception_due:
             return
         if video.ended or (self._frames.cut and video.steps):
             self._switch('ended')
@@ -413,11 +411,11 @@ class Core:
 
     def _admit(self) -> None:
         """Begin to answer questions that wait, once there is something to see."""
-        if self.closed or not self.video.steps or (self.serial and self._perceiving):
+        if not self.video.steps or (self.serial and self._perceiving):
             return
         while self._queue and len(self._answers) < self._config.max_answers:
             question = self._queue.popleft()
-            question.video, question.sees = self.video, len(self.video.steps)
+            question.video = self.video
             self._answers[question.question_id] = question
             self._tell(QuestionState(question.question_id, 'answering', ''))
 

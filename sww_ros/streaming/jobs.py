@@ -62,15 +62,13 @@ class Question:
     """
     A question: `head` is what is fed before its answer (token ids, to the core just a value).
 
-    Once it is answered, `video` is the one it is about, and `sees` how many steps it saw when it
-    began, which is all that it ever sees where positions are interleaved.
+    Once it is answered, `video` is the one it is about.
     """
 
     question_id: str
     head: Sequence[int]
     asked_ns: int
     video: Video | None = None
-    sees: int = 0
     spoken: int = 0
     work: object = None
 
