@@ -9,11 +9,12 @@ import subprocess
 import threading
 
 from engine_harness import HERE, START_S, Listener, frame, listening
+from narrator_harness import is_gone, wait_until
 import numpy as np
 import pytest
 
+from sww_ros import wire
 from sww_ros.engine import client as client_module
-from sww_ros.engine import wire
 from sww_ros.engine.client import EngineError
 from sww_ros.engine.outbox import Frame
 from sww_ros.engine.streams import OpenStreams
@@ -194,8 +195,8 @@ def test_an_engine_that_dies_once_it_is_loaded_is_restarted_paused(
     def then_dies(channel: Channel) -> tuple[dict, bytearray] | None:
         message = receive(channel)
         if message and message[0]['type'] == 'ready' and next(mortal, False):
-            client._process._process.kill()
-            client._process._process.wait()
+            os.kill(client.pid, signal.SIGKILL)
+            wait_until(lambda pid=client.pid: is_gone(pid))
         return message
 
     monkeypatch.setattr(Channel, 'receive', then_dies)
