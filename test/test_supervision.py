@@ -10,7 +10,7 @@ import pytest
 
 from sww_ros.engine import streams as streams_module
 from sww_ros.engine import supervision as supervision_module
-from sww_ros.engine.outbox import Frame
+from sww_ros.engine.frame import Frame
 from sww_ros.engine.supervision import LONG_LIFE_NS, WAITING_FRAMES, EngineError, Supervision
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (

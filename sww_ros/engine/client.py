@@ -10,7 +10,7 @@ import time
 from typing import Concatenate, ParamSpec, TypeVar
 import uuid
 
-from sww_ros.engine.outbox import Frame
+from sww_ros.engine.frame import Frame
 from sww_ros.engine.process import WorkerProcess
 from sww_ros.engine.supervision import EngineError, Supervision
 from sww_ros.engine.worker import open_request
@@ -40,7 +40,7 @@ class EngineClient:
     Only `start` and `close` wait. Whatever is told comes one at a time, on one thread of the
     client, which nothing else waits for; so do the ends of questions that a dying engine leaves
     open (finish_reason error). A listener that raises is logged, and told the next thing all the
-    same.
+    same. `question_timeout_s` is how long a question waits for something to be seen [s].
 
     :param on_event: takes each event
     :param on_lost: told in words that the engine died or could not be restarted
@@ -66,7 +66,6 @@ class EngineClient:
         self._machine = Supervision(config, BACKOFF_S if restart else ())
         self._threads: list[threading.Thread] = []
         self.question_timeout_s = config.question_timeout_s
-        """How long a question waits for something to be seen [s]."""
 
     @property
     def info(self) -> dict:
@@ -161,12 +160,12 @@ class EngineClient:
         while True:
             with self._changed:
                 machine.now_ns = time.monotonic_ns()
-                while (found := following(machine)) is None:
+                if (found := following(machine)) is None:
                     if machine.closed:
                         return
                     self._changed.wait(machine.wait_s)
-                    machine.now_ns = time.monotonic_ns()
-            yield found
+            if found is not None:
+                yield found
 
     def _tell_all(self) -> None:
         for listener, what in self._all(Supervision.next_told):
@@ -188,6 +187,8 @@ class EngineClient:
                 self._handle(Supervision.ended, f'the engine could not be started: {error}')
                 continue
             self._handle(Supervision.started, process)
+            if self._machine.closed:  # Before there was a channel to close.
+                process.channel.close()
             try:
                 why = self._run(process, config, timeout_s)
             except Exception as error:  # Or there would be no engine any more, and no word of it.
@@ -198,8 +199,6 @@ class EngineClient:
 
     def _run(self, process: WorkerProcess, config: SessionConfig, timeout_s: float) -> str:
         """Load the model and pass on what is told; return why not, unless the engine just ended."""
-        if self._machine.closed:  # Before there was a channel to close.
-            return ''
         try:
             process.channel.send(open_request(self._session, self._model, config))
             if not process.channel.wait_readable(timeout_s):
@@ -207,7 +206,7 @@ class EngineClient:
                 return f'the model {self._model} was not loaded within {timeout_s:.0f} s'
             message = process.channel.receive()
         except (OSError, ValueError):
-            return ''
+            message = None
         if message is None:
             return ''
         if message[0].get('type') != 'ready':
@@ -225,23 +224,11 @@ class EngineClient:
     def _send(self) -> None:
         for process, item in self._all(Supervision.next_send):
             try:
-                if isinstance(item, Frame):
-                    self._send_frame(process, item)
-                else:
-                    process.channel.send(item)
+                process.channel.send(*(item.message() if isinstance(item, Frame) else [item]))
             except OSError:
                 pass  # The receiver sees the same end, and reports it.
-
-    def _send_frame(self, process: WorkerProcess, frame: Frame) -> None:
-        try:
-            pixels = frame.load()
-            process.channel.send(
-                {'command': 'feed', 'shape': pixels.shape, 'stamp_ns': frame.stamp_ns,
-                 'received_ns': frame.received_ns}, pixels.data)
-        except OSError:
-            raise
-        except Exception as error:  # Too large, no memory, OpenCV's own: it costs this frame only.
-            self._handle(Supervision.frame_failed, process, str(error) or repr(error))
+            except Exception as error:  # Too large, no memory, OpenCV's own: it costs this frame.
+                self._handle(Supervision.frame_failed, process, str(error) or repr(error))
 
 
 def _tell(listener: Callable, what: Event | dict | str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+import math
 
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (
@@ -37,10 +38,8 @@ class OpenStreams:
     """
 
     def __init__(self, config: SessionConfig) -> None:
-        self._limit = config.max_answers
-        if config.question_policy == 'queue':
-            self._limit += config.max_queued
-        self._always_room = config.question_policy == 'interrupt'
+        room = {'queue': config.max_queued, 'reject': 0, 'interrupt': math.inf}
+        self._limit = config.max_answers + room[config.question_policy]
         self._streams = {NARRATION: _Stream()}
         self._first_video = self._newest_video = 0
         self.seen = self._begins_anew = False
@@ -58,7 +57,7 @@ class OpenStreams:
         """
         if question_id in self._streams:
             raise ValueError(f'the id {question_id!r} is in use: give each question its own')
-        if not self._always_room and len(self.questions) >= self._limit:
+        if len(self.questions) >= self._limit:
             return False
         self._streams[question_id] = _Stream()
         return True

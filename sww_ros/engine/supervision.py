@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sww_ros.engine.outbox import Frame
+from sww_ros.engine.frame import Frame
 from sww_ros.engine.streams import OpenStreams
 from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import (
