@@ -115,7 +115,7 @@ class EngineClient:
             raise EngineError(machine.failure)
         return machine.info
 
-    # Under the client's lock.
+    # What the machine takes, under the client's lock; none of it waits.
     feed = _passed_on(Supervision.feed)
     cancel = _passed_on(Supervision.cancel)
     cancel_all = _passed_on(Supervision.cancel_all)
@@ -127,11 +127,9 @@ class EngineClient:
 
     def ask(self, question: str, question_id: str = '') -> str:
         """
-        Ask, and return the question's id at once; its answer comes as events.
+        Ask, and return the question's id at once; raises what `Supervision.ask` does.
 
         :param question_id: an id that no other question has; made up if empty
-        :raises ValueError: for a question that is empty or too long, or an id that is in use
-        :raises EngineError: when the engine does not run, or too many questions wait already
         """
         question_id = question_id or f'q{uuid.uuid4().hex[:8]}'
         self._handle(Supervision.ask, question, question_id)
@@ -151,7 +149,7 @@ class EngineClient:
         """Have the machine take an input, and wake whoever waits for what follows from it."""
         with self._changed:
             self._machine.now_ns = time.monotonic_ns()
-            self._changed.notify_all()
+            self._changed.notify_all()  # They wake once the lock is free, with the input taken.
             return given(self._machine, *arguments, **options)
 
     def _all(self, following: Callable[[Supervision], T | None]) -> Iterator[T]:

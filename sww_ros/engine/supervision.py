@@ -100,7 +100,12 @@ class Supervision:
         self._frames.append(frame)
 
     def ask(self, question: str, question_id: str) -> None:
-        """Take a question."""
+        """
+        Take a question; its answer comes as events.
+
+        :raises ValueError: for a question that is empty or too long, or an id that is in use
+        :raises EngineError: when the engine does not run, or too many questions wait already
+        """
         question = check_question(question)
         self._check_ready()
         if not self.streams.admit(question_id):
@@ -125,7 +130,7 @@ class Supervision:
             self.cancel(question_id, reason)
 
     def abandon(self, question_ids: Sequence[str], reason: str) -> None:
-        """End questions now, whether the engine does or hangs; those not open are left alone."""
+        """End open questions at once, whether the engine does or hangs; their ends are told."""
         self._tell(*self.streams.end(question_ids, self.now_ns, reason))
 
     def set_prompt(self, text: str) -> None:
