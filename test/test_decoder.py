@@ -268,7 +268,7 @@ def test_many_lanes_call_hardly_more_operators_than_one():
 
     one = calls(1)
     assert calls(9) < 1.7 * one
-    # 6 layers of the built-in model once took 1,632.
+    # Six layers of the built-in model once took 1,622.
     assert one / played.decoder.layer_count < 180
 
 

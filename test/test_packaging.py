@@ -188,3 +188,12 @@ def test_run_keeps_the_settings_of_the_user():
     assert run() == str([str(ROOT / 'config/fastdds_shm.xml'), 'LOCALHOST', None])
     chosen = dict(zip(names, ['mine.xml', 'SUBNET', 'logs']))
     assert run(**chosen) == str(list(chosen.values()))
+
+
+def test_run_finds_the_executables():
+    if not (ROOT / '.venv/.sww_key').exists():
+        pytest.skip('scripts/setup has not run here')
+    found = subprocess.run(
+        [str(ROOT / 'scripts/run'), 'which', 'narrator', 'console'], capture_output=True,
+        text=True, check=True, env=os.environ | {'PATH': os.defpath})
+    assert [Path(line).parent.name for line in found.stdout.split()] == ['sww_ros'] * 2

@@ -6,7 +6,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
-from sww_ros.streaming import executors
+from sww_ros.streaming import rules
 from sww_ros.streaming.config import OVERLAPS, SessionConfig
 from sww_ros.streaming.events import (
     NARRATION,
@@ -178,7 +178,7 @@ def test_interleaved_a_step_may_follow_a_step_of_which_nothing_was_said(models):
         # Both at once, so that there is nothing to say when the second step is looked for.
         with session._changed:
             feed(session, 1, ends=False)
-            jobs = session.take(executors.perception)
+            jobs = session.take(rules.perception)
             session.pause(True)
         session.hand_in(session._runner.run(jobs))
         session.pause(False)

@@ -84,6 +84,7 @@ enter_environment() {
   COLCON_PYTHON_EXECUTABLE=$(readlink -f "$venv/bin/python3")
   source_ros "$install/local_setup.bash"
   unset COLCON_PYTHON_EXECUTABLE
+  export PATH=$install/sww_ros/lib/sww_ros:$PATH
   linkable || export PYTHONPATH=$SWW_ROOT${PYTHONPATH:+:$PYTHONPATH}
   export ROS_DISTRO=${ROS_DISTRO:-jazzy}
   export ROS_AUTOMATIC_DISCOVERY_RANGE=${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}

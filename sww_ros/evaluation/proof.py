@@ -28,9 +28,9 @@ from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import TextDelta, Trouble
-from sww_ros.streaming.executors import RULES
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
+from sww_ros.streaming.rules import RULES
 from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
 

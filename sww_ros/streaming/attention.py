@@ -73,17 +73,32 @@ class _Run:
     start: int
     stop: int
     contexts: list[LaneView | None]
+    _to: Sequence[torch.Tensor]
+    _keys: Sequence[torch.Tensor]
+    _values: Sequence[torch.Tensor]
+    _mask: torch.Tensor | None
 
     def write(self, layer: int, kv: torch.Tensor) -> None:
-        raise NotImplementedError
+        self._to[layer].copy_(_part(kv, self.start, self.stop))
 
     def read(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """Return what the rows read if they see their own lanes alone."""
-        raise NotImplementedError
+        out = F.scaled_dot_product_attention(
+            self._arranged(q), self._keys[layer], self._values[layer], self._mask)
+        return self._in_rows(out)
 
     def part(self, layer: int, q: torch.Tensor) -> _Part:
         """Return what they read of their own lanes, to be merged."""
-        raise NotImplementedError
+        out, lse = attend(self._arranged(q), self._keys[layer], self._values[layer], self._mask)
+        return self._in_rows(out), self._in_rows(lse)
+
+    def _arranged(self, q: torch.Tensor) -> torch.Tensor:
+        """The queries of these rows as the kernel wants them."""
+        return _part(q, self.start, self.stop)
+
+    def _in_rows(self, out: torch.Tensor) -> torch.Tensor:
+        """What the kernel returns, rows first."""
+        return out
 
 
 class _ChunkRun(_Run):
@@ -99,18 +114,11 @@ class _ChunkRun(_Run):
         self._keys, self._values = seen[0].unbind(), seen[1].unbind()
         self._mask = kv.new_full((rows.count, length), -torch.inf).triu_(first + 1)
 
-    def write(self, layer: int, kv: torch.Tensor) -> None:
-        self._to[layer].copy_(_part(kv, self.start, self.stop))
+    def _arranged(self, q: torch.Tensor) -> torch.Tensor:
+        return _part(q, self.start, self.stop).permute(1, 2, 0, 3)
 
-    def read(self, layer: int, q: torch.Tensor) -> torch.Tensor:
-        mine = _part(q, self.start, self.stop).permute(1, 2, 0, 3)
-        return F.scaled_dot_product_attention(
-            mine, self._keys[layer], self._values[layer], self._mask).permute(2, 0, 1, 3)
-
-    def part(self, layer: int, q: torch.Tensor) -> _Part:
-        mine = _part(q, self.start, self.stop).permute(1, 2, 0, 3)
-        out, lse = attend(mine, self._keys[layer], self._values[layer], self._mask)
-        return out.permute(2, 0, 1, 3), lse.permute(2, 0, 1)
+    def _in_rows(self, out: torch.Tensor) -> torch.Tensor:
+        return out.movedim(2, 0)
 
 
 class _LanesRun(_Run):
@@ -135,17 +143,9 @@ class _LanesRun(_Run):
 
     def write(self, layer: int, kv: torch.Tensor) -> None:
         if self._at is None:
-            self._to[layer].copy_(_part(kv, self.start, self.stop))
+            super().write(layer, kv)
         else:
             self._to[layer].index_put_(self._at, _part(kv, self.start, self.stop))
-
-    def read(self, layer: int, q: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(
-            _part(q, self.start, self.stop), self._keys[layer], self._values[layer], self._mask)
-
-    def part(self, layer: int, q: torch.Tensor) -> _Part:
-        mine = _part(q, self.start, self.stop)
-        return attend(mine, self._keys[layer], self._values[layer], self._mask)
 
 
 class _Shared:

@@ -74,7 +74,7 @@ def decide(measured: dict[str, dict[str, float]]) -> tuple[str, str]:
     best = max(alike, key=lambda name: alike[name]['steps_per_s'])
     told = ', '.join(f'{name} {found["first_sight_s"] * 1e3:.1f} ms and '
                      f'{found["steps_per_s"]:.1f} steps/s' for name, found in measured.items())
-    return best, f'of frame to first token, and of steps at full load, measured: {told}'
+    return best, f'from a frame to its first token, and at full load: {told}'
 
 
 def candidates(checkpoint: Checkpoint, config: SessionConfig) -> list[str]:

@@ -93,7 +93,7 @@ class Core:
         self._perceiving: Open | Perceive | None = None
         self._decoding: Decode | None = None
         self._decoded: deque[tuple[int, int]] = deque(maxlen=4096)
-        self._is_behind, self._decoded_since = False, 0
+        self._decodes_first = 0
         self._failures: Counter[str] = Counter()
         self._seq: dict[str, int] = {}
         self._events: list[Event] = []
@@ -158,7 +158,7 @@ class Core:
         A step is perceived between two tokens of a sentence; but where the next step waited
         already when the last one was perceived, that one gets its tokens first.
         """
-        return not self._is_behind or self._decoded_since >= self.wait_k
+        return not self._decodes_first
 
     @property
     def at_rest(self) -> bool:
@@ -299,7 +299,7 @@ class Core:
             video.steps.append(StepInfo(frames[-1].stamp_ns, before + len(frames)))
         if not is_current:
             return  # Its frames were dropped when it was forgotten; answers in its pass saw it.
-        self._is_behind, self._decoded_since = self._frames.complete, 0
+        self._decodes_first = self.wait_k if self._frames.complete else 0
         video.ended = job.last
         video.budget.perceived(len(video.steps), video.ended)
         self._tell(StepPerceived(
@@ -320,7 +320,7 @@ class Core:
     def _was_decoded(self, given: Decoded) -> None:
         job = given.job
         self._failures['decoding'] = 0
-        self._decoded_since += 1
+        self._decodes_first = max(0, self._decodes_first - 1)
         if not job.riding:
             self._decoded.append((job.started_ns, given.decoded_ns))
         live = [(turn, spoken) for turn, spoken in zip(job.turns, given.spoken, strict=True)

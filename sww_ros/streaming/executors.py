@@ -1,8 +1,8 @@
 """
 How perception and generation share the hardware: executors, which differ in where jobs run.
 
-An executor is some threads, each with a rule for which jobs it takes of the core. The rule is
-asked again after every input, under the core's lock; jobs run outside of it.
+An executor is some threads, each with a rule for which jobs it takes of the core (rules.py). The
+rule is asked again after every input, under the core's lock; jobs run outside of it.
 """
 
 from __future__ import annotations
@@ -11,51 +11,10 @@ from collections.abc import Callable, Sequence
 import threading
 from typing import Protocol
 
-from sww_ros.streaming.core import Core
-from sww_ros.streaming.jobs import Failed, Input, Job, Perceive
+from sww_ros.streaming.jobs import Failed, Input, Job
 from sww_ros.streaming.processes import ChildError, ChildGone
+from sww_ros.streaming.rules import RULES, Rule
 from sww_ros.streaming.runner import describe
-
-Rule = Callable[[Core, int], Sequence[Job]]
-"""Takes jobs of one pass from a core, at a time [ns]; empty when there is nothing to do."""
-
-
-def perception(core: Core, now_ns: int) -> Sequence[Job]:
-    """Perceive, and nothing else."""
-    job = core.next_perception()
-    return [job] if job else []
-
-
-def generation(core: Core, now_ns: int) -> Sequence[Job]:
-    """Decode, and nothing else."""
-    job = core.next_decode(now_ns)
-    return [job] if job else []
-
-
-def one_at_a_time(core: Core, now_ns: int) -> Sequence[Job]:
-    """Perceive a step as soon as it is there, between two tokens of a sentence."""
-    first, second = perception, generation
-    if not core.prefers_perception:
-        first, second = second, first
-    return first(core, now_ns) or second(core, now_ns)
-
-
-def fused(core: Core, now_ns: int) -> Sequence[Job]:
-    """One pass for a step and the next token of every speaker, so that weights are read once."""
-    job = core.next_perception() if core.prefers_perception else None
-    if job is None:
-        return generation(core, now_ns) or perception(core, now_ns)
-    ridden = core.next_decode(now_ns, riding=job) if isinstance(job, Perceive) else None
-    return [job, ridden] if ridden else [job]
-
-
-RULES: dict[str, dict[str, Rule]] = {
-    'threads': {'perception': perception, 'generation': generation},
-    'processes': {'perception': perception, 'generation': generation},
-    'serial': {'serial': one_at_a_time},
-    'fused': {'fused': fused},
-}
-"""Each executor's threads, by name, and their rules."""
 
 
 class Desk(Protocol):

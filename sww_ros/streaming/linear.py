@@ -19,9 +19,12 @@ more, which for a small matrix is most of it. In bf16 both are oneDNN; packed sp
 
 
 def _can_pack(weight: torch.Tensor) -> bool:
-    return (weight.device.type == 'cpu' and weight.dtype in _MANY
-            and torch.backends.mkldnn.is_available()
-            and platform.machine().lower() in ('x86_64', 'amd64'))
+    if (weight.device.type != 'cpu' or weight.dtype not in _MANY
+            or not torch.backends.mkldnn.is_available()
+            or platform.machine().lower() not in ('x86_64', 'amd64')):
+        return False
+    # Processors without AVX-512 lack bf16 products.
+    return weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Matrix:

@@ -23,7 +23,7 @@ from sww_ros.streaming.config import (
 )
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.events import Event, SessionClosed, Trouble
-from sww_ros.streaming.executors import Executor, Rule
+from sww_ros.streaming.executors import Executor
 from sww_ros.streaming.jobs import (
     Asked,
     Cancelled,
@@ -42,6 +42,7 @@ from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import Scheme, VideoClock, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.prompt import question_parts
+from sww_ros.streaming.rules import Rule
 from sww_ros.streaming.runner import ModelRunner, repetition_penalty
 from sww_ros.streaming.trace import Trace
 

@@ -29,7 +29,7 @@ MOST_MOVES = 100
 _CALM = dict(feed=8, last=1, ask=2, cancel=1, prompt=1, reset=1, pause=1, wait=1, close=0.1,
              finish=14)
 _MOODS = (
-    (_CALM, 0.03, ('perception', 'decoding')),
+    (_CALM, 0.03, ('perception', 'decoding', 'all')),
     (_CALM | dict(last=5, prompt=0.2, reset=0.2), 0.0, ()),
     (_CALM | dict(ask=10, cancel=3), 0.02, ('perception', 'decoding')),
     (_CALM | dict(reset=4, prompt=4, ask=4), 0.05, ('perception', 'decoding')),

@@ -45,8 +45,8 @@ _EXECUTORS = (
     dict(overlap='fused', schedule='wait_k'), dict(overlap='serial', serial=True))
 # What differs between two states that go on alike: times, numbers, and what was said.
 _IMMATERIAL = frozenset((
-    '_config', '_decoded', '_events', '_now', '_seq', 'asked_ns', 'fed_ns', 'number', 'pixels',
-    'prompt', 'received_ns', 'stamp_ns', 'started_ns', 'unfinished', 'words'))
+    '_blind_ns', '_config', '_decoded', '_events', '_now', '_seq', 'asked_ns', 'fed_ns', 'number',
+    'pixels', 'prompt', 'received_ns', 'stamp_ns', 'started_ns', 'unfinished', 'words'))
 
 
 class Found(NamedTuple):
@@ -142,5 +142,5 @@ def _canonical(value: object, met: dict[int, int]) -> object:
     if (number := met.get(id(value))) is not None:
         return number
     met[id(value)] = len(met)
-    return kind.__name__, *[_canonical(one, met) for name, one in vars(value).items()
-                            if name not in _IMMATERIAL]
+    return kind.__name__, *[
+        _canonical(one, met) for name, one in vars(value).items() if name not in _IMMATERIAL]

@@ -141,6 +141,26 @@ def _time_stands_still(honest):
     return property(lambda core: None)
 
 
+@_fault(Core, 'deadline_ns')
+def _a_place_is_waited_for_like_a_video(honest):
+    """A question that waits for a place ends for lack of a video when another video begins."""
+    def deadline_ns(core):
+        core._blind_ns, blind_ns = 0, core._blind_ns
+        found = honest.fget(core)
+        core._blind_ns = blind_ns
+        return found
+    return property(deadline_ns)
+
+
+@_fault(Core, '_admit')
+def _the_last_step_lets_nobody_in(honest):
+    """A question that waits for a step misses it where the next video waits already."""
+    def admit(core):
+        if not core._perception_due:
+            honest(core)
+    return admit
+
+
 # Failures.
 
 @_fault(Core, '_perceived')

@@ -51,7 +51,7 @@ def repeated_failure_is_fatal(reading: Reading) -> Iterator[str]:
         if type(given) is Failed:
             side = 'decoding' if isinstance(given.jobs[0], Decode) else 'perception'
             counts[side] += 1
-            fatal = counts[side] > MAX_FAILURES
+            fatal = given.fatal or counts[side] > MAX_FAILURES
             if [event.fatal for event in troubles] != [fatal]:
                 yield f'failure {counts[side]} in a row of {side} is told as {troubles}'
         elif troubles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sww_ros.evaluation.simulation.reading import Moment, Reading
-from sww_ros.evaluation.simulation.world import Told
+from sww_ros.evaluation.simulation.world import Rest, Taken, Told
 from sww_ros.streaming.events import (
     NARRATION,
     QuestionState,
@@ -21,6 +21,7 @@ from sww_ros.streaming.jobs import (
     Decode,
     Decoded,
     Failed,
+    Perceive,
     Reset,
     Ticked,
 )
@@ -186,24 +187,27 @@ def a_step_lets_questions_in(reading: Reading) -> Iterator[str]:
 def waiting_for_a_video_has_an_end(reading: Reading) -> Iterator[str]:
     """After the timeout without anything to see, and not before; waiting for a place has none."""
     timeout_ns = round(reading.settings.question_timeout_s * 1e9)
-    blind_since, sees = 0, False
+    blind_since, sees, perceiving = 0, False, False
     for moment in reading.moments:
         entry = moment.entry
         if not isinstance(entry, Told):
             late = [asking.question_id for asking in moment.open.values() if asking.video is None
                     and entry.now - max(asking.asked_ns, blind_since) >= timeout_ns]
-            if timeout_ns and late and not sees:
+            if timeout_ns and late and not sees and isinstance(entry, Rest):
                 yield f'{late} still wait at {entry.now}'
+            if isinstance(entry, Taken):
+                perceiving |= any(isinstance(job, Perceive) for job in entry.jobs)
             continue
         for event in entry.events:
             if isinstance(event, StepPerceived):
-                sees = True
+                sees, perceiving = True, False
             elif isinstance(event, Restarted):
                 blind_since, sees = entry.now if sees else blind_since, False
+                perceiving = False
             elif isinstance(event, TextDelta) and event.finish_reason == 'no_video':
                 asking = moment.open.get(event.stream_id)
                 waited = entry.now - max(asking.asked_ns, blind_since) if asking else 0
-                if not timeout_ns or sees or waited < timeout_ns:
+                if not timeout_ns or sees or perceiving or waited < timeout_ns:
                     yield f'{event.stream_id!r} timed out after {waited} ns without a video'
 
 

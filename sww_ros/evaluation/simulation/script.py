@@ -121,9 +121,9 @@ class Finish(_Brief):
     """
     A worker is done with its jobs.
 
-    `fails` is the side that fails if it took part: perception | decoding. `says` holds what the
-    turns come to, one letter each, over and over: t a word, S a word that ends a sentence, h half
-    a character, s silence, e the end of a turn.
+    `fails` is the side that fails if it took part: perception | decoding; or all, for good. `says`
+    holds what the turns come to, one letter each, over and over: t a word, S a word that ends a
+    sentence, h half a character, s silence, e the end of a turn.
     """
 
     worker: int = 0

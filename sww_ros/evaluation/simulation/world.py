@@ -1,7 +1,7 @@
 """
 Virtual time: an executor without threads drives a core with a fake model, and keeps a log.
 
-Workers take jobs by the rules of `executors.RULES`, as threads would, and hold them until the
+Workers take jobs by the rules of `rules.RULES`, as threads would, and hold them until the
 script says that they are done; so any order in which threads could meet can be written down.
 """
 
@@ -24,7 +24,6 @@ from sww_ros.evaluation.simulation.script import (
     Wait,
 )
 from sww_ros.streaming.events import Event
-from sww_ros.streaming.executors import RULES, fused, one_at_a_time
 from sww_ros.streaming.jobs import (
     Asked,
     Cancelled,
@@ -47,6 +46,7 @@ from sww_ros.streaming.jobs import (
     Ticked,
     Turn,
 )
+from sww_ros.streaming.rules import RULES, fused, one_at_a_time
 
 MOST_JOBS = 400
 """More passes than this after the last move, and the core counts as never coming to rest."""
@@ -250,6 +250,9 @@ class World:
         jobs, self._held[worker] = self._held[worker], ()
         if fails and any(_side(job) == fails for job in jobs):
             self._tell(Failed(tuple(jobs), f'{fails} fails'))
+            return
+        if jobs and fails == 'all':
+            self._tell(Failed(tuple(jobs), 'all that computes is gone', fatal=True))
             return
         for job in jobs:
             self._tell(self._result(job, self._since[worker], says))
