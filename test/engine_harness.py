@@ -12,7 +12,7 @@ from fake_session import SESSION
 import numpy as np
 
 from sww_ros.engine.client import EngineClient
-from sww_ros.engine.outbox import Frame
+from sww_ros.engine.frame import Frame
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import TextDelta
 

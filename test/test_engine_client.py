@@ -16,7 +16,7 @@ import pytest
 
 from sww_ros.engine import client as client_module
 from sww_ros.engine.client import EngineError
-from sww_ros.engine.outbox import Frame
+from sww_ros.engine.frame import Frame
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FramesDropped, QuestionState, Restarted, StepPerceived
 

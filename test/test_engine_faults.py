@@ -9,16 +9,18 @@ import subprocess
 import threading
 
 from engine_harness import HERE, START_S, Listener, frame, listening
+from fake_session import SESSION
+from narrator_harness import is_gone, wait_until
 import numpy as np
 import pytest
 
 from sww_ros import wire
 from sww_ros.engine import client as client_module
-from sww_ros.engine.client import EngineError
-from sww_ros.engine.outbox import Frame
+from sww_ros.engine.client import EngineClient, EngineError
+from sww_ros.engine.frame import Frame
 from sww_ros.engine.streams import OpenStreams
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import FramesDropped, StepPerceived, Trouble
+from sww_ros.streaming.events import Event, FramesDropped, StepPerceived, Trouble
 from sww_ros.wire import Channel
 
 
@@ -48,6 +50,49 @@ def test_a_frame_that_cannot_be_sent_is_told_and_the_next_thing_is_sent(
     assert words in listener.of(Trouble)[0].message
     assert FramesDropped('bad', 1) in listener.events
     assert listener.wait_final(listener.client.ask('are you there?')).finish_reason == 'stop'
+
+
+def test_feeding_waits_for_no_listener():
+    released, held = threading.Event(), threading.Event()
+
+    def hold(event: Event) -> None:
+        held.set()
+        released.wait(30.0)
+
+    client = EngineClient('fake', SessionConfig(), session=SESSION, on_event=hold)
+    client.start(START_S)
+    feeder = threading.Thread(target=lambda: [client.feed(frame(stamp)) for stamp in range(100)])
+    try:
+        client.ask('what?')
+        assert held.wait(10.0)
+        feeder.start()
+        feeder.join(10.0)
+        assert not feeder.is_alive(), 'the thread of the camera waits'
+    finally:
+        released.set()
+        client.close()
+
+
+def test_all_that_is_told_is_told_on_one_thread(monkeypatch: pytest.MonkeyPatch):
+    threads, into = set(), Listener._into
+
+    def noted(self: Listener, bucket: list):
+        def note(item: object) -> None:
+            if bucket is not self.lines:
+                threads.add(threading.get_ident())
+            into(self, bucket)(item)
+        return note
+
+    monkeypatch.setattr(Listener, '_into', noted)
+    with listening() as listener:
+        for stamp in range(10):
+            listener.client.feed(frame(stamp))
+        listener.client.abandon([listener.client.ask('long')], 'timeout')
+        os.kill(listener.client.pid, signal.SIGKILL)
+        listener.wait(lambda: len(listener.ready) == 2)
+        question = listener.client.ask('long')
+    assert listener.text(question)[-1].finish_reason == 'error', 'it is told before the close ends'
+    assert len(threads) == 1 and threading.get_ident() not in threads
 
 
 def no_process(*_: object, **__: object) -> None:
@@ -194,8 +239,8 @@ def test_an_engine_that_dies_once_it_is_loaded_is_restarted_paused(
     def then_dies(channel: Channel) -> tuple[dict, bytearray] | None:
         message = receive(channel)
         if message and message[0]['type'] == 'ready' and next(mortal, False):
-            client._process._process.kill()
-            client._process._process.wait()
+            os.kill(client.pid, signal.SIGKILL)
+            wait_until(lambda pid=client.pid: is_gone(pid))
         return message
 
     monkeypatch.setattr(Channel, 'receive', then_dies)

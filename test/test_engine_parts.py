@@ -1,4 +1,4 @@
-"""The engine's parts without a process: wire, sampler, outbox, memory, open streams."""
+"""The engine's parts without a process: wire, sampler, memory, open streams."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from sww_ros.engine import memory
-from sww_ros.engine.outbox import Frame, Outbox
 from sww_ros.engine.sampler import Choice, FrameSampler
 from sww_ros.engine.streams import OpenStreams
 from sww_ros.streaming.config import SessionConfig
@@ -25,7 +24,7 @@ from sww_ros.streaming.events import (
 from sww_ros.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
 
 SECOND = 1_000_000_000
-FRAME = Frame(lambda: np.zeros((2, 2, 3), np.uint8), 0, 0)
+NOW = 9
 DELTA = TextDelta('q', 0, 'a', '', False, '', 3, 4, 8, 5, 0, 0, False)
 
 
@@ -99,20 +98,6 @@ def test_sampler_begins_anew_when_stamps_jump_back():
         FrameSampler(0.0)
 
 
-def test_outbox_prefers_commands_and_new_frames():
-    outbox = Outbox(max_frames=2)
-    frames = [replace(FRAME, stamp_ns=i) for i in range(4)]
-    assert [outbox.put_frame(frame) for frame in frames] == [0, 0, 1, 1]
-    outbox.put_command({'command': 'a'})
-    outbox.put_command({'command': 'b'})
-    assert [outbox.take() for _ in range(4)] == [{'command': 'a'}, {'command': 'b'}, *frames[2:]]
-    outbox.put_frame(FRAME)
-    assert outbox.clear_frames() == 1
-    taker = threading.Timer(0.05, outbox.close)
-    taker.start()
-    assert outbox.take() is None
-
-
 def test_memory_is_refused_in_words(tmp_path: Path):
     (tmp_path / 'model.safetensors').write_bytes(bytes(1000))
     (tmp_path / 'pytorch_model.bin').write_bytes(bytes(5000))
@@ -147,17 +132,17 @@ def test_questions_are_admitted_as_the_policy_says(policy: str, room: int):
 
 def test_streams_end_once_and_without_gaps():
     streams = OpenStreams(SessionConfig())
-    assert streams.follow(DELTA) == []
+    assert streams.follow(DELTA, NOW) == []
     assert streams.admit('q')
-    assert streams.follow(DELTA) == [DELTA]
+    assert streams.follow(DELTA, NOW) == [DELTA]
     narrated = replace(DELTA, stream_id=NARRATION, seq=70)
-    assert [e.seq for _ in range(3) for e in streams.follow(narrated)] == [0, 1, 2]
-    ends = streams.end_all()
+    assert [e.seq for _ in range(3) for e in streams.follow(narrated, NOW)] == [0, 1, 2]
+    ends = streams.end_all(NOW)
     assert [(e.stream_id, e.seq, e.final, e.finish_reason, e.step) for e in ends] == [
         ('q', 1, True, 'error', 3), (NARRATION, 3, True, 'error', 3)]
-    assert streams.end_all() == []
-    assert streams.follow(DELTA) == []
-    assert [e.seq for e in streams.follow(narrated)] == [4]
+    assert streams.end_all(NOW) == []
+    assert streams.follow(DELTA, NOW) == []
+    assert [e.seq for e in streams.follow(narrated, NOW)] == [4]
 
 
 def test_a_question_taken_back_ends_for_the_reason_it_was_taken_back_for():
@@ -167,48 +152,48 @@ def test_a_question_taken_back_ends_for_the_reason_it_was_taken_back_for():
                         ('timeout', replace(cancelled, finish_reason='stop')), ('', cancelled)):
         assert streams.admit('q')
         assert streams.name_end('q', name) if name else True
-        told, = streams.follow(ended)
+        told, = streams.follow(ended, NOW)
         assert told.finish_reason == ('stop' if ended.finish_reason == 'stop'
                                       else name or 'cancelled')
     assert not streams.name_end('q', 'timeout')
     assert streams.admit('q')
-    assert [e.finish_reason for e in streams.end(['q', 'unknown'], 'deactivated')] == [
+    assert [e.finish_reason for e in streams.end(['q', 'unknown'], NOW, 'deactivated')] == [
         'deactivated']
-    assert streams.follow(cancelled) == []
+    assert streams.follow(cancelled, NOW) == []
 
 
 def test_what_has_been_seen_is_of_the_current_video():
     streams, step = OpenStreams(SessionConfig()), StepPerceived(0, *range(10))
     assert not streams.seen
-    streams.follow(step)
+    streams.follow(step, NOW)
     assert streams.seen
     streams.begin_anew()
-    streams.follow(step)  # Was on its way, and is of the video before.
+    streams.follow(step, NOW)  # Was on its way, and is of the video before.
     assert not streams.seen
-    streams.follow(Restarted('reset', 1))
+    streams.follow(Restarted('reset', 1), NOW)
     assert not streams.seen
-    streams.follow(replace(step, video=1))
+    streams.follow(replace(step, video=1), NOW)
     assert streams.seen
-    streams.follow(Restarted('capacity', 2))
+    streams.follow(Restarted('capacity', 2), NOW)
     assert not streams.seen
-    streams.follow(replace(step, video=2))
-    streams.end_all()
+    streams.follow(replace(step, video=2), NOW)
+    streams.end_all(NOW)
     assert not streams.seen
 
 
 def test_an_engine_that_restarts_goes_on_counting_videos():
     streams = OpenStreams(SessionConfig())
     events = [Restarted('reset', 1), FirstSight(0, 0, 0, 0, video=1), Restarted('ended', 2)]
-    assert [e.video for event in events for e in streams.follow(event)] == [1, 1, 2]
-    streams.end_all()
-    assert [e.video for e in streams.follow(FirstSight(0, 0, 0, 0))] == [3]
-    assert [e.video for event in events for e in streams.follow(event)] == [4, 4, 5]
+    assert [e.video for event in events for e in streams.follow(event, NOW)] == [1, 1, 2]
+    streams.end_all(NOW)
+    assert [e.video for e in streams.follow(FirstSight(0, 0, 0, 0), NOW)] == [3]
+    assert [e.video for event in events for e in streams.follow(event, NOW)] == [4, 4, 5]
 
 
 def test_a_rejected_question_ends():
     streams = OpenStreams(SessionConfig())
     streams.admit('q')
-    told = streams.follow(QuestionState('q', 'rejected', 'full'))
+    told = streams.follow(QuestionState('q', 'rejected', 'full'), NOW)
     assert [type(event) for event in told] == [QuestionState, TextDelta]
     assert (told[1].final, told[1].finish_reason, told[1].step) == (True, 'error', -1)
     assert streams.questions == []

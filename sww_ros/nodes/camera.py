@@ -18,7 +18,7 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_policy_n
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
-from sww_ros.engine.outbox import Frame
+from sww_ros.engine.frame import Frame
 from sww_ros.engine.sampler import Choice, FrameSampler
 from sww_ros.nodes.images import compressed_to_rgb, image_to_rgb
 from sww_ros.nodes.latency import Rate

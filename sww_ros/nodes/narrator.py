@@ -15,8 +15,8 @@ from std_srvs.srv import SetBool, Trigger
 from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import SetPrompt
 from sww_ros.engine.client import SESSION, EngineClient, EngineError
+from sww_ros.engine.frame import Frame
 from sww_ros.engine.memory import resident_bytes
-from sww_ros.engine.outbox import Frame
 from sww_ros.nodes import narrator_parameters as parameters
 from sww_ros.nodes.alarm import Alarm
 from sww_ros.nodes.annotation import Annotator

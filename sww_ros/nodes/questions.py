@@ -81,6 +81,7 @@ class Questions:
         engine.cancel_all(reason)
         if not self.answers.wait_empty(CANCEL_S):
             engine.abandon(self.answers.question_ids, reason)
+            self.answers.wait_empty(CANCEL_S)  # For their ends to be published.
 
     def _ask(self, question: str,
              on_chunk: Callable[[TextChunk], None] = lambda _: None) -> Answer:

@@ -1,0 +1,274 @@
+"""
+The supervision of engines: the one place where the client decides anything, and does nothing.
+
+A pure state machine, as the core of a session is one (streaming/core.py): no thread, lock, clock
+or socket. Inputs are its methods; `now_ns` is set before each. What is to be done follows from the
+state: `next_launch`, `next_send` and `next_told` hand out what to launch, to send and to tell, in
+order. One engine runs at a time, and what it was given and has not accounted for ends with it.
+
+Calls need one lock around each of them; what is handed out is done outside of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sww_ros.engine.frame import Frame
+from sww_ros.engine.streams import OpenStreams
+from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
+from sww_ros.streaming.events import (
+    Event,
+    FramesDropped,
+    StepPerceived,
+    Trouble,
+    event_from_dict,
+)
+
+WAITING_FRAMES = 2
+LONG_LIFE_NS = 60_000_000_000
+"""An engine that lived this long has its next restart without the earlier ones' delay."""
+
+
+class EngineError(RuntimeError):
+    """The engine cannot do what is asked; the message says why."""
+
+
+class Supervision:
+    """
+    Runs one engine after the other, and keeps what outlives them: questions, prompt, pause.
+
+    :param config: the session's settings; the prompt may change
+    :param backoff_s: how long to wait before the first, second, … restart in a row [s], the last
+        one also before all that follow; empty: an engine that dies is not started again
+    """
+
+    def __init__(self, config: SessionConfig, backoff_s: Sequence[float]) -> None:
+        self.now_ns = 0
+        self.engine: object | None = None
+        self.info: dict = {}
+        self.lives, self.failure = 0, ''
+        self.ready = self.closed = self._paused = False
+        self._config, self._prompt = config, config.prompt
+        self._backoff_ns = [round(delay * 1e9) for delay in backoff_s]
+        self.streams = OpenStreams(config)
+        self._commands: deque[dict] = deque()
+        self._frames: deque[Frame] = deque(maxlen=WAITING_FRAMES)
+        self._told: deque[tuple[str, Event | dict | str]] = deque()
+        self._owed_frames = self._attempt = 0
+        self._launch_ns: int | None = 0
+        self._ready_ns: int | None = None
+
+    # What is to be done, derived from the state.
+
+    def next_launch(self) -> SessionConfig | None:
+        """Return with which settings to launch an engine, if it is time to."""
+        if self.closed or self._launch_ns is None or self._launch_ns > self.now_ns:
+            return None
+        self._launch_ns, self._config = None, replace(self._config, prompt=self._prompt)
+        return self._config
+
+    def next_send(self) -> tuple[object, dict | Frame] | None:
+        """Return an engine and what it is to be given, if anything: commands before frames."""
+        if self._commands:
+            return self.engine, self._commands.popleft()
+        if self._frames:
+            self._owed_frames += 1
+            return self.engine, self._frames.popleft()
+        return None
+
+    def next_told(self) -> tuple[str, Event | dict | str] | None:
+        """Return what is told next, if anything: 'event' an event, 'lost' why, 'ready' the info."""
+        return self._told.popleft() if self._told else None
+
+    @property
+    def wait_s(self) -> float | None:
+        """How long until it is time for a launch [s]; None: nothing without another input."""
+        if self.closed or self._launch_ns is None or self._launch_ns <= self.now_ns:
+            return None
+        return (self._launch_ns - self.now_ns) / 1e9
+
+    # What is asked of the client.
+
+    def feed(self, frame: Frame) -> None:
+        """Hand over a frame; one that is pushed out by a newer one is dropped as 'overrun'."""
+        if not self.ready:
+            self._drop('engine', 1)
+            return
+        self._drop('overrun', len(self._frames) == WAITING_FRAMES)
+        self._frames.append(frame)
+
+    def ask(self, question: str, question_id: str) -> None:
+        """
+        Take a question; its answer comes as events.
+
+        :raises ValueError: for a question that is empty or too long, or an id that is in use
+        :raises EngineError: when the engine does not run, or too many questions wait already
+        """
+        question = check_question(question)
+        self._check_ready()
+        if not self.streams.admit(question_id):
+            raise EngineError(f'{len(self.streams.questions)} questions are being answered or '
+                              'wait, no more are taken: ask again later')
+        self._command('ask', question=question, question_id=question_id)
+
+    def cancel(self, question_id: str, reason: str = 'cancelled') -> bool:
+        """
+        Take a question back; False if it is not open.
+
+        :param reason: the finish_reason with which its answer is to end
+        """
+        if not self.streams.name_end(question_id, reason):
+            return False
+        self._command('cancel', question_id=question_id)
+        return True
+
+    def cancel_all(self, reason: str = 'cancelled') -> None:
+        """Take back every open question; see `cancel`."""
+        for question_id in self.streams.questions:
+            self.cancel(question_id, reason)
+
+    def abandon(self, question_ids: Sequence[str], reason: str) -> None:
+        """End open questions at once, whether the engine does or hangs; their ends are told."""
+        self._tell(*self.streams.end(question_ids, self.now_ns, reason))
+
+    def set_prompt(self, text: str) -> None:
+        """
+        Change what the model is told to do; kept when the engine restarts.
+
+        :raises ValueError: for a prompt that is empty or too long
+        :raises EngineError: when the engine does not run
+        """
+        text = check_prompt(text)
+        self._check_ready()
+        self._prompt = text
+        self._command_prompt()
+
+    def keep_prompt(self, text: str) -> None:
+        """
+        Change what the model is told to do; an engine that does not run is told when it does.
+
+        The stream goes on if it is told the same already.
+
+        :param text: empty for what the checkpoint says
+        :raises ValueError: for a prompt that is too long
+        """
+        text = check_prompt(text) if text.strip() else ''
+        told, default = self._prompt, self.info.get('default_prompt', '')
+        self._prompt = text
+        if (text or default) != (told or default):
+            self._command_prompt()
+
+    def reset(self) -> None:
+        """Begin the stream anew; frames that wait are dropped."""
+        self._drop('reset', len(self._frames))
+        self._frames.clear()
+        self._command('reset')
+
+    def pause(self, paused: bool) -> None:
+        """Stop or resume perceiving and speaking; kept when the engine restarts."""
+        self._paused = paused
+        self._command('pause', paused=paused)
+
+    def close(self) -> None:
+        """Have all end, and nothing be told of what comes later."""
+        self.failure = self.failure or 'the engine was closed'
+        self.lost()
+        self._tell(*self.streams.end_all(self.now_ns))
+        self.closed = True
+
+    # What becomes of a launch, in this order.
+
+    def started(self, engine: object) -> None:
+        """There is a process; what stands for it is compared, and never looked into."""
+        self.engine = engine
+
+    def became_ready(self, info: dict) -> None:
+        """The session is open."""
+        if self.closed:
+            return
+        self.info, self.ready, self._ready_ns = info, True, self.now_ns
+        self.lives += 1
+        self._told.append(('ready', info))
+        # No frame waits yet, and commands go first.
+        if self._prompt != self._config.prompt:
+            self._command_prompt()
+        if self._paused:
+            self._command('pause', paused=True)
+
+    def message_came(self, message: dict) -> None:
+        """
+        The engine says something: an event, or that it goes on with the prompt that it had.
+
+        :raises ValueError: for what is neither; TypeError or AttributeError where a field is wrong
+        """
+        if message.get('type') == 'refused':
+            if self._prompt == message.get('prompt'):  # No engine must begin with it anew.
+                self._prompt = str(message.get('kept', ''))
+            return
+        event = event_from_dict(message)
+        accounted = (event.frames if isinstance(event, StepPerceived)
+                     else event.count if isinstance(event, FramesDropped) else 0)
+        self._owed_frames = max(0, self._owed_frames - accounted)
+        self._tell(*self.streams.follow(event, self.now_ns))
+
+    def not_understood(self, error: Exception) -> None:
+        """What the engine says is no message: it is given up."""
+        self._tell(Trouble(f'the engine does not speak our language: {error}', '', True))
+
+    def frame_failed(self, engine: object, message: str) -> None:
+        """A frame that an engine was to be given could not be converted or sent."""
+        if self.ready and engine is self.engine:  # Or it was dropped with the engine.
+            self._owed_frames -= 1
+            self._drop('bad', 1)
+        self._tell(Trouble(message, '', False))
+
+    def lost(self) -> None:
+        """Nothing can be given to the engine any more, and nothing comes from it."""
+        if self.ready and self.now_ns - self._ready_ns > LONG_LIFE_NS:
+            self._attempt = 0
+        self.ready = False
+        self._drop('engine', len(self._frames) + self._owed_frames)
+        self._commands.clear()
+        self._frames.clear()
+        self._owed_frames = 0
+
+    def ended(self, report: str) -> None:
+        """The process is gone, or none could be started; in words, why."""
+        has_run, self.engine, self._ready_ns = self._ready_ns is not None, None, None
+        if not self.lives:
+            self.failure = self.failure or report
+        elif not self.closed:
+            self._told.append(('lost', report if has_run else (
+                f'the engine could not be restarted: {report}')))
+            self._tell(*self.streams.end_all(self.now_ns))
+            if self._backoff_ns:
+                attempt = min(self._attempt, len(self._backoff_ns) - 1)
+                self._launch_ns = self.now_ns + self._backoff_ns[attempt]
+                self._attempt += 1
+
+    # What follows from them.
+
+    def _check_ready(self) -> None:
+        if not self.ready:
+            raise EngineError('the engine is not running: it is being restarted, or closed')
+
+    def _command(self, command: str, **arguments: object) -> None:
+        """Have the engine do something; one that is not ready is told how things are once it is."""
+        if self.ready:
+            if command in ('reset', 'set_prompt'):
+                self.streams.begin_anew()
+            self._commands.append({'command': command, **arguments})
+
+    def _command_prompt(self) -> None:
+        if self.ready:  # Only then is it known what the checkpoint says.
+            self._command('set_prompt', prompt=self._prompt or self.info['default_prompt'])
+
+    def _drop(self, reason: str, count: int) -> None:
+        if count:
+            self._tell(FramesDropped(reason, int(count)))
+
+    def _tell(self, *events: Event) -> None:
+        if not self.closed:
+            self._told.extend(('event', event) for event in events)
