@@ -102,8 +102,8 @@ def _filled(decoder: Decoder, rows: int) -> LaneView:
 
 def _appending(decoder: Decoder, view: LaneView, rows: int) -> list[Chunk]:
     """Return `rows` rows to prefill after those of a view, in a lane that is then forgotten."""
-    lane = Lane(decoder.layer_count, decoder.kv_heads, decoder.head_dim, 0, decoder.dtype,
-                decoder.device, kv=view.kv)
+    lane = decoder.new_lane(1)
+    lane.follow(view.kv)
     lane.publish(view.length)
     return [_chunk(decoder, lane, rows, view.length)]
 
