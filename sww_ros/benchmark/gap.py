@@ -179,3 +179,7 @@ def run(given: argparse.Namespace) -> dict:
                    given.before, given.repeats) for name in given.models]
     return dict(repeats=given.repeats, tokens=given.tokens, before=given.before,
                 summary=[summarize(model) for model in models], models=models)
+
+
+if __name__ == '__main__':
+    main()

@@ -135,3 +135,7 @@ def run(given: argparse.Namespace) -> dict:
                    given.repeats) for name in given.models]
     return dict(repeats=given.repeats, lengths=given.lengths,
                 summary=[summarize(model) for model in models], models=models)
+
+
+if __name__ == '__main__':
+    main()

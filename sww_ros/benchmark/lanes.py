@@ -157,3 +157,7 @@ def run(given: argparse.Namespace) -> dict:
               for name in given.models]
     return dict(repeats=given.repeats, tokens=given.tokens,
                 summary=[summarize(model) for model in models], models=models)
+
+
+if __name__ == '__main__':
+    main()
