@@ -66,7 +66,7 @@ def _chunk(decoder: Decoder, lane: Lane, rows: int, first: int,
     return Chunk(lane, decoder.embed(ids), positions, context, predict=True)
 
 
-def filled(decoder: Decoder, rows: int, room: int = 0) -> LaneView:
+def filled(decoder: Decoder, rows: int, room: int) -> LaneView:
     """Return a view of a lane with so many rows, and room for some more."""
     lane = decoder.new_lane(rows + room)
     if rows:
@@ -126,7 +126,7 @@ def report(checkpoint: Checkpoint, context: int, own: int, repeats: int) -> dict
     """Measure one checkpoint; `beside` is a step with so many answers over narration alone."""
     decoder = checkpoint.decoder
     empty = hollow(decoder.layer_count).decoder
-    framework = Case(empty, Lanes(empty, filled(empty, 1), 1, 1).chunks)
+    framework = Case(empty, Lanes(empty, filled(empty, 1, max(ROWS)), 1, 1).chunks)
     steps = measure(cases(decoder, context, own) | {'framework': framework}, repeats)
     alone = steps['narration']
     return dict(
