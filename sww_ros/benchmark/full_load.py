@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 import time
 
@@ -191,7 +192,7 @@ def run(given: argparse.Namespace) -> dict:
                 summary=summary, loads=loads) | (dict(roofline=found) if found else {})
 
 
-def draw(result: dict, file) -> None:
+def draw(result: dict, file: Path) -> None:
     """Draw every run's speed-up over the best interleaved one, and the limit, one panel a K."""
     import matplotlib
     matplotlib.use('Agg')
