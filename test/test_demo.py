@@ -341,8 +341,10 @@ def test_demo_narrates_asks_and_sums_up(ros_domain: int, tmp_path: Path):
     assert 'Traceback' not in out + err
     # The measurement comes after the summary, and is announced.
     assert out.index('# measuring') > out.index('narration')
-    assert out.index('times as fast') > out.index('# measuring')
-    assert summary['full_load']['speedup'] > 0 and summary['full_load']['machine']['cores'] > 0
+    assert out.index('at full load') > out.index('# measuring')
+    load = summary['full_load']
+    assert load['summary'][0]['speedup'] > 0 and load['machine']['cores'] > 0
+    assert f'with overlap: {load["summary"][0]["chosen"]}' in ' '.join(out.split())
 
 
 def test_demo_of_a_video_asks_my_questions(ros_domain: int, tmp_path: Path):

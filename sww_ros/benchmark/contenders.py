@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from sww_ros.benchmark.full_load import MEDIUM, Side, run_once
+from sww_ros.benchmark.full_load import Side, run_once
+from sww_ros.benchmark.models import MEDIUM
 from sww_ros.benchmark.stock import (
     Carried,
     Generate,

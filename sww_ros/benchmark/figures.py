@@ -77,10 +77,11 @@ def _calibrated(overlap: dict) -> list[tuple[str, str]]:
 
 
 def _load(load: dict) -> tuple[str, str]:
-    engine = load['baseline'].partition('_')[0]
-    return (f'both at once against the {engine} engine, real arithmetic at full load, two CPU '
-            f'cores, {load["parameters"] / 1e6:.1f} M parameters, r = {load["r"]:.2f}',
-            f'{load["speedup"]:.2f} times as fast (limit {load["limit"]:.2f})')
+    said = load['summary'][0]
+    return (f'both at once (`overlap: auto` takes {said["chosen"]}) against the best interleaved '
+            f'engine, real arithmetic at full load, {load["machine"]["cores"]} CPU cores, '
+            f'{load["parameters"] / 1e6:.1f} M parameters, {said["wait_k"]} tokens a step',
+            f'{said["speedup"]:.2f} times as fast (limit {said["limit"]:.2f})')
 
 
 def _latency(demo: dict) -> list[tuple[str, str]]:

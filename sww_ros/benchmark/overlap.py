@@ -9,8 +9,7 @@ r = perception / generation from 0.1 to 10, and compares S = T_serial / T_thread
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 import time
@@ -19,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sww_ros.benchmark.calibrated import calibrated, calibrated_checkpoint
-from sww_ros.benchmark.machine import machine
+from sww_ros.benchmark.command import finish, make_parser, parse
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FirstSight
@@ -90,22 +89,36 @@ def measure_speedup(checkpoint: Checkpoint, repeats: int, steps: int) -> list[di
         finite = steps * (1 + r) / (steps * max(1.0, r) + min(1.0, r))
         rows.append(dict(r=r, serial_s=round(serial, 4), threads_s=round(threads, 4),
                          speedup=round(serial / threads, 4), limit=round(limit, 4),
-                         limit_of_this_length=round(finite, 4)))
+                         limit_of_this_length=round(finite, 4), **_all(times)))
     return rows
 
 
-def measure_hazard(checkpoint: Checkpoint, repeats: int) -> list[dict]:
+def _all(times: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {f'all_{side}_s': [round(value, 4) for value in times[side]] for side in SIDES}
+
+
+def measure_hazard(checkpoint: Checkpoint, repeats: int, lengths: Sequence[int]) -> list[dict]:
     """For each length of the sentence being spoken: median latency of both sides."""
     rows = []
     with calibrated(checkpoint, PERCEIVE_S, DECODE_S):
-        for tokens in tqdm(LENGTHS, desc='hazard latency', unit='length', disable=None):
+        for tokens in tqdm(lengths, desc='hazard latency', unit='length', disable=None):
             times = {side: [] for side in SIDES}
             for _ in range(repeats):
                 for side in SIDES:
                     times[side].append(hazard_seconds(checkpoint, side, tokens))
             rows.append(dict(tokens=tokens, **{f'{side}_s': round(median(times[side]), 4)
-                                               for side in SIDES}))
+                                               for side in SIDES}, **_all(times)))
     return rows
+
+
+def summarize(speedup: list[dict], hazard: list[dict]) -> dict:
+    """Return the speed-up at r = 1, the worst share of the limit, and how flat the latency is."""
+    at_one = next(row for row in speedup if row['r'] == 1.0)
+    latencies = [row['threads_s'] for row in hazard]
+    return dict(
+        speedup=at_one['speedup'], limit=at_one['limit'],
+        worst_share_of_limit=round(min(row['speedup'] / row['limit'] for row in speedup), 4),
+        hazard_flatness=round(max(latencies) / min(latencies), 4))
 
 
 def draw(result: dict, file: Path) -> None:
@@ -137,25 +150,19 @@ def draw(result: dict, file: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog='python -m sww_ros.benchmark overlap',
-                                     description=__doc__.split('\n')[1])
+    parser = make_parser('overlap', __doc__)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--steps', type=int, default=60)
-    parser.add_argument('--json', type=Path)
-    parser.add_argument('--picture', type=Path)
-    given = parser.parse_args(arguments)
+    parser.add_argument('--lengths', type=int, nargs='+', default=list(LENGTHS), metavar='TOKENS',
+                        help='of the sentence during which a hazard comes')
+    given = parse(parser, arguments)
     checkpoint = calibrated_checkpoint()
-    result = dict(
+    speedup = measure_speedup(checkpoint, given.repeats, given.steps)
+    hazard = measure_hazard(checkpoint, given.repeats, given.lengths)
+    finish(given, dict(
         what='calibrated devices that sleep; medians of alternating runs',
-        machine=machine(), repeats=given.repeats, steps=given.steps, wait_k=WAIT_K,
-        speedup=measure_speedup(checkpoint, given.repeats, given.steps),
-        hazard=measure_hazard(checkpoint, given.repeats))
-    print(json.dumps(result, indent=1))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(result, indent=1) + '\n')
-    if given.picture:
-        draw(result, given.picture)
+        repeats=given.repeats, steps=given.steps, wait_k=WAIT_K,
+        summary=summarize(speedup, hazard), speedup=speedup, hazard=hazard), draw)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """
 The decode step by itself: one lane alone, over a context, many lanes, n rows.
 
-`python -m sww_ros.benchmark.step --json FILE` measures the built-in checkpoint and random ones of
+`python -m sww_ros.benchmark step --json FILE` measures the built-in checkpoint and random ones of
 about 35 M and 142 M parameters on one thread, in processor time of that thread. All cases of a
 model take turns, and the smallest and the median time of each are kept; the number of operators
 called is free of noise.
@@ -9,21 +9,18 @@ called is free of noise.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-import json
-from pathlib import Path
-import platform
 from statistics import median
 import time
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
 
-from sww_ros.benchmark.full_load import medium
-from sww_ros.evaluation.random_model import random_checkpoint
+from sww_ros.benchmark.command import finish, make_parser, parse
+from sww_ros.benchmark.models import hollow, medium, small
 from sww_ros.models.loading import load
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.decoder import Chunk, Decoder
@@ -31,30 +28,6 @@ from sww_ros.streaming.kv import Lane, LaneView
 
 ANSWERS = (1, 2, 4, 8)
 ROWS = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 65)
-
-
-def small() -> Checkpoint:
-    """A random checkpoint of about 35 M parameters, between the built-in one and `medium`."""
-    return _random(hidden=512, inner=2048, layers=9, heads=8)
-
-
-def hollow(layers: int) -> Checkpoint:
-    """A checkpoint so narrow that a step is what its layers cost in Python and dispatch."""
-    return _random(hidden=16, inner=16, layers=layers, heads=4)
-
-
-def _random(hidden: int, inner: int, layers: int, heads: int) -> Checkpoint:
-    half = hidden // heads // 2
-    first = half // 4
-    sections = [half - 2 * ((half - first) // 2), (half - first) // 2, (half - first) // 2]
-    shape = dict(
-        text=dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
-                  num_attention_heads=heads, num_key_value_heads=heads // 4,
-                  rope_parameters=dict(rope_type='default', rope_theta=1e6,
-                                       mrope_section=sections)),
-        vision=dict(depth=1, hidden_size=32, intermediate_size=48, num_heads=2, window_size=56,
-                    fullatt_block_indexes=[0], tokens_per_second=2))
-    return random_checkpoint(shape, 0)[1]
 
 
 @dataclass(frozen=True)
@@ -93,14 +66,15 @@ def _chunk(decoder: Decoder, lane: Lane, rows: int, first: int,
     return Chunk(lane, decoder.embed(ids), positions, context, predict=True)
 
 
-def _filled(decoder: Decoder, rows: int) -> LaneView:
-    lane = decoder.new_lane(rows + max(ROWS))
+def filled(decoder: Decoder, rows: int, room: int) -> LaneView:
+    """Return a view of a lane with so many rows, and room for some more."""
+    lane = decoder.new_lane(rows + room)
     if rows:
         decoder.step([_chunk(decoder, lane, rows, 0)])
     return lane.view()
 
 
-def _appending(decoder: Decoder, view: LaneView, rows: int) -> list[Chunk]:
+def appending(decoder: Decoder, view: LaneView, rows: int) -> list[Chunk]:
     """Return `rows` rows to prefill after those of a view, in a lane that is then forgotten."""
     lane = decoder.new_lane(1)
     lane.follow(view.kv)
@@ -110,12 +84,12 @@ def _appending(decoder: Decoder, view: LaneView, rows: int) -> list[Chunk]:
 
 def cases(decoder: Decoder, context: int, own: int) -> dict[str, Case]:
     """Return what is measured, by name."""
-    view = _filled(decoder, context)
+    view = filled(decoder, context, max(ROWS))
     lanes = {'one lane alone': Lanes(decoder, None, 1, context + own),
              'narration': Lanes(decoder, view, 1, own)}
     lanes |= {f'narration and {n} answers': Lanes(decoder, view, n + 1, own) for n in ANSWERS}
     return ({name: Case(decoder, each.chunks) for name, each in lanes.items()}
-            | {f'{n} rows': Case(decoder, partial(_appending, decoder, view, n)) for n in ROWS})
+            | {f'{n} rows': Case(decoder, partial(appending, decoder, view, n)) for n in ROWS})
 
 
 def measure(cases: dict[str, Case], repeats: int) -> dict[str, dict]:
@@ -152,7 +126,7 @@ def report(checkpoint: Checkpoint, context: int, own: int, repeats: int) -> dict
     """Measure one checkpoint; `beside` is a step with so many answers over narration alone."""
     decoder = checkpoint.decoder
     empty = hollow(decoder.layer_count).decoder
-    framework = Case(empty, Lanes(empty, _filled(empty, 1), 1, 1).chunks)
+    framework = Case(empty, Lanes(empty, filled(empty, 1, max(ROWS)), 1, 1).chunks)
     steps = measure(cases(decoder, context, own) | {'framework': framework}, repeats)
     alone = steps['narration']
     return dict(
@@ -164,25 +138,25 @@ def report(checkpoint: Checkpoint, context: int, own: int, repeats: int) -> dict
         steps=steps)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure the checkpoints asked for, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
+    parser = make_parser('step', __doc__, picture=False)
     makers = {'builtin': load, 'small': small, 'medium': medium}
     parser.add_argument('--models', nargs='+', choices=makers, default=list(makers))
     parser.add_argument('--context', type=int, default=420, help='rows of video that are seen')
     parser.add_argument('--own', type=int, default=30, help='rows of text in each lane before')
     parser.add_argument('--repeats', type=int, default=20)
-    parser.add_argument('--json', type=Path)
-    arguments = parser.parse_args()
+    given = parse(parser, arguments)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    result = dict(machine=platform.machine(), torch=torch.__version__, threads=1, models=[])
-    for name in arguments.models:
-        found = report(makers[name](), arguments.context, arguments.own, arguments.repeats)
-        result['models'].append(found)
-        print(json.dumps(found, indent=1), flush=True)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + '\n')
+    try:
+        found = [report(makers[name](), given.context, given.own, given.repeats)
+                 for name in tqdm(given.models, desc='step', unit='model', disable=None)]
+    finally:
+        torch.set_num_threads(threads)
+    summary = [{name: each[name] for name in ('model', 'parameters', 'beside',
+                                              'two_parts_over_one')} for each in found]
+    finish(given, dict(threads=1, summary=summary, models=found))
 
 
 if __name__ == '__main__':

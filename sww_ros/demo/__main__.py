@@ -70,7 +70,7 @@ def _measured(options: Options) -> dict | None:
     from sww_ros.demo.full_load import measure_full_load
     from sww_ros.demo.report import report_full_load
     print('\n# measuring both sides at full load, with frames as fast as they can be perceived: '
-          'half a minute (Ctrl-C ends it)', flush=True)
+          'a few seconds (Ctrl-C ends it)', flush=True)
     load = measure_full_load(options.model)
     report_full_load(load, sys.stdout)
     return load

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 
-LIMIT_S = 120.0
+LIMIT_S = 60.0
 
 
 def measure_full_load(model: str) -> dict | None:
@@ -18,7 +18,8 @@ def measure_full_load(model: str) -> dict | None:
         try:
             subprocess.run(
                 [sys.executable, '-m', 'sww_ros.benchmark.full_load', '--model', model,
-                 '--steps', '24', '--repeats', '3', '--json', str(file)],
+                 '--wait-k', '3', '--steps', '24', '--repeats', '5', '--chosen-only',
+                 '--json', str(file)],
                 check=True, timeout=LIMIT_S, capture_output=True)
         except (subprocess.SubprocessError, OSError):
             return None

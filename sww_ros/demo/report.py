@@ -21,6 +21,8 @@ STAGES = {
     'question_to_first_word': 'question → first word of its answer',
     'token_gap': 'token → token, within a step',
 }
+LEVEL = 1.02
+"""From which speed-up on more is more, and not noise."""
 
 
 def report(summary: dict, stream: TextIO) -> None:
@@ -34,15 +36,20 @@ def report_full_load(load: dict | None, stream: TextIO) -> None:
     """Print what sww_ros.benchmark.full_load has measured, None if that failed."""
     terminal = stream.isatty()
     table = _grid(terminal)
-    words = 'could not be measured'
-    if load is not None:
-        engine = load['baseline'].partition('_')[0]
-        words = (f'{load["overlap_ratio"]:.0%} of the time of perception, decoding ran too; '
-                 f'{load["speedup"]:.2f} times as fast as the {engine} engine (at most '
-                 f'{load["limit"]:.2f}): at this size Python takes the time, see '
-                 'docs/performance.md')
-    table.add_row('at full load', words)
+    table.add_row('at full load', 'could not be measured' if load is None
+                  else full_load_in_words(load['summary'][0]))
     _print([table], terminal, stream)
+
+
+def full_load_in_words(said: dict) -> str:
+    """Return what a summary of sww_ros.benchmark.full_load means to a user, in one sentence."""
+    speedup, at_most = said['speedup'], max(said['limit'], said['speedup'])
+    pace = f'this machine watches and narrates {said["steps_per_s"]:.0f} steps of video a second'
+    if speedup >= LEVEL:
+        return (f'{pace}, {speedup:.2f} times as many as an engine that stops watching while it '
+                f'speaks (at most {at_most:.2f} times can be had), with overlap: {said["chosen"]}')
+    return (f'{pace} with overlap: {said["chosen"]}, {speedup:.2f} times as many as an engine that '
+            'stops watching while it speaks, which sees nothing new before its sentence is over')
 
 
 def _print(tables: list[Table], terminal: bool, stream: TextIO) -> None:

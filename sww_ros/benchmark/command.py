@@ -1,0 +1,45 @@
+"""What the commands that measure have in common: their options, and what becomes of the result."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+import json
+from pathlib import Path
+
+from sww_ros.benchmark.machine import machine
+
+Draw = Callable[[dict, Path], None]
+
+
+def make_parser(name: str, doc: str, picture: bool = True) -> argparse.ArgumentParser:
+    """Return the parser of `python -m sww_ros.benchmark NAME`; help is a module's docstring."""
+    parser = argparse.ArgumentParser(prog=f'python -m sww_ros.benchmark {name}',
+                                     description=doc.strip().split('\n')[0])
+    parser.add_argument('--json', type=Path, help='where all figures go')
+    if picture:
+        parser.add_argument('--picture', type=Path, help='where a plot of them goes')
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Parse, and refuse files that could not be written once all is measured."""
+    given = parser.parse_args(arguments)
+    for file in filter(None, (given.json, getattr(given, 'picture', None))):
+        if not file.absolute().parent.is_dir():
+            parser.error(f'there is no folder {file.absolute().parent}')
+    return given
+
+
+def finish(given: argparse.Namespace, result: dict, draw: Draw | None = None) -> None:
+    """Print the summary; write all, with the machine, and the plot if they are wanted."""
+    print(json.dumps(result['summary'], indent=1), flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(dict(machine=machine(), **result), indent=1) + '\n')
+    if draw and given.picture:
+        draw(result, given.picture)
+
+
+def milliseconds(seconds: float) -> float:
+    """Return seconds in milliseconds, to be read."""
+    return round(seconds * 1e3, 4)

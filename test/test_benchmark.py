@@ -1,0 +1,277 @@
+"""Whether the benchmarks compute what they say, and each runs end to end on tiny settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sww_ros.benchmark import everything, full_load, gap, hazard, lanes, overlap, roofline
+from sww_ros.benchmark.__main__ import NAMES, main
+from sww_ros.benchmark.models import frame_side, noise, tireless
+from sww_ros.benchmark.timed import TimedSession, mean_seconds
+from sww_ros.demo.report import full_load_in_words
+from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.jobs import Decode, Open, Perceive
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a model that takes no time, without a silence token of its own."""
+    folder = tmp_path_factory.mktemp('model')
+    save_random(folder, SMALL, 0)
+    return str(folder)
+
+
+def measured(name: str, folder: Path, *options: str) -> dict:
+    """Run a measurement; return what it wrote, the machine and the plot checked."""
+    figures, picture = folder / 'figures.json', folder / 'picture.png'
+    assert main([name, *options, '--json', str(figures), '--picture', str(picture)]) == 0
+    assert picture.read_bytes().startswith(b'\x89PNG')
+    result = json.loads(figures.read_text())
+    assert {'processor', 'cores', 'torch', 'sww_ros'} <= set(result['machine'])
+    return result
+
+
+# Full load.
+
+def test_interleaved_saves_a_pass_a_step():
+    assert full_load.limit(3.0, 1.0, 3) == pytest.approx(5 / 3)
+    assert full_load.limit(1.0, 1.0, 16) == 1.0
+    assert full_load.limit(6.0, 1.0, 3) == pytest.approx(8 / 6)
+    assert full_load.limit(2.0, 1.0, 1) == 1.0
+
+
+def a_load(**seconds: list[float]) -> dict:
+    names = {name.replace('_', '@'): each for name, each in seconds.items()}
+    return dict(wait_k=3, steps=10, choice=dict(overlap='processes'), seconds=names,
+                perceive_s=[0.3, 0.1, 0.3], decode_s=[0.1, 0.1, 0.2])
+
+
+def test_the_chosen_executor_is_compared_with_the_best_interleaved_run():
+    said = full_load.summarize(a_load(
+        interleaved_1=[5.0, 5.2, 9.0], interleaved_2=[6.0, 6.0, 6.0], serial_1=[6.0] * 3,
+        fused_2=[3.0] * 3, processes_1=[4.0, 3.9, 8.0]))
+    assert (said['chosen'], said['baseline'], said['best']) == (
+        'processes', 'interleaved@1', 'fused@2')
+    assert said['speedup'] == 1.3 and said['best_speedup'] == pytest.approx(5.2 / 3, abs=1e-4)
+    assert said['limit'] == pytest.approx(5 / 3, abs=1e-4)
+    assert said['share_of_limit'] == pytest.approx(1.3 * 3 / 5, abs=1e-4)
+    assert said['limit_measured'] == pytest.approx(0.52 / 0.3, abs=1e-4)
+    # Ten steps of 0.3 s, and what the first perception or the last words take.
+    assert said['limit_of_this_length'] == pytest.approx(5 / 3 * 3.0 / 3.3, abs=1e-4)
+    assert said['steps_per_s'] == 2.5 and said['one_core_a_side']['speedup'] == 1.3
+
+
+def test_one_core_a_side_is_compared_with_one_core():
+    said = full_load.summarize(a_load(
+        interleaved_1=[6.0] * 3, interleaved_2=[5.0] * 3, serial_1=[7.0] * 3,
+        processes_1=[4.0] * 3))
+    assert said['baseline'] == 'interleaved@2' and said['speedup'] == 1.25
+    assert said['one_core_a_side']['speedup'] == 1.5
+    assert said['one_core_a_side']['share_of_limit'] == 0.9
+
+
+def test_full_load_holds_all_repetitions_and_a_roofline(
+        model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(roofline, 'READ_BYTES', 1 << 16)
+    result = measured('full-load', tmp_path, '--model', model, '--steps', '3', '--repeats', '2',
+                      '--wait-k', '2', '5', '--side', '56', '--roofline')
+    assert [said['wait_k'] for said in result['summary']] == [2, 5]
+    for load, said in zip(result['loads'], result['summary']):
+        assert set(load['seconds']) == {*full_load.INTERLEAVED, *full_load.ENGINES}
+        assert all(len(each) == 2 for each in load['seconds'].values())
+        assert len(load['perceive_s']) == len(load['decode_s']) == 2
+        assert said['chosen'] == load['choice']['overlap'] and load['choice']['why']
+        assert said['speedup'] > 0 and said['limit'] > 1 and said['roofline'] >= 1
+    found = result['roofline']
+    # 56x56 pixels are 4 tokens; with K = 2 and 5 a piece is 3 and 2 rows.
+    assert {'perceive', 'decode', 'vision', 'read', '1 rows', '10 rows', '4 rows', '5 rows',
+            '6 rows', '9 rows', '3 rows', '2 rows'} == set(found['median_ms'])
+    assert all(set(each) == set(roofline.CONDITIONS) for each in found['all_ms'].values())
+
+
+def test_the_old_command_still_works_and_may_play_the_chosen_alone(model: str, tmp_path: Path):
+    file = tmp_path / 'load.json'
+    full_load.main(['--model', model, '--steps', '2', '--repeats', '1', '--wait-k', '2', '--side',
+                    '56', '--chosen-only', '--json', str(file)])
+    result = json.loads(file.read_text())
+    chosen = result['summary'][0]['chosen']
+    assert set(result['loads'][0]['seconds']) == {
+        *full_load.INTERLEAVED, full_load.ALONE, f'{chosen}@1'}
+
+
+def test_a_run_speaks_as_many_tokens_as_are_due():
+    checkpoint = random_checkpoint(SMALL, 0)[1]
+    # This one may end its turn: nothing would be compared.
+    run = full_load.run_once
+    side = full_load.ENGINES[full_load.ALONE]
+    checkpoint.decoder.step = _always(checkpoint, checkpoint.tokenizer.eos_token_id)
+    with pytest.raises(RuntimeError, match='decode steps, 20 were due'):
+        run(checkpoint, noise(4, 56), side, 5)
+
+
+def _always(checkpoint, token: int):
+    honest = checkpoint.decoder.step
+
+    def step(chunks):
+        rows = honest(chunks)
+        for row in rows:
+            if row is not None:
+                row.fill_(0.0)[token] = 1.0
+        return rows
+    return step
+
+
+def test_both_sides_take_as_long_as_the_slower_beside_and_then_alone():
+    # Neither slows the other down: the longer one counts.
+    assert roofline.two_sides(3.0, 3.0, 2.0, 2.0) == pytest.approx(3.0)
+    # Speaking takes 3 beside; by then half of perceiving's 6 is done, the rest takes 2 of its 4.
+    assert roofline.two_sides(4.0, 6.0, 2.0, 3.0) == pytest.approx(5.0)
+    assert roofline.two_sides(2.0, 3.0, 4.0, 6.0) == pytest.approx(5.0)
+
+
+def test_what_can_be_had_is_the_best_of_all_ways():
+    def alike(one: float, two: float, beside: float = 0.0) -> dict[str, float]:
+        return dict(one_core=one, two_cores=two, beside_perceiving=beside or one,
+                    beside_decoding=beside or one)
+
+    times = {'vision': alike(2.0, 1.0), '10 rows': alike(4.0, 3.0), '4 rows': alike(2.5, 2.0),
+             'decode': alike(2.0, 2.0), 'perceive': alike(6.0, 4.0)}
+    found = roofline.to_be_had(times, tokens=9, wait_k=3)
+    assert found['step_ms'] == dict(one_pass=8000.0, pieces=7000.0, two_sides=6000.0)
+    assert (found['way'], found['speedup']) == ('two_sides', round(8 / 6, 4))
+
+
+# Hazard, gap, lanes.
+
+def test_a_hazard_is_measured_with_every_executor(model: str, tmp_path: Path):
+    result = measured('hazard', tmp_path, '--models', model, '--side', '56', '--lengths', '2', '9',
+                      '--repeats', '2')
+    [found], [said] = result['models'], result['summary']
+    assert set(found['latency_ms']) == set(hazard.SIDES) and 'interleaved@2' in hazard.SIDES
+    assert all(len(all_ms) == 2 and min(all_ms) > 0 for each in found['latency_ms'].values()
+               for all_ms in each.values())
+    assert set(said['flatness']) == set(hazard.SIDES) and said['interleaved_times_as_long'] > 0
+
+
+def test_flatness_is_the_largest_over_the_smallest():
+    model = dict(model='m', choice=dict(overlap='fused'), latency_ms={
+        'fused@1': {'2': [4.0, 4.0, 9.0], '1000': [5.0, 5.0, 5.0]},
+        'interleaved@1': {'2': [4.0] * 3, '1000': [50.0] * 3},
+        'interleaved@2': {'2': [4.0] * 3, '1000': [40.0] * 3}})
+    said = hazard.summarize(model)
+    assert said['chosen_flatness'] == 1.25 and said['flatness']['interleaved@2'] == 10.0
+    assert said['interleaved_times_as_long'] == 8.0
+
+
+def test_a_sentence_that_cannot_be_spoken_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(['hazard', '--lengths', '1001'])
+    assert 'must be from 2 to 1000' in capsys.readouterr().err
+
+
+def test_gaps_are_measured_at_every_rate(model: str, tmp_path: Path):
+    result = measured('gap', tmp_path, '--models', model, '--side', '56', '--tokens', '30',
+                      '--before', '2', '--repeats', '2')
+    [found], [said] = result['models'], result['summary']
+    assert set(found['repetitions']) == set(gap.SIDES)
+    for each in found['repetitions'].values():
+        assert set(each) == {gap.IDLE, 'own', 'half'}
+        assert all(len(runs) == 2 for runs in each.values())
+        assert all(run['steps'] == 0 for run in each[gap.IDLE])
+        assert sum(run['steps'] for run in each['half']) > 0
+    assert set(said['p99_ratio']) == set(gap.SIDES) and said['chosen_p99_ratio']['half'] > 0
+
+
+def test_a_gap_is_between_two_tokens(model: str):
+    side = gap.SIDES['serial@1']
+    gaps, steps = gap.gaps_s(tireless(model), noise(1, 56), side, tokens=12, step_s=0.0, before=1)
+    assert len(gaps) == 11 and steps == 0 and min(gaps) > 0
+
+
+def test_the_ratio_of_gaps_is_that_of_their_p99():
+    def run(p99: float) -> dict:
+        return dict(p99_ms=p99)
+
+    model = dict(model='m', choice=dict(overlap='fused'),
+                 all_gaps={'fused@1': {'none': run(2.0), 'own': run(2.0), 'half': run(3.0)}},
+                 repetitions={'fused@1': {'none': [run(1.0), run(2.0), run(9.0)],
+                                          'own': [run(2.0)] * 3, 'half': [run(5.0)] * 3}})
+    said = gap.summarize(model)
+    assert said['chosen_p99_ratio'] == dict(own=1.0, half=1.5)
+    assert said['p99_ratio_median']['fused@1'] == dict(own=1.0, half=2.5)
+
+
+def test_answers_beside_the_narration_are_compared_with_each_alone(model: str, tmp_path: Path):
+    result = measured('lanes', tmp_path, '--models', model, '--side', '84', '--tokens', '20',
+                      '--repeats', '2')
+    [found], [said] = result['models'], result['summary']
+    assert found['visual_tokens'] == 9 and found['identity']['tokens'] >= 8 * 20
+    assert all(len(each) == 2 for each in found['step_ms'].values())
+    assert said['beside']['0'] == 1.0 and set(said['beside']) == {'0', '1', '2', '4', '8'}
+
+
+def test_a_step_of_many_is_measured_once_all_heads_are_read(model: str):
+    questions = lanes.QUESTIONS[:3]
+    spans, said = lanes.speak(tireless(model), noise(1, 56), questions, tokens=20, record=True)
+    assert len(said['0']) == len(said['2']) == 20 and len(said['narration']) >= 20
+    assert 10 <= len(lanes.steps_s(spans, 4)) < 20
+
+
+def test_tokens_per_second_are_those_of_all_speakers():
+    said = lanes.summarize(dict(model='m', identity=dict(tokens=9, differing=0), step_ms={
+        '0': [1.0, 1.0, 4.0], '8': [2.0, 2.0, 2.0]}))
+    assert said['beside'] == {'0': 1.0, '8': 2.0}
+    assert said['tokens_per_s'] == {'0': 1000.0, '8': 4500.0}
+
+
+# What they share.
+
+def test_the_spans_of_a_session_are_its_jobs(model: str):
+    config = SessionConfig(overlap='serial', schedule='wait_k', wait_k=2)
+    with TimedSession(tireless(model), config) as session:
+        for frame in noise(2, 56):
+            session.feed(frame)
+        assert session.wait_idle()
+        kinds = [type(job) for span in session.spans for job in span.jobs]
+    assert (kinds.count(Open), kinds.count(Perceive), kinds.count(Decode)) == (1, 2, 4)
+    assert mean_seconds(session.spans, Decode) > 0 == mean_seconds([], Decode)
+
+
+def test_frames_suit_the_model():
+    assert (frame_side('medium'), frame_side('builtin'), frame_side('medium', 56)) == (112, 84, 56)
+
+
+def test_overlap_sums_up():
+    speedup = [dict(r=1.0, speedup=1.9, limit=2.0), dict(r=2.0, speedup=1.35, limit=1.5)]
+    found = [dict(threads_s=0.02), dict(threads_s=0.025)]
+    assert overlap.summarize(speedup, found) == dict(
+        speedup=1.9, limit=2.0, worst_share_of_limit=0.9, hazard_flatness=1.25)
+
+
+def test_all_runs_every_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
+    assert {options[0] for options in everything.FULL.values()} == {*NAMES} - {'all'}
+    assert {options[0] for options in everything.QUICK.values()} == {*NAMES} - {'all'}
+    monkeypatch.setitem(everything.QUICK, 'hazard', ['hazard', '--lengths', '1'])
+    monkeypatch.setitem(everything.QUICK, 'step', ['step', '--models', 'builtin', '--repeats',
+                                                   '1', '--context', '20'])
+    assert main(['all', '--quick', '--out', str(tmp_path / 'new'), '--only', 'step',
+                 'hazard']) == 1
+    out, err = capfd.readouterr()
+    assert '# step: done' in out and '# hazard: failed' in out and 'failed: hazard' in err
+    assert [file.name for file in (tmp_path / 'new').iterdir()] == ['step.json']
+    with pytest.raises(SystemExit):
+        main(['all', '--out', str(tmp_path), '--only', 'speed'])
+
+
+def test_the_demo_says_what_it_means_in_one_sentence():
+    said = dict(steps_per_s=118.6, speedup=1.213, limit=1.451, chosen='processes')
+    words = full_load_in_words(said)
+    assert words == ('this machine watches and narrates 119 steps of video a second, 1.21 times as '
+                     'many as an engine that stops watching while it speaks (at most 1.45 times '
+                     'can be had), with overlap: processes')
+    words = full_load_in_words(said | dict(speedup=1.0))
+    assert '1.00 times as many' in words and 'at most' not in words
