@@ -81,7 +81,7 @@ def test_full_load_holds_all_repetitions_and_a_roofline(
                       '--wait-k', '2', '5', '--side', '56', '--roofline')
     assert [said['wait_k'] for said in result['summary']] == [2, 5]
     for load, said in zip(result['loads'], result['summary']):
-        assert set(load['seconds']) == {*full_load.INTERLEAVED, *full_load.ENGINES}
+        assert {*full_load.INTERLEAVED, *full_load.ENGINES} <= set(load['seconds'])
         assert all(len(each) == 2 for each in load['seconds'].values())
         assert len(load['perceive_s']) == len(load['decode_s']) == 2
         assert said['chosen'] == load['choice']['overlap'] and load['choice']['why']
@@ -98,9 +98,9 @@ def test_the_old_command_still_works_and_may_play_the_chosen_alone(model: str, t
     full_load.main(['--model', model, '--steps', '2', '--repeats', '1', '--wait-k', '2', '--side',
                     '56', '--chosen-only', '--json', str(file)])
     result = json.loads(file.read_text())
-    chosen = result['summary'][0]['chosen']
+    chosen = full_load.chosen_of(result['loads'][0])
     assert set(result['loads'][0]['seconds']) == {
-        *full_load.INTERLEAVED, full_load.ALONE, f'{chosen}@1'}
+        *full_load.INTERLEAVED, full_load.ALONE, chosen}
 
 
 def test_a_run_speaks_as_many_tokens_as_are_due():
@@ -183,7 +183,7 @@ def test_gaps_are_measured_at_every_rate(model: str, tmp_path: Path):
         assert all(len(runs) == 2 for runs in each.values())
         assert all(run['steps'] == 0 for run in each[gap.IDLE])
         assert sum(run['steps'] for run in each['half']) > 0
-    assert set(said['p99_ratio']) == set(gap.SIDES) and said['chosen_p99_ratio']['half'] > 0
+    assert set(said['p99_ratio']) >= set(gap.SIDES) and said['chosen_p99_ratio']['half'] > 0
 
 
 def test_a_gap_is_between_two_tokens(model: str):

@@ -118,7 +118,7 @@ def test_a_cancel_that_meets_the_start_of_its_goal_ends_it(
             raise EngineError('the narrator is deactivating')
         return engine
 
-    engine, questions = Engine(), Questions(MagicMock(), running)
+    engine, questions = Engine(), Questions(MagicMock(), running, MagicMock())
     assert served['goal_callback'](goal.request) == GoalResponse.ACCEPT
     serving = threading.Thread(target=served['execute'], args=[goal], daemon=True)
     serving.start()

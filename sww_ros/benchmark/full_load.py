@@ -95,7 +95,7 @@ def limit(perceive_s: float, decode_s: float, wait_k: int) -> float:
 
 def summarize(load: dict) -> dict:
     """Return what one K's load says, from all its repetitions."""
-    wait_k, steps, chosen = load['wait_k'], load['steps'], load['choice']['overlap'] + '@1'
+    wait_k, steps, chosen = load['wait_k'], load['steps'], chosen_of(load)
     times = {name: median(seconds) for name, seconds in load['seconds'].items()}
     perceive, decode = median(load['perceive_s']), median(load['decode_s'])
     highest, slower = limit(perceive, decode, wait_k), max(perceive, wait_k * decode)
@@ -104,8 +104,9 @@ def summarize(load: dict) -> dict:
     one = times['interleaved@1']
     # A stream of n steps cannot hide its first perception and its last words.
     finite = steps / (steps + min(perceive, wait_k * decode) / slower)
+    overlap, _, threads = chosen.partition('@')
     found = dict(
-        wait_k=wait_k, chosen=chosen.partition('@')[0], baseline=baseline,
+        wait_k=wait_k, chosen=overlap, threads=int(threads), baseline=baseline,
         speedup=times[baseline] / times[chosen], limit=highest,
         share_of_limit=times[baseline] / times[chosen] / highest,
         limit_of_this_length=highest * finite, limit_measured=one / steps / slower,
@@ -118,6 +119,17 @@ def summarize(load: dict) -> dict:
             share_of_limit_of_this_length=speedup / (highest * finite)))
     return _rounded(found) | dict(speedups={
         name: round(times[baseline] / seconds, 4) for name, seconds in times.items()})
+
+
+def with_choice(sides: dict[str, Side], choice: Choice) -> dict[str, Side]:
+    """Return the sides and, if it is not among them, what auto has chosen."""
+    return {f'{choice.overlap}@{choice.threads}': Side(choice.overlap, 'gdpe', choice.threads),
+            **sides}
+
+
+def chosen_of(result: dict) -> str:
+    """Return the name, `overlap@threads`, of what auto has chosen."""
+    return f'{result["choice"]["overlap"]}@{result["choice"].get("threads", 1)}'
 
 
 def _rounded(figures: dict) -> dict:
@@ -139,8 +151,9 @@ def play(checkpoint: Checkpoint, frames: Sequence[np.ndarray], wait_k: int, repe
     :param chosen_only: leave out all but interleaved, `ALONE`, and what auto chooses
     """
     choice = choose(checkpoint, wait_k, frames[0].shape[0])
-    names = {ALONE, f'{choice.overlap}@1'} if chosen_only else set(ENGINES)
-    sides = INTERLEAVED | {name: side for name, side in ENGINES.items() if name in names}
+    engines = with_choice(ENGINES, choice)
+    names = {ALONE, f'{choice.overlap}@{choice.threads}'} if chosen_only else engines
+    sides = INTERLEAVED | {name: side for name, side in engines.items() if name in names}
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     rounds = [name for _ in range(repeats + 1) for name in sides]
     for name in tqdm(rounds, desc=f'{checkpoint.name}, K = {wait_k}', unit='run', disable=None):
@@ -149,7 +162,8 @@ def play(checkpoint: Checkpoint, frames: Sequence[np.ndarray], wait_k: int, repe
     kept = {name: each[1:] for name, each in runs.items()}
     return dict(
         wait_k=wait_k, steps=len(frames) // 2, repeats=repeats,
-        choice=dict(overlap=choice.overlap, why=choice.why, measured=choice.measured),
+        choice=dict(overlap=choice.overlap, threads=choice.threads, why=choice.why,
+                    measured=choice.measured),
         seconds={name: [round(run.seconds, 5) for run in each] for name, each in kept.items()},
         perceive_s=[round(run.perceive_s, 7) for run in kept[ALONE]],
         decode_s=[round(run.decode_s, 7) for run in kept[ALONE]])

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sww_ros.benchmark.command import finish, make_parser, milliseconds, parse
-from sww_ros.benchmark.full_load import ENGINES, Side, choose
+from sww_ros.benchmark.full_load import ENGINES, Side, choose, chosen_of, with_choice
 from sww_ros.benchmark.models import frame_side, noise, tireless
 from sww_ros.benchmark.timed import TimedSession
 from sww_ros.streaming.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived, TextDelta
 from sww_ros.streaming.pace import measure
 
-SIDES = {name: side for name, side in ENGINES.items() if side.threads == 1}
+SIDES = ENGINES
 PERCENTS = (50, 95, 99)
 WARM_TOKENS = 5
 """What comes first has the question's prefill in it."""
@@ -84,19 +84,20 @@ def play(checkpoint: Checkpoint, frames: Sequence[np.ndarray], tokens: int, befo
     pace, choice = measure(checkpoint, config), choose(checkpoint, 0, side)
     rates = {IDLE: 0.0, 'own': checkpoint.defaults.seconds_per_step,
              'half': 2 * pace.step_seconds}
-    found = {name: {rate: [] for rate in rates} for name in SIDES}
+    sides = with_choice(SIDES, choice)
+    found = {name: {rate: [] for rate in rates} for name in sides}
     rounds = [(index, rate, name) for index in range(-1, repeats) for rate in rates
-              for name in SIDES]
+              for name in sides]
     progress = tqdm(rounds, desc=f'gap, {checkpoint.name}', unit='run', disable=None)
     for index, rate, name in progress:
         progress.set_postfix_str(f'{name}, frames: {rate}')
         phase = (index + 0.5) / repeats if index >= 0 else 0.0
-        gaps, steps = gaps_s(checkpoint, frames, SIDES[name], tokens, rates[rate], before, phase)
+        gaps, steps = gaps_s(checkpoint, frames, sides[name], tokens, rates[rate], before, phase)
         if index >= 0:  # The first round warms up.
             found[name][rate].append(dict(steps=steps, gaps=gaps))
     return dict(
         model=checkpoint.name, parameters=checkpoint.parameters, frame_side=side,
-        choice=dict(overlap=choice.overlap, why=choice.why),
+        choice=dict(overlap=choice.overlap, threads=choice.threads, why=choice.why),
         step_every_s={rate: round(step_s, 5) for rate, step_s in rates.items()},
         all_gaps={name: {rate: percentiles([gap for run in runs for gap in run['gaps']])
                          | dict(steps=sum(run['steps'] for run in runs))
@@ -126,7 +127,7 @@ def summarize(model: dict) -> dict:
     def middle(name: str, rate: str) -> float:
         return median(run['p99_ms'] for run in model['repetitions'][name][rate])
 
-    names, chosen = list(model['all_gaps']), f'{model["choice"]["overlap"]}@1'
+    names, chosen = list(model['all_gaps']), chosen_of(model)
     rates = [rate for rate in model['all_gaps'][names[0]] if rate != IDLE]
     return dict(
         model=model['model'], chosen=model['choice']['overlap'], chosen_p99_ratio=ratios(chosen),

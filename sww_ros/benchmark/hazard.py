@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sww_ros.benchmark.command import finish, make_parser, milliseconds, parse
-from sww_ros.benchmark.full_load import ENGINES, INTERLEAVED, Side, choose
+from sww_ros.benchmark.full_load import ENGINES, INTERLEAVED, Side, choose, chosen_of, with_choice
 from sww_ros.benchmark.models import frame_side, noise, tireless
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
@@ -30,7 +30,7 @@ from sww_ros.streaming.session import Session
 LENGTHS = (2, 10, 100, MAX_WAIT_K)
 """Tokens of the sentence, one of which is said when the frames come."""
 PATIENCE_S = 600.0
-SIDES = INTERLEAVED | {name: side for name, side in ENGINES.items() if side.threads == 1}
+SIDES = INTERLEAVED | ENGINES
 
 
 def latency_s(checkpoint: Checkpoint, frames: Sequence[np.ndarray], side: Side,
@@ -64,18 +64,20 @@ def play(checkpoint: Checkpoint, frames: Sequence[np.ndarray], lengths: Sequence
          repeats: int) -> dict:
     """Return all latencies [ms] of one model by way to share the cores and length."""
     choice = choose(checkpoint, 0, frames[0].shape[0])
-    found = {name: {str(tokens): [] for tokens in lengths} for name in SIDES}
-    for side in SIDES.values():
+    sides = with_choice(SIDES, choice)
+    found = {name: {str(tokens): [] for tokens in lengths} for name in sides}
+    for side in sides.values():
         latency_s(checkpoint, frames, side, 2)
-    rounds = [(tokens, name) for _ in range(repeats) for tokens in lengths for name in SIDES]
+    rounds = [(tokens, name) for _ in range(repeats) for tokens in lengths for name in sides]
     progress = tqdm(rounds, desc=f'hazard, {checkpoint.name}', unit='run', disable=None)
     for tokens, name in progress:
         progress.set_postfix_str(f'{name}, {tokens} tokens')
         found[name][str(tokens)].append(
-            milliseconds(latency_s(checkpoint, frames, SIDES[name], tokens)))
+            milliseconds(latency_s(checkpoint, frames, sides[name], tokens)))
     return dict(model=checkpoint.name, parameters=checkpoint.parameters,
                 frame_side=frames[0].shape[0],
-                choice=dict(overlap=choice.overlap, why=choice.why), latency_ms=found)
+                choice=dict(overlap=choice.overlap, threads=choice.threads, why=choice.why),
+                latency_ms=found)
 
 
 def summarize(model: dict) -> dict:
@@ -84,7 +86,7 @@ def summarize(model: dict) -> dict:
                for name, each in model['latency_ms'].items()}
     flatness = {name: round(max(each.values()) / min(each.values()), 3)
                 for name, each in medians.items()}
-    chosen = f'{model["choice"]["overlap"]}@1'
+    chosen = chosen_of(model)
     longest = list(medians[chosen])[-1]
     interleaved = min(medians[name][longest] for name in INTERLEAVED)
     return dict(model=model['model'], chosen=model['choice']['overlap'],

@@ -26,6 +26,7 @@ from sww_ros.nodes.managed import ManagedNode, logged
 from sww_ros.nodes.publishing import TextPublisher
 from sww_ros.nodes.questions import MAX_WAITERS, SERVICE_QOS, Questions
 from sww_ros.nodes.reporting import Reporter
+from sww_ros.nodes.responding import Responder
 from sww_ros.nodes.running import run
 
 NAME = 'narrator'
@@ -60,15 +61,16 @@ class Narrator(ManagedNode):
         self._camera = Camera(
             self, MutuallyExclusiveCallbackGroup(), on_frame=self._feed, on_drop=self._drop,
             on_restart=self._reset_engine)
-        self._questions = Questions(self, self._active_engine)
+        self._responder = responder = Responder(self)
+        self._questions = Questions(self, self._active_engine, responder)
         annotator = Annotator(self, self._camera, self.get_parameter('annotation_rate').value)
         self._reporter = Reporter(self, self._camera, TextPublisher(self, self._camera),
                                   self._questions.answers, annotator.subtitle)
         for kind, service, serve in ((SetPrompt, '~/set_prompt', self._serve_prompt),
                                      (Trigger, '~/reset', self._serve_reset),
                                      (SetBool, '~/pause', self._serve_pause)):
-            self.create_service(kind, service, serve, qos_profile=SERVICE_QOS,
-                                callback_group=group)
+            responder.attend(self.create_service(
+                kind, service, serve, qos_profile=SERVICE_QOS, callback_group=group))
         self._alarm = Alarm(self.get_logger())
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._jumps = self.get_clock().create_jump_callback(
@@ -89,6 +91,7 @@ class Narrator(ManagedNode):
 
     def destroy_node(self) -> None:
         self._questions.close()
+        self._responder.close()
         super().destroy_node()
 
     # Transitions.

@@ -100,7 +100,8 @@ SESSION_SETTINGS = (
     _session('device', "Where the model runs: 'cpu', 'cuda', 'cuda:1', ..."),
     _session('dtype', "Type of the weights, such as 'float32' or 'bfloat16'; empty: as the "
              'device likes it.'),
-    _session('threads', 'Threads of one computation on the CPU.', low=1, high=256),
+    _session('threads', 'Threads of one computation on the CPU; 0: what proves best here with '
+             'overlap auto, else one.', high=256),
     _session('repetition_penalty', 'Above 1.0, tokens already said become less likely; 0: as the '
              'checkpoint says (its generation_config.json), else 1.0, none.', high=10.0),
     _session('allow_download', 'Whether a checkpoint that is not on this machine may be '

@@ -18,6 +18,7 @@ from sww_interfaces.srv import Ask
 from sww_ros.engine.client import EngineClient, EngineError
 from sww_ros.nodes.answers import Answer, AnswerBook
 from sww_ros.nodes.publishing import TEXT_QOS
+from sww_ros.nodes.responding import Responder
 from sww_ros.streaming.config import check_question
 
 MAX_WAITERS = 16
@@ -54,9 +55,11 @@ class Questions:
     Passes questions to the engine, and answers back to whoever waits for them.
 
     :param engine: returns the running engine, or raises EngineError saying why there is none
+    :param responder: sees to it that responses arrive
     """
 
-    def __init__(self, node: Node, engine: Callable[[], EngineClient]) -> None:
+    def __init__(self, node: Node, engine: Callable[[], EngineClient],
+                 responder: Responder) -> None:
         self.answers = AnswerBook()
         self._node, self._engine = node, engine
         self._log = node.get_logger()
@@ -64,8 +67,8 @@ class Questions:
         self._asked_by: dict[bytes, Answer] = {}
         self._cancelled: set[bytes] = set()
         group = ReentrantCallbackGroup()
-        node.create_service(Ask, '~/ask', self._serve, qos_profile=SERVICE_QOS,
-                            callback_group=group)
+        responder.attend(node.create_service(
+            Ask, '~/ask', self._serve, qos_profile=SERVICE_QOS, callback_group=group))
         self._action = ActionServer(
             node, AnswerQuestion, '~/answer_question', self._execute, callback_group=group,
             goal_callback=self._accept, cancel_callback=self._cancel,

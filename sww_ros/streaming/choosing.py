@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import os
 from statistics import median
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,11 +34,22 @@ ALIKE, ALIKE_S = 1.1, 0.005
 """Latencies within this factor, or this time [s], are alike: a frame's own period is far longer."""
 
 
+class Way(NamedTuple):
+    """An executor, and how many torch threads each of its computations takes."""
+
+    overlap: str
+    threads: int
+
+    def __str__(self) -> str:
+        return f'{self.overlap}@{self.threads}'
+
+
 @dataclass(frozen=True)
 class Choice:
     """An executor, why it was chosen, and what was measured: seconds to a sight, steps a second."""
 
     overlap: str
+    threads: int
     why: str
     measured: dict[str, dict[str, float]]
 
@@ -49,21 +61,25 @@ def choose_overlap(checkpoint: Checkpoint, config: SessionConfig, pace: Pace) ->
     :param pace: how fast it runs here
     :raises ValueError: when the model cannot run
     """
+    ways = candidates(checkpoint, config)
     wait_k = config.wait_k or checkpoint.defaults.wait_k
     slow = pace.step_seconds + wait_k * pace.token_seconds
     if slow > LONG_S:
-        return Choice('fused', f'a step and its words take {slow:.1f} s, too long to try all: '
-                      'one pass for both reads the weights once', {})
-    trials = {name: _Trial(checkpoint, config, name) for name in candidates(checkpoint, config)}
-    sights: dict[str, list[float]] = {name: [] for name in trials}
-    loads: dict[str, list[float]] = {name: [] for name in trials}
+        threads = max(way.threads for way in ways)
+        return Choice('fused', threads, f'a step and its words take {slow:.1f} s, too long to try '
+                      'all: one pass for both reads the weights once', {})
+    trials = {way: _Trial(checkpoint, config, way) for way in ways}
+    sights: dict[Way, list[float]] = {way: [] for way in ways}
+    loads: dict[Way, list[float]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
-        for name, trial in trials.items():
-            sights[name] += trial.sights_s()
-            loads[name].append(trial.load_s(LOAD_STEPS))
-    measured = {name: dict(first_sight_s=median(sights[name]),
-                           steps_per_s=LOAD_STEPS / median(loads[name])) for name in trials}
-    return Choice(*decide(measured), measured)
+        for way, trial in trials.items():
+            sights[way] += trial.sights_s()
+            loads[way].append(trial.load_s(LOAD_STEPS))
+    measured = {str(way): dict(first_sight_s=median(sights[way]),
+                               steps_per_s=LOAD_STEPS / median(loads[way])) for way in ways}
+    best, why = decide(measured)
+    way = next(way for way in ways if str(way) == best)
+    return Choice(way.overlap, way.threads, why, measured)
 
 
 def decide(measured: dict[str, dict[str, float]]) -> tuple[str, str]:
@@ -77,22 +93,33 @@ def decide(measured: dict[str, dict[str, float]]) -> tuple[str, str]:
     return best, f'from a frame to its first token, and at full load: {told}'
 
 
-def candidates(checkpoint: Checkpoint, config: SessionConfig) -> list[str]:
-    """Return the executors that can run a checkpoint here."""
-    found = ['fused', 'threads', 'serial']
-    on_cpu = checkpoint.decoder.device.type == 'cpu'
-    if on_cpu and config.threads == 1 and len(os.sched_getaffinity(0)) > 1:
-        found.append('processes')
-    return found
+def candidates(checkpoint: Checkpoint, config: SessionConfig) -> list[Way]:
+    """
+    Return the ways in which a checkpoint can run here.
+
+    Where the number of threads is left open, what does one thing at a time may take every core,
+    and each of two sides half of them.
+    """
+    if checkpoint.decoder.device.type != 'cpu':
+        return [Way(overlap, 1) for overlap in ('fused', 'threads', 'serial')]
+    cores = len(os.sched_getaffinity(0))
+    whole = [config.threads] if config.threads else sorted({1, cores})
+    half = config.threads or max(1, cores // 2)
+    ways = [Way('fused', threads) for threads in whole]
+    ways += [Way('serial', whole[0]), Way('threads', half)]
+    if cores > 1 and whole[0] == 1:  # A forked child computes with one thread.
+        ways.append(Way('processes', 1))
+    return ways
 
 
 class _Trial:
     """One executor on noise, with a speaker that never falls silent."""
 
-    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, overlap: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, way: Way) -> None:
         self._checkpoint = checkpoint
-        self._config = replace(config, overlap=overlap, record_trace=False, narrate=True,
-                               max_pending_frames=1000, max_steps=1000)
+        self._config = replace(
+            config, overlap=way.overlap, threads=way.threads, record_trace=False, narrate=True,
+            max_pending_frames=1000, max_steps=1000)
         frames = checkpoint.perception.settings.temporal_patch_size
         size = (frames, *working_size(checkpoint, config), 3)
         self._frames = np.random.default_rng(0).integers(0, 256, size, np.uint8)

@@ -25,7 +25,8 @@ class SessionConfig:
     at once, and up to `max_queued` wait (policy queue); `max_steps` bounds the memory: the
     stream begins anew when it is reached. `max_pending_frames` bounds the frames that wait for
     perception, the oldest are dropped. `position_gap` is where GIPE's text starts; once a video
-    has ended, narration may go on for `max_rest_tokens`. With `single_turn` narration is over with
+    has ended, narration may go on for `max_rest_tokens`. `threads` is what one computation on the
+    CPU takes; 0: what `overlap` auto finds best, else one. With `single_turn` narration is over with
     its first turn; otherwise a checkpoint that ends its turn opens another with the next step. A
     question that finds nothing to see for `question_timeout_s` [s] ends; 0: it waits.
     """
@@ -51,7 +52,7 @@ class SessionConfig:
     narrate: bool = True
     device: str = 'cpu'
     dtype: str = ''
-    threads: int = 1
+    threads: int = 0
     repetition_penalty: float = 0.0
     record_trace: bool = False
     allow_download: bool = False
@@ -63,11 +64,11 @@ class SessionConfig:
         _choice('overlap', self.overlap, OVERLAPS)
         _choice('question_policy', self.question_policy, QUESTION_POLICIES)
         for name in ('max_answers', 'max_answer_tokens', 'max_rest_tokens',
-                     'max_pending_frames', 'threads'):
+                     'max_pending_frames'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be at least 1, not {getattr(self, name)}')
         for name in ('position_gap', 'schedule_seed', 'wait_k', 'max_queued', 'max_steps',
-                     'frame_width', 'frame_height'):
+                     'frame_width', 'frame_height', 'threads'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
         if self.wait_k > MAX_WAIT_K:

@@ -8,7 +8,9 @@ rule is asked again after every input, under the core's lock; jobs run outside o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import os
 import threading
+import time
 from typing import Protocol
 
 from sww_ros.streaming.jobs import Failed, Input, Job
@@ -74,3 +76,17 @@ class Executor:
         for worker in self._workers:
             if worker is not threading.current_thread():
                 worker.join()
+                _await_native_end(worker)
+
+
+def _await_native_end(worker: threading.Thread) -> None:
+    """
+    Wait until the kernel's thread is gone too, a moment after Python's.
+
+    Until then native libraries tidy up under locks, of which a fork would copy one that is held.
+    """
+    task = f'/proc/self/task/{worker.native_id}'
+    for _ in range(1000):
+        if not os.path.exists(task):
+            return
+        time.sleep(0.001)

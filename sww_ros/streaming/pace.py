@@ -52,7 +52,7 @@ def measure(checkpoint: Checkpoint, config: SessionConfig) -> Pace:
     """
     def run() -> Pace:
         if checkpoint.decoder.device.type == 'cpu':
-            torch.set_num_threads(config.threads)
+            torch.set_num_threads(max(1, config.threads))
         return _measure(checkpoint, working_size(checkpoint, config))
 
     # In a thread of its own, which leaves the caller's number of threads as it is.

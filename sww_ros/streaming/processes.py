@@ -5,7 +5,7 @@ Two threads of one Python share one interpreter, which a small model keeps busy;
 not. The child is a fork: it has the weights without a copy of them, as neither side writes them.
 It perceives, and writes the visual lane into shared memory, where decode steps read it as they
 read any lane: rows below a published length never change. What else crosses is a JSON header and
-the pixels of a step.
+the pixels of a step. It has to prove that it computes before it is given work (`FORKS`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,14 @@ from sww_ros.streaming.kv import Lane
 from sww_ros.streaming.runner import ModelRunner, describe
 from sww_ros.wire import Channel
 
+FORKS, PROOF_S = 4, 10.0
+"""
+How often a child is made, and how long it may take to prove that it computes [s].
+
+A fork copies the locks of native libraries as they are, held by threads that the child does not
+have: of MKL's allocator once in some hundred forks beside threads that end. A child that is past
+its first computation has no thread but its own, so none can hold one again.
+"""
 STAGES = ('started_ns', 'preprocessed_ns', 'vision_ns', 'perceived_ns')
 FAR_FD = 1 << 20
 
@@ -48,10 +56,20 @@ class ForkingRunner(ModelRunner):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)
+        self.pid = 0
+        for _ in range(FORKS):
+            self._fork()
+            if self._channel.wait_readable(PROOF_S) and self._channel.receive():
+                return
+            os.kill(self.pid, signal.SIGKILL)
+            self.close()
+        raise RuntimeError(f'the perceiving process did not begin to compute in {FORKS} tries of '
+                           f'{PROOF_S:g} s: set overlap to fused or threads')
+
+    def _fork(self) -> None:
         self._socket, theirs = socket.socketpair()
         self._channel = Channel(self._socket)
         with warnings.catch_warnings():
-            # The child takes no lock that a thread of ours could hold: it only computes.
             warnings.simplefilter('ignore', DeprecationWarning)
             self.pid = os.fork()
         if not self.pid:
@@ -129,6 +147,7 @@ class _Child(ModelRunner):
         os.closerange(sock.fileno() + 1, FAR_FD)
         self._socket, self._channel = sock, Channel(sock)
         self._video, self._shared = None, {}
+        self._prove()
         while (message := self._channel.receive()) is not None:
             try:
                 self._obey(*message)
@@ -136,6 +155,23 @@ class _Child(ModelRunner):
                 return
             except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told
                 self._channel.send({'error': describe(error)})
+
+    def _prove(self) -> None:
+        """Do a small piece of all that will be done, and say so."""
+        unit = self._checkpoint.perception.settings.unit
+        frame = Frame(np.zeros((2 * unit, 2 * unit, 3), np.uint8))
+        self._video = Video(-1, 'x', None)
+        self._open(Open(self._video))
+        stream = self._video.work
+        stream.size, stream.grid = (2 * unit, 2 * unit), (2, 2)
+        self._perceive(Perceive(self._video, (frame,), False))
+        self._close_shared()
+        self._channel.send({'computes': True})
+
+    def _close_shared(self) -> None:
+        for outgrown in self._shared.values():
+            os.close(outgrown)
+        self._shared.clear()
 
     def _obey(self, header: dict, pixels: bytearray) -> None:
         if 'open' in header:
@@ -158,9 +194,7 @@ class _Child(ModelRunner):
         lane = self._video.work.lane
         kv = lane.view().kv
         fd = self._shared.pop(kv.data_ptr(), None)
-        for outgrown in self._shared.values():
-            os.close(outgrown)
-        self._shared.clear()
+        self._close_shared()
         header |= dict(rows=len(lane), moved_to=tuple(kv.shape) if fd is not None else None)
         payload = b''
         if patches is not None:

@@ -117,7 +117,8 @@ class Session:
         if config.overlap == 'auto' and not _scheme_of(checkpoint, config).serial:
             from sww_ros.streaming.choosing import choose_overlap
             choice = choose_overlap(checkpoint, config, pace)
-            config, why = replace(config, overlap=choice.overlap), choice.why
+            config = replace(config, overlap=choice.overlap, threads=choice.threads)
+            why = choice.why
         session = cls(checkpoint, config)
         session._pace, session._why = pace, why
         session._warm_up()
@@ -141,6 +142,7 @@ class Session:
             wait_k=self._core.wait_k, max_steps=self._core.max_steps,
             repetition_penalty=repetition_penalty(checkpoint, self.config),
             schedule=self.config.schedule, overlap=self._overlap,
+            threads=max(1, self.config.threads),
             overlap_why=self._why, prompt=self._core.prompt,
             default_prompt=checkpoint.defaults.prompt,
             mismatch=mismatch(checkpoint, self.scheme, self.config.schedule, self._core.max_steps),
@@ -262,7 +264,7 @@ class Session:
     def _take_threads(self) -> None:
         # A new thread starts with PyTorch's default, whatever was set on another one.
         if self._checkpoint.decoder.device.type == 'cpu':
-            torch.set_num_threads(self.config.threads)
+            torch.set_num_threads(max(1, self.config.threads))
 
     # What the executor asks (executors.Desk).
 
