@@ -34,21 +34,25 @@ def responder():
     node = MagicMock()
     made = Responder(node)
     made.log = node.get_logger()
-    # pytest takes warnings itself while a test runs.
-    before, warnings.showwarning = warnings.showwarning, responding._notice
     yield made
-    warnings.showwarning = before
     made.close()
 
 
-def test_a_response_that_arrives_is_sent_once(responder):
+def listen(monkeypatch) -> None:
+    """Hear warnings as the narrator does; pytest takes them itself when a test begins."""
+    monkeypatch.setattr(warnings, 'showwarning', responding._notice)
+
+
+def test_a_response_that_arrives_is_sent_once(responder, monkeypatch):
+    listen(monkeypatch)
     service = Service(0)
     responder.attend(service)
     service.send_response('response', 'header')
     assert service.threads == ['MainThread']
 
 
-def test_a_dropped_response_is_sent_again_off_the_callback(responder):
+def test_a_dropped_response_is_sent_again_off_the_callback(responder, monkeypatch):
+    listen(monkeypatch)
     service = Service(3)
     responder.attend(service)
     service.send_response('response', 'header')
@@ -59,6 +63,7 @@ def test_a_dropped_response_is_sent_again_off_the_callback(responder):
 
 
 def test_what_is_lost_for_good_is_logged(responder, monkeypatch):
+    listen(monkeypatch)
     monkeypatch.setattr(responding, 'TRIES', 5)
     service = Service(10**9)
     logged = threading.Event()
@@ -70,7 +75,8 @@ def test_what_is_lost_for_good_is_logged(responder, monkeypatch):
     assert len(service.threads) == 6
 
 
-def test_nothing_is_tried_once_it_is_closed(responder):
+def test_nothing_is_tried_once_it_is_closed(responder, monkeypatch):
+    listen(monkeypatch)
     service = Service(10**9)
     responder.attend(service)
     responder.close()
@@ -79,6 +85,7 @@ def test_nothing_is_tried_once_it_is_closed(responder):
 
 
 def test_other_warnings_are_shown_as_before(responder, monkeypatch):
+    listen(monkeypatch)
     shown = []
     monkeypatch.setattr(responding, '_show', lambda message, *_: shown.append(str(message)))
     warnings.warn('something else', RuntimeWarning, stacklevel=1)

@@ -25,10 +25,10 @@ class SessionConfig:
     at once, and up to `max_queued` wait (policy queue); `max_steps` bounds the memory: the
     stream begins anew when it is reached. `max_pending_frames` bounds the frames that wait for
     perception, the oldest are dropped. `position_gap` is where GIPE's text starts; once a video
-    has ended, narration may go on for `max_rest_tokens`. `threads` is what one computation on the
-    CPU takes; 0: what `overlap` auto finds best, else one. With `single_turn` narration is over with
+    has ended, narration may go on for `max_rest_tokens`. With `single_turn` narration is over with
     its first turn; otherwise a checkpoint that ends its turn opens another with the next step. A
-    question that finds nothing to see for `question_timeout_s` [s] ends; 0: it waits.
+    question that finds nothing to see for `question_timeout_s` [s] ends; 0: it waits. `threads` is
+    what one computation on the CPU takes; 0: what `overlap` auto finds best, else one.
     """
 
     prompt: str = ''
