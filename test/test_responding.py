@@ -40,6 +40,7 @@ def responder():
 
 def listen(monkeypatch) -> None:
     """Hear warnings as the narrator does; pytest takes them itself when a test begins."""
+    warnings.simplefilter('always')
     monkeypatch.setattr(warnings, 'showwarning', responding._notice)
 
 
