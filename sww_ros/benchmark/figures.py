@@ -16,12 +16,12 @@ FOLDER = Path(__file__).resolve().parents[2] / 'docs/benchmarks'
 
 def rows(folder: Path = FOLDER) -> list[str]:
     """Return the table's rows as Markdown."""
-    score, endurance, proof, overlap, demo, load, medium = (
+    score, endurance, proof, overlap, demo, load, medium, peers = (
         json.loads((folder / f'{name}.json').read_text())
         for name in ('score', 'endurance', 'proof', 'overlap', 'demo', 'full_load',
-                     'full_load_medium'))
+                     'full_load_medium', 'peers'))
     return [f'| {words} | {figure} |' for words, figure in (
-        *_latency(demo), *_quality(score), _endurance(endurance), *_exactness(proof),
+        *_peers(peers), *_latency(demo), *_quality(score), _endurance(endurance), *_exactness(proof),
         *_calibrated(overlap), _load(medium), _load(load))]
 
 
@@ -55,7 +55,7 @@ def _exactness(proof: dict) -> list[tuple[str, str]]:
     tokens = sum(entry['tokens'] for entry in proof.values())
     differing = sum(entry['differing'] for entry in proof.values())
     return [(
-        f'{cases} random live runs on disturbed threads against one masked full forward of the '
+        f'{cases} random live runs, by every executor, against one masked full forward of the '
         'stock model: tokens that differ',
         f'{differing} of {tokens}; logits within {proof["float32"]["largest_error"]:.0e} (fp32), '
         f'{proof["float64"]["largest_error"]:.0e} (fp64)')]
@@ -77,11 +77,32 @@ def _calibrated(overlap: dict) -> list[tuple[str, str]]:
 
 
 def _load(load: dict) -> tuple[str, str]:
-    said = load['summary'][0]
+    said, more = load['summary']
     return (f'both at once (`overlap: auto` takes {said["chosen"]}) against the best interleaved '
             f'engine, real arithmetic at full load, {load["machine"]["cores"]} CPU cores, '
             f'{load["parameters"] / 1e6:.1f} M parameters, {said["wait_k"]} tokens a step',
-            f'{said["speedup"]:.2f} times as fast (limit {said["limit"]:.2f})')
+            f'{said["speedup"]:.2f} times as fast (limit {said["limit"]:.2f}); with '
+            f'{more["wait_k"]} tokens a step ({more["chosen"]}) {more["speedup"]:.2f} '
+            f'({more["limit"]:.2f})')
+
+
+def _peers(peers: dict) -> list[tuple[str, str]]:
+    longest = peers['summary'][-1]
+    seen = {name: f'{seconds * 1e3:.0f} ms' for name, seconds in longest['hazard_s'].items()}
+    slower = {name: f'{times:.1f}' for name, times in longest['times_as_long'].items()}
+    here = (f'{peers["parameters"] / 1e6:.1f} M parameters, {peers["machine"]["cores"]} CPU cores, '
+            f'after {longest["steps"]} steps')
+    return [
+        (f'a step that comes while a sentence of {peers["sentence"]} tokens is spoken is seen by a '
+         f'token after ({here})',
+         f'{seen["gdpe_fused"]} (fused), {seen["gdpe_processes"]} (processes); interleaved '
+         f'{seen["interleaved"]}; stock modules with a carried cache {seen["carried"]}; '
+         f'`generate()` on the newest frames {seen["generate_newest"]}, on all '
+         f'{seen["generate_whole"]}'),
+        ('the same stream at full load takes, of the time of this engine',
+         f'stock modules with a carried cache {slower["carried"]} times as long, in windows '
+         f'{slower["windows"]}; `generate()` on the newest frames {slower["generate_newest"]}, on '
+         f'all {slower["generate_whole"]}')]
 
 
 def _latency(demo: dict) -> list[tuple[str, str]]:

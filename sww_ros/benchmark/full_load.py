@@ -123,8 +123,8 @@ def summarize(load: dict) -> dict:
 
 def with_choice(sides: dict[str, Side], choice: Choice) -> dict[str, Side]:
     """Return the sides and, if it is not among them, what auto has chosen."""
-    return {f'{choice.overlap}@{choice.threads}': Side(choice.overlap, 'gdpe', choice.threads),
-            **sides}
+    name = f'{choice.overlap}@{choice.threads}'
+    return sides | {name: Side(choice.overlap, 'gdpe', choice.threads)}
 
 
 def chosen_of(result: dict) -> str:
@@ -213,10 +213,11 @@ def draw(result: dict, file: Path) -> None:
     from matplotlib import pyplot as plt
     figure, axes = plt.subplots(1, len(result['loads']), squeeze=False, sharey=True,
                                 figsize=(5.5 * len(result['loads']), 3.8))
+    names = list(dict.fromkeys(name for load in result['loads'] for name in load['seconds']))
     for axis, load, said in zip(axes[0], result['loads'], result['summary']):
         base = median(load['seconds'][said['baseline']])
-        for index, (name, seconds) in enumerate(load['seconds'].items()):
-            color = 'C3' if name in INTERLEAVED else 'C0'
+        for name, seconds in load['seconds'].items():
+            color, index = ('C3' if name in INTERLEAVED else 'C0'), names.index(name)
             axis.plot([base / each for each in seconds], [index] * len(seconds), '.', color=color,
                       alpha=0.5)
             axis.plot(base / median(seconds), index, 'o', color=color)
@@ -224,7 +225,7 @@ def draw(result: dict, file: Path) -> None:
         axis.axvline(said['limit'], color='0.3', linestyle='--', label='limit, a core a side')
         if 'roofline' in said:
             axis.axvline(said['roofline'], color='C2', linestyle=':', label='measured roofline')
-        axis.set(yticks=range(len(load['seconds'])), yticklabels=load['seconds'],
+        axis.set(yticks=range(len(names)), yticklabels=names,
                  xlabel='times as fast as the best interleaved run',
                  title=f'{result["parameters"] / 1e6:.1f} M, {load["wait_k"]} tokens a step, '
                        f'auto: {said["chosen"]}')

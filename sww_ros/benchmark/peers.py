@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sww_ros.benchmark.contenders import WAIT_K, Contender, Contest, contenders, make_contest
 from sww_ros.benchmark.machine import machine
-from sww_ros.streaming.config import OVERLAPS
+from sww_ros.streaming.rules import RULES
 
 LENGTHS = (10, 20, 40, 80)
 OURS = ('interleaved', 'gdpe_')
@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--side', type=int, default=84, help='width of a frame in pixels')
     parser.add_argument('--lengths', type=int, nargs='+', default=list(LENGTHS), metavar='STEPS')
     parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--overlaps', nargs='+', default=list(OVERLAPS), choices=OVERLAPS,
+    parser.add_argument('--overlaps', nargs='+', default=list(RULES), choices=list(RULES),
                         help='of the engine, with group-decoupled positions')
     parser.add_argument('--threads', type=int, nargs='+', default=[1, 2],
                         help='torch threads of those that do one thing at a time')
