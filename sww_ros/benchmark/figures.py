@@ -21,8 +21,8 @@ def rows(folder: Path = FOLDER) -> list[str]:
         for name in ('score', 'endurance', 'proof', 'overlap', 'demo', 'full_load',
                      'full_load_medium', 'peers'))
     return [f'| {words} | {figure} |' for words, figure in (
-        *_peers(peers), *_latency(demo), *_quality(score), _endurance(endurance), *_exactness(proof),
-        *_calibrated(overlap), _load(medium), _load(load))]
+        *_peers(peers), *_latency(demo), *_quality(score), _endurance(endurance),
+        *_exactness(proof), *_calibrated(overlap), _load(medium), _load(load))]
 
 
 def _quality(score: dict) -> list[tuple[str, str]]:
