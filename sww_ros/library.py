@@ -85,4 +85,5 @@ def _frames(video: str | os.PathLike | Iterable[np.ndarray],
 def _open(path: Path, rate: float = 0.0):
     # Here, as frames that are given need no OpenCV.
     from sww_ros.nodes.readers import PictureFolder, VideoFile
-    return (PictureFolder if path.is_dir() else VideoFile)(path.expanduser(), rate)
+    path = path.expanduser()
+    return (PictureFolder if path.is_dir() else VideoFile)(path, rate)
