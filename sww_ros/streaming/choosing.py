@@ -72,13 +72,18 @@ def choose_overlap(checkpoint: Checkpoint, config: SessionConfig, pace: Pace) ->
     sights: dict[Way, list[float]] = {way: [] for way in ways}
     loads: dict[Way, list[float]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
-        for way, trial in trials.items():
-            sights[way] += trial.sights_s()
-            loads[way].append(trial.load_s(LOAD_STEPS))
+        for way, trial in [*trials.items()]:
+            try:
+                sights[way] += trial.sights_s()
+                loads[way].append(trial.load_s(LOAD_STEPS))
+            except (OSError, RuntimeError):
+                if way.overlap != 'processes':
+                    raise
+                del trials[way]  # No memory for another process, say: the others do without.
     measured = {str(way): dict(first_sight_s=median(sights[way]),
-                               steps_per_s=LOAD_STEPS / median(loads[way])) for way in ways}
+                               steps_per_s=LOAD_STEPS / median(loads[way])) for way in trials}
     best, why = decide(measured)
-    way = next(way for way in ways if str(way) == best)
+    way = next(way for way in trials if str(way) == best)
     return Choice(way.overlap, way.threads, why, measured)
 
 
