@@ -35,13 +35,19 @@ class Pace:
     visual_tokens: int
 
 
-def working_size(checkpoint: Checkpoint, config: SessionConfig) -> tuple[int, int]:
-    """Return the (height, width) at which a session perceives frames; a camera's of 640x480."""
+def working_size(checkpoint: Checkpoint, config: SessionConfig,
+                 frame: tuple[int, int] = _CAMERA) -> tuple[int, int]:
+    """
+    Return the (height, width) at which a session perceives frames: configured, or fitted.
+
+    :param frame: height and width of the frames that come
+    :raises ValueError: for a frame that is too narrow
+    """
     settings = checkpoint.perception.settings
     if config.frame_width and config.frame_height:
         return tuple(max(1, side // settings.unit) * settings.unit
                      for side in (config.frame_height, config.frame_width))
-    return fit_size(*_CAMERA, settings)
+    return fit_size(*frame, settings)
 
 
 def measure(checkpoint: Checkpoint, config: SessionConfig) -> Pace:

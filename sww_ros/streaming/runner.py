@@ -27,7 +27,7 @@ from sww_ros.streaming.jobs import (
     Video,
 )
 from sww_ros.streaming.kv import Lane, LaneView
-from sww_ros.streaming.perception import fit_size
+from sww_ros.streaming.pace import working_size
 from sww_ros.streaming.positions import Scheme, Track
 from sww_ros.streaming.prompt import ASSISTANT_HEAD, NEXT_TURN, VIDEO_TAIL, prefix_parts
 from sww_ros.streaming.schedule import make_schedule
@@ -132,12 +132,7 @@ class ModelRunner:
 
     def _choose_size(self, stream: Stream, frame: Frame) -> None:
         """Fix the size of all frames of a stream: as configured, or fitted to the first one."""
-        settings = self._checkpoint.perception.settings
-        if self._config.frame_width and self._config.frame_height:
-            wanted = (self._config.frame_height, self._config.frame_width)
-            stream.size = tuple(max(1, side // settings.unit) * settings.unit for side in wanted)
-        else:
-            stream.size = fit_size(*frame.pixels.shape[:2], settings)
+        stream.size = working_size(self._checkpoint, self._config, frame.pixels.shape[:2])
         stream.grid = self._checkpoint.perception.grid(*stream.size)
 
     # Generation.
