@@ -17,7 +17,7 @@ from sww_ros.evaluation.playing import Played, Said
 from sww_ros.evaluation.scores import MIN_CLIPS, score_texts
 from sww_ros.models.loading import load
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.training.data.samples import Report
+from sww_ros.training.data.annotations import Report
 
 pytest.importorskip('av')
 

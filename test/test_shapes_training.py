@@ -19,7 +19,7 @@ from sww_ros.shapes.grammar import KINDS
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
 from sww_ros.shapes.tokens import SILENCE, build_tokenizer
-from sww_ros.shapes.train import Settings, Trainee, draw_recipe, train
+from sww_ros.shapes.train import ModelWithHeads, Settings, draw_recipe, train
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived
 from sww_ros.streaming.positions import SCHEMES
@@ -135,7 +135,7 @@ def test_the_training_tower_is_the_stock_one(tokenizer):
     grid = torch.tensor([[3, 2 * GRID, 2 * GRID]])
     with torch.no_grad():
         stock = model.model.visual(patches, grid_thw=grid).pooler_output
-        ours = Trainee(model, 64).see(patches)
+        ours = ModelWithHeads(model, 64).see(patches)
     assert (stock - ours).abs().max() < 1e-5
 
 

@@ -11,9 +11,9 @@ from training_kit import Bench, noise
 from sww_ros.streaming.positions import SCHEMES, make_scheme
 from sww_ros.streaming.schedule import WaitK
 from sww_ros.streaming.visibility import ranges
-from sww_ros.training.attention import BLOCK, block_mask, mask_mod
 from sww_ros.training.batches import pack, pad
 from sww_ros.training.layout import IGNORE, Words, lay_clip
+from sww_ros.training.loss import BLOCK, block_mask, mask_mod
 from sww_ros.training.recipe import SCHEDULES
 
 ANSWERS = dict(long='It goes on and on, to the end.', short='No.')
@@ -45,7 +45,7 @@ def test_rows_and_loss_are_those_of_the_engine(bench, scheme, schedule, answer):
     assert torch.equal(clip.patches, trace.patches)
     batch = pad([clip])
     with torch.no_grad():
-        loss = float(bench.teacher()(batch)) / batch.answer_tokens
+        loss = float(bench.loss()(batch)) / batch.answer_tokens
     assert loss == pytest.approx(cost, abs=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_packed_padded_and_flex_have_the_same_loss(bench, scheme):
     for batch in (pad(clips), pack(clips), pack(clips, BLOCK)):
         for attention in ('sdpa', 'flex'):
             with torch.no_grad():
-                losses.append(float(bench.teacher(attention)(batch)) / batch.answer_tokens)
+                losses.append(float(bench.loss(attention)(batch)) / batch.answer_tokens)
         visible = mask_mod(batch.clip, batch.lane, batch.step, batch.sees)
         size, length = batch.ids.shape
         row = torch.arange(length)

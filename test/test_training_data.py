@@ -15,14 +15,10 @@ from video_kit import GRAYS, needs_x264, shown, write_video
 
 from sww_ros.shapes.render_clips import write_all
 from sww_ros.shapes.tokens import build_tokenizer
-from sww_ros.training.data.bag_captions import read_bag_captions
-from sww_ros.training.data.dataset import Dataset
-from sww_ros.training.data.errors import Rejected, VideoError
+from sww_ros.training.clips import Dataset
+from sww_ros.training.data.annotations import Report, read_bag_captions, read_funqa, read_pe_video
 from sww_ros.training.data.frames import read_frames
-from sww_ros.training.data.funqa import read_funqa
-from sww_ros.training.data.limits import Limits
-from sww_ros.training.data.pe_video import read_pe_video
-from sww_ros.training.data.samples import Report, Sample
+from sww_ros.training.data.records import Limits, Rejected, Sample, VideoError
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIPS = ROOT / 'test/data/clips'
@@ -86,8 +82,8 @@ def test_committed_clips_come_from_their_script(tmp_path: Path):
 
 
 def test_reading_needs_no_ros():
-    code = ('import sys; import sww_ros.training.data.frames, sww_ros.training.data.bag_captions, '
-            'sww_ros.training.data.dataset, sww_ros.nodes.images; '
+    code = ('import sys; import sww_ros.training.data.frames, sww_ros.training.data.annotations, '
+            'sww_ros.training.clips, sww_ros.nodes.images; '
             'assert "rclpy" not in sys.modules')
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, timeout=100)
 

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from video_kit import needs_x264, shown, write_video
 
-from sww_ros.training.data.errors import VideoError
-from sww_ros.training.data.frames import read_frames
-from sww_ros.training.data.picking import Timed, Times, pick
-from sww_ros.training.data.samples import Sample
+from sww_ros.training.data.frames import Timed, Times, pick, read_frames
+from sww_ros.training.data.records import Sample, VideoError
 
 av = pytest.importorskip('av')
 

@@ -28,17 +28,13 @@ from sww_ros.streaming.session import Session
 from sww_ros.training.__main__ import main
 from sww_ros.training.batches import pad
 from sww_ros.training.clips import ClipMaker
-from sww_ros.training.data.forms import guess_form
-from sww_ros.training.data.samples import Report, Sample
-from sww_ros.training.export import ADAPTER, export
-from sww_ros.training.options import parse
+from sww_ros.training.data.annotations import Report
+from sww_ros.training.data.records import Sample, guess_form
+from sww_ros.training.loss import Loss
+from sww_ros.training.model import ADAPTER, Settings, export, load_model
 from sww_ros.training.progress import LOG
-from sww_ros.training.reading import read_samples
-from sww_ros.training.recipe import Recipe
-from sww_ros.training.run import train
-from sww_ros.training.settings import Settings
-from sww_ros.training.teacher import Teacher
-from sww_ros.training.trainee import load_trainee
+from sww_ros.training.recipe import Recipe, parse
+from sww_ros.training.run import read_samples, train
 from sww_ros.training.trainer import Trainer, learning_rate_scale
 
 PE_VIDEO, FUNQA = DATA / 'pe_video.jsonl', DATA / 'funqa.json'
@@ -72,13 +68,13 @@ def largest_difference(one: Path, other: Path) -> float:
 def mean_loss(wanted: Recipe, model: str) -> float:
     """The loss of a checkpoint over all samples of a recipe."""
     wanted = replace(wanted, model=model, lora_rank=0, lora_alpha=0.0, lora_dropout=0.0)
-    trainee = load_trainee(wanted)
-    settings = Settings.of(trainee.about, wanted)
-    maker = ClipMaker(trainee.about, trainee.stock.model.visual, wanted, settings)
-    samples = read_samples(wanted, trainee.about.tokenizer, settings.defaults.prompt, Report())
+    model = load_model(wanted)
+    settings = Settings.of(model.about, wanted)
+    maker = ClipMaker(model.about, model.stock.model.visual, wanted, settings)
+    samples = read_samples(wanted, model.about.tokenizer, settings.defaults.prompt, Report())
     batch = pad([maker.make(sample, maker.read(sample)) for sample in samples])
     with torch.no_grad():
-        return float(Teacher(trainee, 'sdpa')(batch)) / batch.answer_tokens
+        return float(Loss(model, 'sdpa')(batch)) / batch.answer_tokens
 
 
 @pytest.mark.parametrize('data', [PE_VIDEO, FUNQA], ids=['pe_video', 'funqa'])
@@ -203,7 +199,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise SafetensorError('No space left on device')
 
-    monkeypatch.setattr('sww_ros.training.state.save_file', full)
+    monkeypatch.setattr('sww_ros.training.progress.save_file', full)
     assert main(['--model', 'builtin', '--data', str(PE_VIDEO), '--out', str(tmp_path), '--steps',
                  '2', '--batch', '1', '--save-every', '1']) == 2
     said = capsys.readouterr().err
@@ -281,7 +277,7 @@ def test_the_shape_of_the_3b_model_trains_in_every_scheme(tmp_path):
         wanted = replace(bench.recipe, out=tmp_path / scheme)
         wanted.out.mkdir()
         bench.maker.read = lambda sample: noise(2, 56, 56)
-        trainer = Trainer(wanted, bench.trainee, bench.maker,
+        trainer = Trainer(wanted, bench.model, bench.maker,
                           [Sample(Path('none'), 'What?', 'A thing.')], Accelerator(cpu=True),
                           'sdpa')
         before = bench.net.model.visual.merger.mlp[2].weight.detach().clone()
@@ -394,28 +390,28 @@ def test_adapters_on_a_base_kept_in_bf16_train_and_merge(tmp_path):
     """As on a GPU: what is frozen stays bf16, and merging rounds as it does from fp32."""
     save_random(tmp_path / 'base', TINY, 0)
     wanted = recipe(tmp_path, FUNQA, model=str(tmp_path / 'base'), lora_rank=4)
-    trainee = load_trainee(wanted, saving=True)
-    assert {weight.dtype for weight in trainee.trained.values()} == {torch.float32}
-    assert {weight.dtype for weight in trainee.net.parameters()
+    model = load_model(wanted, saving=True)
+    assert {weight.dtype for weight in model.trained.values()} == {torch.float32}
+    assert {weight.dtype for weight in model.net.parameters()
             if not weight.requires_grad} == {torch.bfloat16}
-    settings = Settings.of(trainee.about, wanted)
-    maker = ClipMaker(trainee.about, trainee.stock.model.visual, wanted, settings)
+    settings = Settings.of(model.about, wanted)
+    maker = ClipMaker(model.about, model.stock.model.visual, wanted, settings)
     batch = pad([maker.make(Sample(Path('none'), 'What?', 'A thing.'), noise(2, 56, 56))])
-    teacher, losses = Teacher(trainee, 'sdpa'), []
-    optimizer = torch.optim.AdamW(trainee.trained.values(), lr=1e-2)
+    loss, losses = Loss(model, 'sdpa'), []
+    optimizer = torch.optim.AdamW(model.trained.values(), lr=1e-2)
     for _ in range(8):
         with torch.autocast('cpu', torch.bfloat16):
-            cost = teacher(batch)
+            cost = loss(batch)
         cost.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(cost.item())
     assert losses[-1] < 0.8 * losses[0]
-    plain = load_trainee(wanted)
+    plain = load_model(wanted)
     with torch.no_grad():
         for name, weight in plain.trained.items():
-            weight.copy_(trainee.trained[name])
-    for name, one in (('saving', trainee), ('plain', plain)):
+            weight.copy_(model.trained[name])
+    for name, one in (('saving', model), ('plain', plain)):
         export(one, settings, tmp_path / name)
     assert largest_difference(tmp_path / 'saving', tmp_path / 'plain') == 0
     assert largest_difference(tmp_path / 'saving', tmp_path / 'base') > 0
@@ -445,7 +441,7 @@ def test_what_is_wrong_with_the_files_is_said_before_a_model_is_loaded(tmp_path,
     def load(*_):
         raise AssertionError('loaded')
 
-    monkeypatch.setattr('sww_ros.training.run.load_trainee', load)
+    monkeypatch.setattr('sww_ros.training.run.load_model', load)
     arguments = ['--model', 'builtin', '--data', str(PE_VIDEO), '--out', str(tmp_path / 'out')]
     assert main([*arguments, *options]) == 2
     assert said in capsys.readouterr().err

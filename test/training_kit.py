@@ -15,11 +15,10 @@ from sww_ros.streaming.events import Trouble
 from sww_ros.streaming.generation import TextLane
 from sww_ros.streaming.session import Session
 from sww_ros.training.clips import ClipMaker
-from sww_ros.training.data.samples import Sample
+from sww_ros.training.data.records import Sample
+from sww_ros.training.loss import Loss
+from sww_ros.training.model import Settings, prepare
 from sww_ros.training.recipe import Recipe
-from sww_ros.training.settings import Settings
-from sww_ros.training.teacher import Teacher
-from sww_ros.training.trainee import prepare
 
 DATA = Path(__file__).parent / 'data/clips'
 PREPROCESSOR = 'preprocessor_config.json', dict(
@@ -43,12 +42,12 @@ class Bench:
         self.recipe = Recipe(model='', data=(DATA / 'pe_video.jsonl',), out=Path('unused'),
                              **changes)
         self.settings = Settings.of(self.about, self.recipe)
-        self.trainee = prepare(self.net, self.about, self.recipe, '', torch.float32)
+        self.model = prepare(self.net, self.about, self.recipe, '', torch.float32)
         self.maker = ClipMaker(self.about, self.net.model.visual, self.recipe, self.settings)
         return self
 
-    def teacher(self, attention='sdpa') -> Teacher:
-        return Teacher(self.trainee, attention)
+    def loss(self, attention='sdpa') -> Loss:
+        return Loss(self.model, attention)
 
     def clip(self, answer: str, frames: np.ndarray, seed: int = 0, prompt: str = 'Say.'):
         return self.maker.make(Sample(Path('none'), prompt, answer), frames, seed)

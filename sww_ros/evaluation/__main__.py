@@ -23,10 +23,8 @@ from sww_ros.evaluation.table import print_tables
 from sww_ros.models.loading import BUILTIN, builtin_path, load
 from sww_ros.streaming.config import check_prompt
 from sww_ros.streaming.positions import SCHEMES
-from sww_ros.training.data.forms import FORMS
-from sww_ros.training.data.limits import PAPER
-from sww_ros.training.data.records import check_there
-from sww_ros.training.data.samples import Report
+from sww_ros.training.data.annotations import Report
+from sww_ros.training.data.records import FORMS, PAPER, check_there
 
 _DEFAULTS = Options()
 

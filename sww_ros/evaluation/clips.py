@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sww_ros.evaluation.metrics.words import words
-from sww_ros.training.data.annotations import read_annotations
-from sww_ros.training.data.errors import Rejected
-from sww_ros.training.data.limits import PAPER
-from sww_ros.training.data.samples import Report, Sample
+from sww_ros.training.data.annotations import Report, read_annotations
+from sww_ros.training.data.records import PAPER, Rejected, Sample
 
 
 def read_clips(paths: Sequence[Path], *, prompt: str, form: str = '', tokenizer=None,

@@ -26,9 +26,8 @@ from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.perception import PixelSettings, shrunk
 from sww_ros.streaming.positions import make_scheme
-from sww_ros.training.data.errors import VideoError
 from sww_ros.training.data.frames import READ_FACTOR, read_frames
-from sww_ros.training.data.samples import Sample
+from sww_ros.training.data.records import Sample, VideoError
 
 MODES = ('offline', 'wait_k', 'random_wait_k')
 """Schedules whose text does not depend on the machine."""

@@ -20,7 +20,7 @@ from sww_ros.shapes.questions import make as make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import Difficulty, Scene, generate
 from sww_ros.shapes.tokens import build_tokenizer
-from sww_ros.training.data.limits import PAPER
+from sww_ros.training.data.records import PAPER
 
 CLIPS = 10
 """In each of the two forms."""

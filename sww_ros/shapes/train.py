@@ -36,7 +36,7 @@ MUON_LR = 3e-3
 ADAM_LR = 3e-3
 
 
-class Trainee(nn.Module):
+class ModelWithHeads(nn.Module):
     """The model with the auxiliary heads that are dropped at export."""
 
     def __init__(self, model, hidden: int) -> None:
@@ -177,9 +177,9 @@ def draw_short(progress: float, clips: int, rng: np.random.Generator) -> Recipe:
 CURRICULA = dict(builtin=draw_recipe, short=draw_short)
 
 
-def build_optimizers(trainee: Trainee) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: ModelWithHeads) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for embeddings, vectors and auxiliary heads."""
-    named = dict(trainee.named_parameters())
+    named = dict(model.named_parameters())
     inner = [p for n, p in named.items()
              if p.ndim == 2 and 'embed_tokens' not in n and (n.startswith('model') or n == 'patch')]
     chosen = {id(p) for p in inner}
@@ -226,8 +226,8 @@ class Trainer:
                               settings.position_encoding, settings.offline)
         model = build_model(config, settings.seed)
         model.set_attn_implementation('sww_training')
-        self.trainee = Trainee(model, settings.hidden)
-        self.optimizers = build_optimizers(self.trainee)
+        self.model = ModelWithHeads(model, settings.hidden)
+        self.optimizers = build_optimizers(self.model)
         self.batcher = Batcher(self.tokenizer)
         self.first = 0
         self.state_file = settings.out / 'training_state.pt'
@@ -236,14 +236,14 @@ class Trainer:
 
     def _resume(self) -> None:
         state = torch.load(self.state_file, weights_only=True)
-        self.trainee.load_state_dict(state['trainee'])
+        self.model.load_state_dict(state['model'])
         for optimizer, saved in zip(self.optimizers, state['optimizers']):
             optimizer.load_state_dict(saved)
         self.first = state['step']
 
     def _save_state(self, step: int) -> None:
         partial = self.state_file.with_suffix('.tmp')
-        torch.save(dict(trainee=self.trainee.state_dict(), step=step,
+        torch.save(dict(model=self.model.state_dict(), step=step,
                         optimizers=[o.state_dict() for o in self.optimizers]), partial)
         partial.replace(self.state_file)
 
@@ -260,7 +260,7 @@ class Trainer:
     def _average_gradients(self) -> None:
         if self.settings.workers == 1:
             return
-        grads = [p.grad for p in self.trainee.parameters() if p.grad is not None]
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         flat = torch.cat([g.reshape(-1) for g in grads])
         dist.all_reduce(flat)
         flat /= self.settings.workers
@@ -274,10 +274,10 @@ class Trainer:
             for group in optimizer.param_groups:
                 group['lr'] = rate * scale
         with torch.autocast('cpu', torch.bfloat16, enabled=settings.bf16):
-            loss, auxiliary, shares = self.trainee(batch)
+            loss, auxiliary, shares = self.model(batch)
         (loss + (1.0 if step < 0.7 * settings.steps else 0.3) * auxiliary).backward()
         self._average_gradients()
-        nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -311,7 +311,7 @@ class Trainer:
                 if (step + 1) % settings.save_every == 0:
                     self._save_state(step + 1)
         if self.rank == 0:
-            save_checkpoint(self.trainee.export(), self.tokenizer, settings.out)
+            save_checkpoint(self.model.export(), self.tokenizer, settings.out)
             print(f'saved to {settings.out}', flush=True)
 
 
@@ -324,7 +324,7 @@ def train(rank: int, settings: Settings) -> None:
                                 rank=rank, world_size=settings.workers)
     trainer = Trainer(settings, rank)
     if rank == 0:
-        count = sum(p.numel() for n, p in trainer.trainee.named_parameters()
+        count = sum(p.numel() for n, p in trainer.model.named_parameters()
                     if n.startswith('model') or n == 'patch')
         print(f'{count / 1e6:.2f} M parameters, {settings.workers} workers, '
               f'steps {trainer.first} to {settings.steps}', flush=True)

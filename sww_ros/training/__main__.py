@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from sww_ros.training.options import parse
-from sww_ros.training.recipe import Recipe
+from sww_ros.training.recipe import Recipe, parse
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,33 +13,33 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = parse(arguments)
     except ValueError as error:
-        _tell(f'error: {error}')
+        _print(f'error: {error}')
         return 2
     try:
         # Heavy imports only once the command line is known to make sense.
         from sww_ros.training.run import train
         train(recipe)
     except OSError as error:
-        told = f'{error.filename}: {error.strerror}' if error.filename else error
-        _tell(f'error: {told}; {_kept(recipe)}')
+        reason = f'{error.filename}: {error.strerror}' if error.filename else error
+        _print(f'error: {reason}; {_kept(recipe)}')
         return 2
     except ValueError as error:
-        _tell(f'error: {error}')
+        _print(f'error: {error}')
         return 2
     except KeyboardInterrupt:
         if os.environ.get('RANK', '0') == '0':
-            _tell(f'\nstopped; {_kept(recipe)}')
+            _print(f'\nstopped; {_kept(recipe)}')
         return 130
     return 0
 
 
-def _tell(message: str) -> None:
+def _print(message: str) -> None:
     print(message, file=sys.stderr)
 
 
 def _kept(recipe: Recipe) -> str:
     """In words, what the same command would go on with."""
-    from sww_ros.training.state import latest
+    from sww_ros.training.progress import latest
     state = latest(recipe.out)
     if state is None:
         return 'no state of the training is kept'

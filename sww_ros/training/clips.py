@@ -1,9 +1,18 @@
-"""One sample as the model trains on it: the engine's own pixels, and rows of text and video."""
+"""
+The clips of a training: which sample comes when, its pixels and its rows, read ahead.
+
+A clip is one sample as the model trains on it: the engine's own pixels, rows of text and video.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 import functools
+import logging
+import threading
 
 import numpy as np
 import torch
@@ -13,12 +22,73 @@ from sww_ros.streaming.perception import Perception, fit_size, shrunk
 from sww_ros.streaming.positions import Scheme, VideoClock, make_scheme
 from sww_ros.streaming.prompt import ASSISTANT_HEAD, TURN_END, VIDEO_TAIL, prefix_parts
 from sww_ros.streaming.schedule import make_schedule
-from sww_ros.training.data.errors import VideoError
 from sww_ros.training.data.frames import READ_FACTOR, read_frames
-from sww_ros.training.data.samples import Sample
+from sww_ros.training.data.records import Sample, VideoError
 from sww_ros.training.layout import ClipRows, Words, lay_clip
+from sww_ros.training.model import Settings
 from sww_ros.training.recipe import Recipe
-from sww_ros.training.settings import Settings
+
+_LOG = logging.getLogger(__name__)
+
+
+class Dataset:
+    """
+    Samples with their frames; what is at a place of an epoch depends on nothing before it.
+
+    A video that cannot be read is reported once; in its place stands the next one of that epoch
+    that can, which is then seen twice.
+    """
+
+    def __init__(self, samples: Sequence[Sample], seed: int = 0, *,
+                 read: Callable[[Sample], np.ndarray] = read_frames,
+                 warn: Callable[[str], None] = _LOG.warning) -> None:
+        """
+        Take the samples; none of their videos is opened yet.
+
+        :param read: returns a sample's frames or raises a VideoError; `functools.partial` of
+            `read_frames` sets the rate and the size
+        :param warn: told of each video that cannot be read
+        :raises ValueError: for no samples
+        """
+        if not samples:
+            raise ValueError('there are no samples to train on')
+        self.samples = tuple(samples)
+        self._seed, self._read, self._warn = seed, read, warn
+        self._broken: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def order(self, epoch: int) -> list[int]:
+        """Return the indices of all samples in the order of an epoch."""
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self)).tolist()
+
+    def epoch(self, epoch: int, begin: int = 0) -> Iterator[tuple[Sample, np.ndarray]]:
+        """
+        Yield each sample and its frames, (n, H, W, 3) uint8 RGB, from place `begin` on.
+
+        :raises VideoError: where not a single video can be read
+        """
+        for place in range(begin, len(self)):
+            yield self.at(epoch, place)
+
+    def at(self, epoch: int, place: int) -> tuple[Sample, np.ndarray]:
+        """
+        Return the sample at a place of an epoch, 0 to len - 1, and its frames.
+
+        :raises VideoError: where not a single video can be read
+        """
+        order = self.order(epoch)
+        for index in order[place:] + order[:place]:
+            if index in self._broken:
+                continue
+            sample = self.samples[index]
+            try:
+                return sample, self._read(sample)
+            except VideoError as error:
+                self._broken.add(index)
+                self._warn(f'{sample.source}: {error}; the next sample takes its place')
+        raise VideoError(f'not one of {len(self)} videos can be read; see the warnings above')
 
 
 @dataclass(frozen=True)
@@ -99,3 +169,52 @@ class ClipMaker:
         rows = lay_clip(self.scheme, schedule, self.words(sample), len(patches), grid,
                         self.settings.defaults.max_steps)
         return Clip(torch.cat(patches), (len(patches), *grid), rows)
+
+
+class Feed:
+    """
+    Clips by their place in the training, from 0, through as many epochs as there are.
+
+    A video that cannot be read is reported once; another stands in its place.
+    """
+
+    def __init__(self, samples: list[Sample], maker: ClipMaker, seed: int, readers: int,
+                 warn: Callable[[str], None]) -> None:
+        """Take the samples; `readers` threads decode their videos, once there is a call for it."""
+        self._warned: set[str] = set()
+        self._lock, self._warn = threading.Lock(), warn
+        self._dataset = Dataset(samples, seed, read=maker.read, warn=self._warn_once)
+        self._maker, self._seed, self._readers = maker, seed, readers
+
+    def clip(self, place: int) -> Clip:
+        """
+        Return the clip at a place.
+
+        :raises VideoError: where not a single video can be read
+        """
+        epoch, within = divmod(place, len(self._dataset))
+        sample, frames = self._dataset.at(epoch, within)
+        drawn = np.random.SeedSequence([self._seed, place]).generate_state(1)
+        return self._maker.make(sample, frames, int(drawn[0]))
+
+    def clips(self, places: Iterable[int]) -> Iterator[Clip]:
+        """Yield the clips at these places; twice as many as there are readers wait at most."""
+        waiting: deque[Future[Clip]] = deque()
+        pool = ThreadPoolExecutor(self._readers, thread_name_prefix='read')
+        try:
+            for place in places:
+                waiting.append(pool.submit(self.clip, place))
+                if len(waiting) > 2 * self._readers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _warn_once(self, message: str) -> None:
+        """Two threads may come upon the same broken video at once."""
+        with self._lock:
+            if message in self._warned:
+                return
+            self._warned.add(message)
+            self._warn(message)

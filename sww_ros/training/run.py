@@ -7,17 +7,13 @@ from dataclasses import replace
 from safetensors import SafetensorError
 import torch
 
-from sww_ros.training.attention import choose
 from sww_ros.training.clips import ClipMaker
-from sww_ros.training.data.records import check_there
-from sww_ros.training.data.samples import Report
-from sww_ros.training.export import export
-from sww_ros.training.progress import LOG
-from sww_ros.training.reading import read_samples
+from sww_ros.training.data.annotations import Report, read_annotations
+from sww_ros.training.data.records import Limits, Sample, check_there
+from sww_ros.training.loss import choose
+from sww_ros.training.model import Settings, export, load_model, own_words
+from sww_ros.training.progress import LOG, clear_all, latest
 from sww_ros.training.recipe import Recipe
-from sww_ros.training.settings import Settings, own_words
-from sww_ros.training.state import clear_all, latest
-from sww_ros.training.trainee import load_trainee
 from sww_ros.training.trainer import Trainer
 
 
@@ -37,40 +33,57 @@ def train(recipe: Recipe) -> None:
         # Before minutes go into a model.
         recipe.out.mkdir(parents=True, exist_ok=True)
 
-    def tell(*lines: str) -> None:
+    def show(*lines: str) -> None:
         if accelerator.is_main_process:
             print(*lines, sep='\n', flush=True)
 
     # On a GPU its memory counts: what no update changes needs no more bits than its files have.
     saving = accelerator.device.type == 'cuda' and accelerator.mixed_precision == 'bf16'
-    trainee = load_trainee(recipe, saving)
-    tell(*recipe.lines(own_words(trainee.about)),
+    model = load_model(recipe, saving)
+    show(*recipe.lines(own_words(model.about)),
          f'attention    {attention} on {accelerator.num_processes} x {accelerator.device.type}, '
          f'{accelerator.mixed_precision.replace("no", "fp32")}')
-    settings = Settings.of(trainee.about, recipe)
+    settings = Settings.of(model.about, recipe)
     report = Report()
-    samples = read_samples(recipe, trainee.about.tokenizer, settings.defaults.prompt, report)
-    tell(str(report))
+    samples = read_samples(recipe, model.about.tokenizer, settings.defaults.prompt, report)
+    show(str(report))
     if accelerator.is_main_process and not recipe.resume:
         clear_all(recipe.out)
     accelerator.wait_for_everyone()
     # The clips take the tower's type and shapes, so they are made before it goes to a GPU.
-    maker = ClipMaker(trainee.about, trainee.stock.model.visual, recipe, settings)
-    trainer = Trainer(recipe, trainee, maker, samples, accelerator, attention)
-    count = sum(weight.numel() for weight in trainee.trained.values())
-    tell(f'{count / 1e6:.2f} M of {trainee.about.parameters / 1e6:.2f} M weights are trained, '
+    maker = ClipMaker(model.about, model.stock.model.visual, recipe, settings)
+    trainer = Trainer(recipe, model, maker, samples, accelerator, attention)
+    count = sum(weight.numel() for weight in model.trained.values())
+    show(f'{count / 1e6:.2f} M of {model.about.parameters / 1e6:.2f} M weights are trained, '
          f'updates {trainer.first + 1} to {trainer.updates}')
     trainer.run()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         try:
-            export(trainee, settings, recipe.out)
+            export(model, settings, recipe.out)
         except SafetensorError as error:
             # Which is what a full disk is called there.
             raise OSError(f'cannot write the checkpoint {recipe.out}: {error}') from error
         clear_all(recipe.out)
-        tell(f'saved to {recipe.out}, log in {recipe.out / LOG}')
+        show(f'saved to {recipe.out}, log in {recipe.out / LOG}')
     accelerator.end_training()
+
+
+def read_samples(recipe: Recipe, tokenizer, prompt: str, report: Report) -> list[Sample]:
+    """
+    Return the samples of all files of a recipe.
+
+    :param tokenizer: transformers' own; counts the tokens of captions
+    :param prompt: what is asked where an annotation asks nothing
+    :param report: takes what was kept, what not and why
+    :raises ValueError: for a file that cannot be read, or without a usable sample
+    """
+    limits = None if recipe.keep_all else Limits(recipe.seconds, recipe.caption_rate)
+    samples: list[Sample] = []
+    for path in recipe.data:
+        samples += read_annotations(path, form=recipe.form, prompt=prompt, tokenizer=tokenizer,
+                                    limits=limits, video_root=recipe.video_root, report=report)
+    return samples
 
 
 def _accelerator(recipe: Recipe):

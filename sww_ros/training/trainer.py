@@ -12,23 +12,58 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 import itertools
 import math
+import os
+import signal
+import threading
 import time
+from types import FrameType
 
 import numpy as np
 import torch
 
 from sww_ros.lookahead import with_last
-from sww_ros.training.attention import BLOCK
 from sww_ros.training.batches import Batch, packed, padded
-from sww_ros.training.clips import Clip, ClipMaker
-from sww_ros.training.data.samples import Sample
-from sww_ros.training.feed import Feed
-from sww_ros.training.interrupt import Interrupt
-from sww_ros.training.progress import Progress, Sums
+from sww_ros.training.clips import Clip, ClipMaker, Feed
+from sww_ros.training.data.records import Sample
+from sww_ros.training.loss import BLOCK, Loss
+from sww_ros.training.model import TrainedModel
+from sww_ros.training.progress import Progress, Sums, identity, latest, load_state, save_state
 from sww_ros.training.recipe import Recipe
-from sww_ros.training.state import identity, latest, load_state, save_state
-from sww_ros.training.teacher import Teacher
-from sww_ros.training.trainee import Trainee
+
+_STOPPING = b'\nstopping after this update, to save its state%s\n'
+
+
+class Interrupt:
+    """
+    While it is entered, the first SIGINT only sets `wished`.
+
+    A second one raises KeyboardInterrupt at once, unless `patient`: torchrun sends a second one
+    of its own.
+    """
+
+    def __init__(self, patient: bool = False, shown: bool = True) -> None:
+        self.wished = False
+        self._patient, self._shown, self._before = patient, shown, None
+
+    def __enter__(self) -> Interrupt:
+        # Signals are for the main thread, and what starts us in the background may ignore them.
+        if (threading.current_thread() is threading.main_thread()
+                and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None)):
+            self._before = signal.signal(signal.SIGINT, self._on_sigint)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def _on_sigint(self, _number: int, _frame: FrameType | None) -> None:
+        if self.wished and not self._patient:
+            raise KeyboardInterrupt
+        if self._shown and not self.wished:
+            # `print` must not be called while it may be running already.
+            os.write(2, _STOPPING % (b'' if self._patient else b'; once more stops at once'))
+        self.wished = True
 
 
 def learning_rate_scale(update: int, updates: int, warmup: float) -> float:
@@ -42,7 +77,7 @@ def learning_rate_scale(update: int, updates: int, warmup: float) -> float:
 class Trainer:
     """One process's part in a training."""
 
-    def __init__(self, recipe: Recipe, trainee: Trainee, maker: ClipMaker,
+    def __init__(self, recipe: Recipe, model: TrainedModel, maker: ClipMaker,
                  samples: list[Sample], accelerator, attention: str) -> None:
         """
         Take what is trained; a state in the recipe's folder is gone on from.
@@ -56,9 +91,9 @@ class Trainer:
         self._clips_in_all = (recipe.steps * recipe.batch if recipe.steps
                               else math.ceil(recipe.epochs * len(samples)))
         self.updates = math.ceil(self._clips_in_all / recipe.batch)
-        self._weights = trainee.trained
+        self._weights = model.trained
         self._whole = BLOCK if attention == 'flex' else 1
-        self._model = accelerator.prepare(Teacher(trainee, attention))
+        self._loss = accelerator.prepare(Loss(model, attention))
         self._optimizer = torch.optim.AdamW(self._weights.values(), lr=recipe.learning_rate,
                                             weight_decay=0.0, fused=True)
         self._identity = identity(recipe, samples)
@@ -119,8 +154,8 @@ class Trainer:
         sums = torch.zeros(3, dtype=torch.float64)
         for batch, last in with_last(self._batches(clips)):
             # Processes may have different numbers of batches: each shares its last one's.
-            with nullcontext() if last else self._accelerator.no_sync(self._model):
-                cost = self._model(batch.to(self._accelerator.device))
+            with nullcontext() if last else self._accelerator.no_sync(self._loss):
+                cost = self._loss(batch.to(self._accelerator.device))
                 self._accelerator.backward(cost if counts else cost * 0.0)
             sums += torch.tensor([cost.item(), batch.answer_tokens, batch.rows]) * counts
         cost, tokens, rows = self._add_up(sums)

@@ -12,9 +12,8 @@ import struct
 import cv2
 import numpy as np
 
-from sww_ros.training.data.decoding import fit
-from sww_ros.training.data.errors import VideoError
-from sww_ros.training.data.picking import Shrink, Timed, Times, pick
+from sww_ros.training.data.frames import Shrink, Timed, Times, fit, pick
+from sww_ros.training.data.records import VideoError
 
 _MARGIN_NS = 1_000_000_000
 """Messages are recorded later than they are stamped, by up to this much more than the first."""

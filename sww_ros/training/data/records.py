@@ -1,4 +1,8 @@
-"""Reads annotation files, JSON lines or a JSON array, record by record with the line of each."""
+"""
+Annotation files, JSON lines or a JSON array, record by record with the line of each.
+
+A record becomes a `Sample`, or is `Rejected` with a reason; `Limits` are the paper's filter.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,82 @@ import json
 import math
 from pathlib import Path
 
-from sww_ros.training.data.errors import Rejected
-
 _SHORTEST_S = 0.1
+FORMS = ('pe_video', 'funqa', 'bag')
+_FORM_OF_KEY = {'bag': 'bag', 'caption': 'pe_video', 'instruction': 'funqa', 'question': 'funqa'}
+"""The form of a file by the first of these keys that a record has."""
+
+
+class Rejected(ValueError):
+    """A record that is no sample; `reason` is a word or two to count by."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class VideoError(ValueError):
+    """A video or bag that cannot be read; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """
+    A stretch of video, what is asked about it, and what is to be said.
+
+    `prompt` is the standing question; `answer` the caption, or the answer to the question.
+    `start_s`, `end_s` [s] are counted from the first picture; None: to the end of the video.
+    `source` is where it was annotated, for messages: `file:line`.
+    `duration_s` [s] is the length of the whole video, where the annotation says.
+    `topic` is the image topic of a bag; '': `video` is a video file.
+    """
+
+    video: Path
+    prompt: str
+    answer: str
+    start_s: float = 0.0
+    end_s: float | None = None
+    source: str = ''
+    duration_s: float | None = None
+    topic: str = ''
+
+    @property
+    def length_s(self) -> float | None:
+        """Seconds from start to end; None where the annotation does not say."""
+        end_s = self.duration_s if self.end_s is None else self.end_s
+        return None if end_s is None else end_s - self.start_s
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which samples to keep, both ranges with their ends; the paper's own by default."""
+
+    seconds: tuple[float, float] = (5.0, 30.0)
+    tokens_per_second: tuple[float, float] = (3.0, 5.0)
+
+    def check(self, sample: Sample, tokenizer) -> None:
+        """
+        Check one sample against both ranges.
+
+        :param tokenizer: transformers' own, which counts the tokens of the answer
+        :raises Rejected: for a sample outside, or one whose length is not known
+        """
+        length_s = sample.length_s
+        if length_s is None:
+            raise Rejected('of unknown length', f'{sample.source}: the length of the video is not '
+                                                'known; add "duration": seconds')
+        tokens = len(tokenizer(sample.answer, add_special_tokens=False)['input_ids'])
+        for value, (low, high), few, many, unit in (
+                (length_s, self.seconds, 'too short', 'too long', 's'),
+                (tokens / length_s, self.tokens_per_second, 'said too little', 'said too much',
+                 'tokens a second')):
+            if not low <= value <= high:
+                raise Rejected(few if value < low else many,
+                               f'{sample.source}: {value:.4g} {unit}, outside {low:g} to {high:g}')
+
+
+PAPER = Limits()
+"""5 to 30 s, 3 to 5 tokens a second."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +186,23 @@ def read_records(path: Path) -> Iterator[Record]:
     for number, line in enumerate(text.split('\n'), 1):
         if line.strip():
             yield Record(f'{path}:{number}', _value(line))
+
+
+def guess_form(path: Path) -> str:
+    """
+    Return the form of a file by its first record that has a key of one.
+
+    :raises ValueError: for a file that cannot be read, or has other keys
+    """
+    for record in read_records(path):
+        try:
+            key = record.has(*_FORM_OF_KEY)
+        except Rejected:  # Counted by whoever reads it.
+            continue
+        if key:
+            return _FORM_OF_KEY[key]
+    raise ValueError(f'no record of {path} has one of {", ".join(_FORM_OF_KEY)}: give annotations '
+                     'in the form of PE-Video, of FunQA, or of captioned bags, or --form')
 
 
 def _value(line: str) -> object:

@@ -1,10 +1,11 @@
 """
-Attention of the language model in training: dense masks for SDPA, block masks for FlexAttention.
+The loss of a batch: video through the stock tower, rows through the stock model.
 
-Both say the same: `mask_mod` is the rule of `streaming/visibility.py` for single pairs of rows,
-and the tests hold it against `Rows.mask`. FlexAttention has no backward pass on a CPU; there it
-runs uncompiled and without gradients, which is how the tests compare it. Compiled, on a GPU, it
-never builds a dense mask.
+Attention has dense masks under SDPA, block masks under FlexAttention. Both say the same:
+`mask_mod` is the rule of `streaming/visibility.py` for single pairs of rows, and the tests hold it
+against `Rows.mask`. FlexAttention has no backward pass on a CPU; there it runs uncompiled and
+without gradients, which is how the tests compare it. Compiled, on a GPU, it never builds a dense
+mask.
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ from collections.abc import Callable
 import functools
 
 import torch
+from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from sww_ros.streaming.trace import VIDEO
 from sww_ros.streaming.visibility import VISUAL_LANE
+from sww_ros.training.batches import Batch
+from sww_ros.training.layout import IGNORE
+from sww_ros.training.model import TrainedModel
 
 FLEX = 'sww_flex'
 """FlexAttention under a name of our own, so that only the language model takes it."""
@@ -83,3 +90,45 @@ def _attend(module, query, key, value, attention_mask, scaling=None, **_):
 
 
 AttentionInterface.register(FLEX, _attend)
+
+
+class Loss(nn.Module):
+    """
+    The loss of a batch under the streaming mask, by transformers' own modules.
+
+    The tower is frozen but for its merger: its blocks keep nothing for a backward pass, as none
+    of their inputs asks for a gradient.
+    """
+
+    def __init__(self, model: TrainedModel, attention: str) -> None:
+        """
+        Take the model.
+
+        :param attention: 'sdpa' with dense masks, or 'flex' with block masks
+        """
+        super().__init__()
+        self.net, self._attention = model.net, attention
+        self._stock = [model.stock]  # In a list: its weights are in `net` already.
+        language = model.stock.model.language_model
+        language.config._attn_implementation = FLEX if attention == 'flex' else 'sdpa'
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the cross-entropy summed over the batch's answer tokens, fp32."""
+        labelled = batch.labels != IGNORE
+        return F.cross_entropy(self.logits(batch, labelled).float(), batch.labels[labelled],
+                               reduction='sum')
+
+    def logits(self, batch: Batch, at: torch.Tensor) -> torch.Tensor:
+        """Return the logits (n, vocabulary) of the rows where `at` (B, L) is True."""
+        stock = self._stock[0]
+        seen = stock.model.visual(batch.patches, grid_thw=batch.grids).pooler_output
+        embeds = stock.get_input_embeddings()(batch.ids.clamp(min=0))
+        embeds = embeds.masked_scatter((batch.ids == VIDEO)[..., None], seen.to(embeds.dtype))
+        if self._attention == 'flex':
+            mask = block_mask(batch.clip, batch.lane, batch.step, batch.sees)
+        else:
+            mask = batch.mask()
+        hidden = stock.model.language_model(
+            inputs_embeds=embeds, position_ids=batch.positions,
+            attention_mask=mask, use_cache=False).last_hidden_state
+        return stock.lm_head(hidden[at])
