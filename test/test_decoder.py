@@ -14,7 +14,7 @@ from sww_ros.evaluation.random_model import SMALL, random_model
 from sww_ros.streaming import linear
 from sww_ros.streaming.attention import attend, attend_plainly
 from sww_ros.streaming.decoder import Chunk, Decoder
-from sww_ros.streaming.kv import Lane
+from sww_ros.streaming.kv import Lane, SideLane
 from sww_ros.streaming.linear import Matrix
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -230,6 +230,91 @@ def test_a_lane_in_memory_of_its_own_is_written_there(played):
     assert len(made) == 2, 'neither is pooled with others'
     assert (made[0][:, :, :, :22] != 0).all()
     assert (made[0][:, :, :, 22:] == 0).all()
+
+
+def with_side(played: Played, margin: int) -> tuple[Lane, SideLane]:
+    """Return a video with room beside it, and a text for that room."""
+    video, side = played.decoder.new_lane(8, margin=margin), played.decoder.new_side_lane(4)
+    played.step((video, 20))
+    return video, side
+
+
+def lies_beside(side: SideLane, video: Lane) -> bool:
+    mine, whole = side.view().kv, video.view().whole
+    return mine.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+def test_a_side_lane_is_read_with_its_context_while_both_grow(played):
+    video, side = with_side(played, 60)
+    for count in (7, 1, 1, 3, 1):
+        played.step((side, count, (video, 20)))
+    for _ in range(6):
+        played.step((video, 9))
+        for seen in (20, 25, len(video)):
+            played.step((side, 1, (video, seen)))
+            assert lies_beside(side, video)
+    played.step((side, 4, (video, 30)))
+    check(played)
+
+
+def test_a_side_lane_rides_on_its_contexts_pass_alone_and_beside_answers(played):
+    video, side = with_side(played, 90)
+    answers = lanes(played, 3)
+    for i, answer in enumerate(answers):
+        played.step((answer, 2 + 9 * i, (video, 20)))
+    for count in (5, 1, 1, 4, 1):
+        before = len(video)
+        played.step((video, 9), (side, count, (video, before + 9), 9))
+        played.step((video, 9), (side, count, (video, before + 9)))
+        played.step((video, 9), (side, count, (video, before + 27), 9),
+                    *((answer, 1, (video, before)) for answer in answers))
+        played.step((video, 9), (answers[0], 2, (video, before + 36), 9),
+                    (side, 1, (video, before + 36), 9))
+        played.step((side, 1, (video, before)), *((each, 1, (video, 20)) for each in answers))
+        assert lies_beside(side, video)
+    check(played)
+
+
+def test_a_side_lane_that_finds_no_room_lies_by_itself(played):
+    video, side = with_side(played, 6)
+    for seen in (20, 20, 20, 11):
+        played.step((side, 2, (video, seen)))
+    assert not lies_beside(side, video)
+    played.step((side, 3, (video, 20)))
+    played.step((video, 9), (side, 1, (video, 29), 9))
+    played.step(*((lane, 1, (video, 20)) for lane in (side, *lanes(played, 2))))
+    bare, other = filled(played, 12), played.decoder.new_side_lane(1)
+    played.step((other, 2, (bare, 12)))
+    played.step((other, 1, (bare, 12)))
+    check(played)
+
+
+def test_a_side_lane_that_sees_nothing_lies_by_itself(played):
+    video, side = with_side(played, 60)
+    played.step((side, 2, (video, 20)))
+    assert lies_beside(side, video)
+    played.step((side, 1))
+    assert not lies_beside(side, video)
+    played.step((side, 1, (video, 20)))
+    assert lies_beside(side, video)
+    check(played)
+
+
+def test_narration_beside_its_video_calls_the_operators_of_one_lane_alone():
+    played = start(torch.float32)
+    alone, (video, side) = filled(played, 40), with_side(played, 60)
+    played.step((side, 8, (video, 20)))
+
+    def calls(*made: Chunk) -> int:
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            played.decoder.step(made)
+        return sum(event.count for event in found.key_averages())
+
+    one = calls(played.rows(alone, 1))
+    assert calls(played.rows(side, 1, (video, 20))) <= one + 10
+    step = calls(played.rows(alone, 10))
+    riding = calls(played.rows(video, 9), played.rows(side, 1, (video, 29), 9))
+    assert riding <= step + 70, 'a copy of two slices more a layer, and the mask'
 
 
 def test_answers_together_give_the_tokens_of_one_at_a_time():

@@ -1,9 +1,10 @@
 """
 Attention over lanes: what the rows of one step read and write, laid out once for all layers.
 
-A row sees a context, which it may share with others, and its own lane. Each part is read where it
-lies by a kernel that also gives the log-sum-exp of its scores; by these the two results merge to
-what one softmax over both parts gives. Queries come as (rows, kv heads, group, dim).
+A row sees a context, which it may share with others, and its own lane. A lane that lies beside its
+context is read with it in one call. Else each part is read where it lies by a kernel that also
+gives the log-sum-exp of its scores; by these the two results merge to what one softmax over both
+parts gives. Queries come as (rows, kv heads, group, dim).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from sww_ros.streaming.kv import AheadView, Lane, LaneView, pooled
+from sww_ros.streaming.kv import AheadView, Lane, LaneView, SideLane, pooled
 
 _Part = tuple[torch.Tensor, torch.Tensor]
 """The result of a part (rows, kv heads, group, dim) and its log-sum-exp (rows, kv heads, group)."""
@@ -44,10 +45,9 @@ class Plan:
         :param group: queries per key
         :raises ValueError: for a context that is ahead of its lane by more than this step adds
         """
-        contexts = {id(each.context.kv) for each in rows if each.context is not None}
-        runs = [_make_run(run, group) for run in _split(rows, contexts)]
-        self._lanes = [(each.lane, len(each.lane) + each.count) for each in rows]
         _check_ahead(rows)
+        runs = [_make_run(run, group) for run in _split(rows)]
+        self._lanes = [(each.lane, len(each.lane) + each.count) for each in rows]
         self._writers = runs
         self._readers = _share_contexts(runs, group)
 
@@ -106,19 +106,67 @@ class _ChunkRun(_Run):
 
     def __init__(self, rows: Rows, group: int) -> None:
         self.start, self.stop, self.contexts = rows.start, rows.stop, [rows.context] * rows.count
-        kv, length = rows.lane.reserve(rows.count)
-        first = length - rows.count
-        self._to = kv[:, :, :, first:length].permute(1, 3, 0, 2, 4).unbind()
+        kv, length, _ = rows.lane.reserve(rows.count)
+        self._to = _written(kv, length - rows.count, length)
+        self._see(kv[:, :, :, :length], group)
+        self._mask = _causal(kv, rows.count, length)
+
+    def _see(self, kv: torch.Tensor, group: int) -> None:
         # Keys are the batch, and their queries heads that share them: no key is copied.
-        seen = kv[:, :, :, None, :length].expand(-1, -1, -1, group, -1, -1)
+        seen = kv.unsqueeze(3).expand(-1, -1, -1, group, -1, -1)
         self._keys, self._values = seen[0].unbind(), seen[1].unbind()
-        self._mask = kv.new_full((rows.count, length), -torch.inf).triu_(first + 1)
 
     def _arranged(self, q: torch.Tensor) -> torch.Tensor:
         return _part(q, self.start, self.stop).permute(1, 2, 0, 3)
 
     def _in_rows(self, out: torch.Tensor) -> torch.Tensor:
         return out.movedim(2, 0)
+
+
+class _SideRow(_Run):
+    """One row of a lane beside its context: both are read as one."""
+
+    def __init__(self, rows: Rows, whole: torch.Tensor) -> None:
+        self.start, self.stop, self.contexts = rows.start, rows.stop, [None]
+        margin = rows.context.margin
+        at = margin - len(rows.lane) - 1
+        self._to = whole[:, :, :, at].permute(1, 0, 2, 3).unsqueeze(1).unbind()
+        seen = whole[:, :, None, :, at:margin + rows.context.length]
+        self._keys, self._values = seen[0].unbind(), seen[1].unbind()
+        self._mask = None
+
+
+class _SideRun(_ChunkRun):
+    """
+    Rows of a lane beside its context, after those that the context's own lane gets, if any.
+
+    What lies in memory is the new rows of the side lane, its older rows, the context, its new rows.
+    """
+
+    def __init__(self, rows: Rows, whole: torch.Tensor, group: int,
+                 before: Rows | None = None) -> None:
+        self.start, self.stop = (before or rows).start, rows.stop
+        self.contexts = [None] * (self.stop - self.start)
+        margin, seen = rows.context.margin, rows.context.length
+        first = margin - len(rows.lane) - rows.count
+        self._to = _written(whole, first, first + rows.count)
+        mask = whole.new_zeros(rows.count, margin - first + seen)
+        mask[:, :rows.count] = _causal(whole, rows.count, rows.count)
+        self._to_context, self._ahead = (), 0
+        if before is not None:
+            kv, length, _ = before.lane.reserve(before.count)
+            self._to_context = _written(kv, length - before.count, length)
+            self._ahead = before.count
+            mask = F.pad(mask, (0, length - seen, before.count, 0), value=-torch.inf)
+            mask[:before.count, margin - first:] = _causal(whole, before.count, length)
+        self._mask = mask
+        self._see(whole[:, :, :, first:first + mask.shape[1]], group)
+
+    def write(self, layer: int, kv: torch.Tensor) -> None:
+        split = self.start + self._ahead
+        if self._ahead:
+            self._to_context[layer].copy_(kv[self.start:split])
+        self._to[layer].copy_(kv[split:self.stop])
 
 
 class _LanesRun(_Run):
@@ -183,22 +231,27 @@ class _Shared:
                 lse.view(heads, rows, group).transpose(0, 1))
 
 
-def _split(rows: Sequence[Rows], contexts: set[int]) -> list[list[Rows]]:
+def _split(rows: Sequence[Rows]) -> list[list[Rows]]:
     """
     Cut the rows of a step into runs.
 
     Lanes with one row each, over one context, make a run while padding does not outweigh what
-    is saved. A lane that others of this step see must stay where they look for it.
+    is saved. A lane that others of this step see must stay where they look for it. A lane beside
+    its context makes a run with the rows that go to the context's lane, where it comes next.
     """
+    contexts = {id(each.context.kv) for each in rows if each.context is not None}
     runs: list[list[Rows]] = []
     shortest = longest = 0
     before = None
     for each in rows:
+        beside = _beside(each) is not None
         free = (each.count == 1 and each.context is not None and not each.lane.fixed
-                and id(each.lane.view().kv) not in contexts)
+                and not beside and id(each.lane.view().kv) not in contexts)
         length = len(each.lane)
         low, high = min(shortest, length), max(longest, length)
         if free and before is each.context.kv and high <= 4 * low + 64:
+            runs[-1].append(each)
+        elif beside and runs and _buffer(runs[-1][-1]) is each.context.whole:
             runs[-1].append(each)
         else:
             runs.append([each])
@@ -208,7 +261,26 @@ def _split(rows: Sequence[Rows], contexts: set[int]) -> list[list[Rows]]:
     return runs
 
 
+def _buffer(rows: Rows) -> torch.Tensor | None:
+    """The buffer with a margin that these rows will be written to; None if it has none."""
+    return rows.lane.reserve(rows.count).whole
+
+
+def _beside(rows: Rows) -> torch.Tensor | None:
+    """The buffer in which these rows' lane lies beside what it sees; None if it does not."""
+    if not isinstance(rows.lane, SideLane):
+        return None
+    if rows.context is None:
+        rows.lane.leave()
+        return None
+    return rows.lane.beside(rows.context, rows.count)
+
+
 def _make_run(rows: Sequence[Rows], group: int) -> _Run:
+    whole = _beside(rows[-1])
+    if whole is not None:
+        return (_SideRow(rows[0], whole) if len(rows) == rows[0].count == 1
+                else _SideRun(rows[-1], whole, group, rows[0] if len(rows) > 1 else None))
     return _LanesRun(rows) if rows[0].count == 1 else _ChunkRun(rows[0], group)
 
 
@@ -236,6 +308,16 @@ def _check_ahead(rows: Sequence[Rows]) -> None:
         if isinstance(view, AheadView) and view.length > written.get(id(view.kv), 0):
             raise ValueError(f'a context of {view.length} rows is ahead of its lane, and no chunk '
                              f'of this step appends them to it')
+
+
+def _written(kv: torch.Tensor, first: int, stop: int) -> Sequence[torch.Tensor]:
+    """Each layer's rows of a buffer in the order (rows, 2, heads, dim) of what is written there."""
+    return kv[:, :, :, first:stop].permute(1, 3, 0, 2, 4).unbind()
+
+
+def _causal(like: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+    """Return a mask (rows, length) to add to scores: of `length` keys the rows are the last."""
+    return like.new_full((rows, length), -torch.inf).triu_(length - rows + 1)
 
 
 def _part(x: torch.Tensor, start: int, stop: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 import torch.nn.functional as F
 
 from sww_ros.streaming.attention import Plan, Rows
-from sww_ros.streaming.kv import Allocate, Lane, LaneView
+from sww_ros.streaming.kv import Allocate, Lane, LaneView, SideLane
 from sww_ros.streaming.linear import Matrix
 
 
@@ -90,10 +90,19 @@ class Decoder:
             self._layers.append(self._fuse(language_model.layers[0]))
             del language_model.layers[0]
 
-    def new_lane(self, rows: int, allocate: Allocate | None = None) -> Lane:
-        """Return an empty lane with room for `rows` tokens, in buffers of `allocate` if given."""
+    def new_lane(self, rows: int, allocate: Allocate | None = None, margin: int = 0) -> Lane:
+        """
+        Return an empty lane with room for `rows` tokens, in buffers of `allocate` if given.
+
+        :param margin: rows of room for a lane of `new_side_lane` that sees this one
+        """
         return Lane(self.layer_count, self.kv_heads, self.head_dim, rows, self.dtype, self.device,
-                    allocate)
+                    allocate, margin)
+
+    def new_side_lane(self, rows: int) -> SideLane:
+        """Return an empty lane that lies beside what it sees, once there is room for it."""
+        return SideLane(self.layer_count, self.kv_heads, self.head_dim, rows, self.dtype,
+                        self.device)
 
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """Return the embeddings of token ids, (n, hidden)."""

@@ -16,6 +16,13 @@ class LaneView(NamedTuple):
 
     kv: torch.Tensor
     length: int
+    whole: torch.Tensor | None = None
+    """The buffer that `kv` is the end of, where there is room before it for a `SideLane`."""
+
+    @property
+    def margin(self) -> int:
+        """How many rows of the whole buffer are before `kv`."""
+        return 0 if self.whole is None else self.whole.shape[3] - self.kv.shape[3]
 
     @property
     def keys(self) -> torch.Tensor:
@@ -42,17 +49,19 @@ class Lane:
     """
 
     def __init__(self, layers: int, heads: int, head_dim: int, rows: int, dtype: torch.dtype,
-                 device: torch.device | str = 'cpu', allocate: Allocate | None = None) -> None:
+                 device: torch.device | str = 'cpu', allocate: Allocate | None = None,
+                 margin: int = 0) -> None:
         """
         Allocate room for `rows` tokens; it doubles when they are used up.
 
         :param allocate: makes its buffers, which are then never pooled with others
+        :param margin: rows of room before its own for a `SideLane` that sees it
         """
-        self.fixed = allocate is not None
+        self.fixed = allocate is not None or margin > 0
         self._allocate = allocate or (
             lambda shape, dtype: torch.empty(*shape, dtype=dtype, device=device))
-        kv = self._allocate((2, layers, heads, max(rows, 1), head_dim), dtype)
-        self._view = LaneView(kv, 0)
+        whole = self._allocate((2, layers, heads, margin + max(rows, 1), head_dim), dtype)
+        self._view = _behind(margin, whole, 0)
         # The storage it shares with others, and its place there; see `pooled`.
         self._pool, self._slot = None, 0
 
@@ -78,25 +87,68 @@ class Lane:
 
         Returns the buffer to write to, with `length` as it will be once published.
         """
-        kv, length = self._view
+        kv, length, _ = self._view
         if length + count > kv.shape[3]:
-            rows = max(2 * kv.shape[3], length + count)
-            grown = self._allocate((*kv.shape[:3], rows, kv.shape[4]), kv.dtype)
-            kv = _moved(kv, length, grown)
-            self._view, self._pool = LaneView(kv, length), None
-        return LaneView(kv, length + count)
+            rows, margin = max(2 * kv.shape[3], length + count), self._view.margin
+            whole = self._allocate((*kv.shape[:3], margin + rows, kv.shape[4]), kv.dtype)
+            grown = _behind(margin, whole, length)
+            _moved(kv, length, grown.kv)
+            self._view, self._pool = grown, None
+        return self._view._replace(length=length + count)
 
-    def follow(self, kv: torch.Tensor) -> None:
+    def follow(self, buffer: torch.Tensor, margin: int = 0) -> None:
         """Take the buffer of a lane that another process writes, which has moved there."""
-        self._view = LaneView(kv, len(self))
+        self._view = _behind(margin, buffer, len(self))
 
     def publish(self, length: int) -> None:
         """Let readers see the first `length` rows; all their layers must have been written."""
-        kv, before = self._view
+        kv, before, _ = self._view
         if not before <= length <= kv.shape[3]:
             raise ValueError(f'cannot publish {length} rows: {before} are published, '
                              f'{kv.shape[3]} are there')
-        self._view = LaneView(kv, length)
+        self._view = self._view._replace(length=length)
+
+
+class SideLane(Lane):
+    """
+    A lane that lies before the rows that it sees, so that one call reads both without a gap.
+
+    New rows go in front of older ones: attention does not ask in which order keys lie. It moves
+    after the context when that grows, and lies by itself where there is no room. The margin of a
+    lane is for one such lane, and its writer alone touches it.
+    """
+
+    _beside: torch.Tensor | None = None
+
+    def beside(self, context: LaneView, count: int) -> torch.Tensor | None:
+        """
+        Make room for `count` rows before those of `context`; for the writer only.
+
+        Returns the whole buffer, which this lane's rows end at the margin of, or None where they
+        do not fit: the lane is then one like others.
+        """
+        kv, length, _ = self._view
+        if length + count > context.margin:
+            self.leave()
+            return None
+        if context.whole is not self._beside:
+            margin, rows = context.margin, self._rows()
+            self._beside = context.whole
+            self._view = LaneView(context.whole[:, :, :, :margin], length)
+            context.whole[:, :, :, margin - length:margin] = rows
+        return context.whole
+
+    def leave(self) -> None:
+        """Lie by itself, as other lanes do."""
+        if self._beside is not None:
+            rows = self._rows()
+            kv = rows.new_empty(*rows.shape[:3], 2 * max(len(self), 32), rows.shape[4])
+            self._view, self._beside = LaneView(_moved(rows, len(self), kv), len(self)), None
+
+    def _rows(self) -> torch.Tensor:
+        kv, length, _ = self._view
+        first = 0 if self._beside is None else kv.shape[3] - length
+        return kv[:, :, :, first:first + length]
 
 
 def pooled(lanes: Sequence[Lane]) -> torch.Tensor:
@@ -116,11 +168,16 @@ def pooled(lanes: Sequence[Lane]) -> torch.Tensor:
         pool = kv.new_zeros(*kv.shape[:2], len(lanes), kv.shape[2], max(64, 2 * needed),
                             kv.shape[4])
         for slot, lane in enumerate(lanes):
-            kv, length = lane._view
+            kv, length, _ = lane._view
             lane._view = LaneView(_moved(kv, length, pool[:, :, slot]), length)
             lane._pool, lane._slot = pool, slot
         slot = 0
     return pool[:, :, slot:slot + len(lanes)]
+
+
+def _behind(margin: int, whole: torch.Tensor, length: int) -> LaneView:
+    """The view of a buffer that begins with a margin, if any."""
+    return LaneView(whole[:, :, :, margin:], length, whole) if margin else LaneView(whole, length)
 
 
 def _moved(kv: torch.Tensor, used: int, to: torch.Tensor) -> torch.Tensor:

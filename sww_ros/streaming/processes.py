@@ -121,7 +121,7 @@ class ForkingRunner(ModelRunner):
         """Take over the buffer and the length that the child has published."""
         if shape := reply['moved_to']:
             _, (fd,), _, _ = socket.recv_fds(self._socket, 1, 1)
-            lane.follow(_mapped(fd, shape, self._checkpoint.decoder.dtype))
+            lane.follow(_mapped(fd, shape, self._checkpoint.decoder.dtype), reply['margin'])
         lane.publish(reply['rows'])
 
 
@@ -192,10 +192,12 @@ class _Child(ModelRunner):
 
     def _reply(self, header: dict, patches: torch.Tensor | None) -> None:
         lane = self._video.work.lane
-        kv = lane.view().kv
-        fd = self._shared.pop(kv.data_ptr(), None)
+        view = lane.view()
+        buffer = view.kv if view.whole is None else view.whole
+        fd = self._shared.pop(buffer.data_ptr(), None)
         self._close_shared()
-        header |= dict(rows=len(lane), moved_to=tuple(kv.shape) if fd is not None else None)
+        header |= dict(rows=len(lane), margin=view.margin,
+                       moved_to=tuple(buffer.shape) if fd is not None else None)
         payload = b''
         if patches is not None:
             header['recorded'] = tuple(patches.shape), str(patches.dtype).removeprefix('torch.')
@@ -206,7 +208,7 @@ class _Child(ModelRunner):
             os.close(fd)
 
     def _new_video_lane(self, rows: int) -> Lane:
-        return self._checkpoint.decoder.new_lane(rows, self._allocate)
+        return self._checkpoint.decoder.new_lane(rows, self._allocate, self._margin)
 
     def _allocate(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor in shared memory; its descriptor waits to be sent."""

@@ -36,6 +36,9 @@ from sww_ros.streaming.stream import Stream
 HEAD_ROWS = 64
 """How much of questions, all together, is prefilled in one decode step: narration waits for it."""
 
+SIDE_ROWS = 2048
+"""At most so many rows of narration lie beside the visual lane; a longer one lies by itself."""
+
 
 class ModelRunner:
     """
@@ -80,15 +83,24 @@ class ModelRunner:
             len(prefix), granted=schedule.granted, head_tokens=len(head),
             reserved_steps=0 if config.schedule == 'offline' else self._max_steps)
         lane = self._new_video_lane(len(prefix) + 256)
-        narration = self._open_lane(NARRATION, head, timeline.narration(), prefix,
-                                    lane if self._scheme.serial else None, self._next_turn)
+        narration = self._open_lane(
+            NARRATION, head, timeline.narration(), prefix,
+            lane if self._scheme.serial else checkpoint.decoder.new_side_lane(len(head) + 64),
+            self._next_turn)
         stream = Stream(checkpoint.decoder, self._scheme, timeline, prefix,
                         checkpoint.encode(VIDEO_TAIL), lane, narration)
         _keep_record(stream, narration)
         return stream
 
     def _new_video_lane(self, rows: int) -> Lane:
-        return self._checkpoint.decoder.new_lane(rows)
+        return self._checkpoint.decoder.new_lane(rows, margin=self._margin)
+
+    @property
+    def _margin(self) -> int:
+        """Room for the narration in the visual lane, of which one call then reads both."""
+        if self._scheme.serial:
+            return 0
+        return min(64 + self._wait_k * self._max_steps, SIDE_ROWS)
 
     def _open_lane(self, stream_id: str, head: Sequence[int], track: Track,
                    before: Sequence[int], cache: Lane | None = None,
