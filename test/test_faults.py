@@ -21,13 +21,14 @@ from sww_ros.models.loading import load
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.generation import Vocabulary
-from sww_ros.streaming.layout import Layout, lay_out
+from sww_ros.streaming.layout import ClipShape, Layout, lay_out
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES, VideoClock, make_scheme
 from sww_ros.streaming.prompt import ASSISTANT_HEAD
+from sww_ros.streaming.schedule import WaitK
 from sww_ros.streaming.session import Session
 from sww_ros.streaming.trace import Trace
-from sww_ros.streaming.visibility import ranges, wait_k_rows
+from sww_ros.streaming.visibility import ranges
 
 PACKAGE = Path(__file__).resolve().parents[1] / 'sww_ros'
 STEPS, WAIT_K, REST, GAP = 4, 2, 3, 500
@@ -65,10 +66,10 @@ def traces(models) -> dict[str, Trace]:
 
 def planned(checkpoint, trace: Trace, scheme: str) -> Layout:
     """The layout that a run should have had."""
-    counts = [WAIT_K] * (STEPS - 1) + [WAIT_K + REST]
     clock = VideoClock(checkpoint.defaults.tokens_per_second, checkpoint.defaults.seconds_per_step)
-    return lay_out(make_scheme(scheme, clock, GAP), prefix_of(trace), [trace.grid] * STEPS, counts,
-                   len(checkpoint.encode(ASSISTANT_HEAD)))
+    head = len(checkpoint.encode(ASSISTANT_HEAD))
+    return lay_out(make_scheme(scheme, clock, GAP), WaitK(WAIT_K), ClipShape(
+        prefix_of(trace), [trace.grid] * STEPS, head, STEPS * WAIT_K + REST))
 
 
 def prefix_of(trace: Trace) -> int:
@@ -80,11 +81,8 @@ def prefix_of(trace: Trace) -> int:
 @pytest.mark.parametrize('name', SCHEMES)
 def test_a_live_run_sits_where_its_scheme_says(models, traces, name):
     trace, layout = traces[name], planned(models[1], traces[name], name)
-    wanted = layout.positions
-    if name == 'interleaved':
-        wanted = wanted[:, np.argsort(layout.order)]
     # The last token spoken is never fed.
-    assert (trace.positions == wanted[:, :-1]).all()
+    assert (trace.positions == layout.positions[:, :-1]).all()
     assert (trace.predicted >= 0).sum() == ANSWER
 
 
@@ -107,8 +105,8 @@ def test_live_runs_of_two_schemes_differ(models, traces):
 def test_the_live_mask_is_the_training_mask(models, traces, name):
     trace, head = traces[name], len(models[1].encode(ASSISTANT_HEAD))
     answer = len(trace.ids) - int((trace.lane == -1).sum()) - head
-    training = wait_k_rows(prefix_of(trace), STEPS, trace.grid[0] * trace.grid[1], WAIT_K, head,
-                           answer, tail_tokens=3)
+    training = lay_out(make_scheme(name), WaitK(WAIT_K), ClipShape(
+        prefix_of(trace), [trace.grid] * STEPS, head, answer)).rows
     assert answer == ANSWER - 1
     assert (trace.rows().mask() == training.mask()).all()
     for shift in (-1, 1):
@@ -142,9 +140,9 @@ def test_ospe_is_a_scheme_of_its_own(models, traces):
 
 def test_interleaved_time_advances_by_the_extent_once():
     """Prefix 4, steps of 2 x 3, K = 2, head 3: V_1 4-6, A_1 7-11, V_2 12-14, A_2 15-16, ..."""
-    positions = lay_out(make_scheme('interleaved', VideoClock(2.0, 1.0)), 4, [(2, 3)] * 3,
-                        [2, 2, 2], 3, tail=False).positions
-    assert positions[0].tolist() == [
+    layout = lay_out(make_scheme('interleaved', VideoClock(2.0, 1.0)), WaitK(2),
+                     ClipShape(4, [(2, 3)] * 3, 3, 6, tail=False))
+    assert layout.positions[0, layout.video_first].tolist() == [
         0, 1, 2, 3, *[4] * 6, *[12] * 6, *[17] * 6, *range(7, 12), 15, 16, 20, 21]
 
 
@@ -154,17 +152,17 @@ def test_interleaved_time_advances_by_the_extent_once():
     ('gdpe', 4, 0), ('gipe', 4, 500), ('offline', 4, 7), ('ospe', 4, 4), ('interleaved', 4, 7)])
 def test_a_video_of_one_step(name, tail, text):
     """Prefix 2, one step of 1 x 2, head 2, three answer tokens."""
-    layout = lay_out(make_scheme(name, gap=500), 2, [(1, 2)], [3], 2)
+    layout = lay_out(make_scheme(name, gap=500), WaitK(3), ClipShape(2, [(1, 2)], 2, 3))
     t, rows, columns = layout.positions
     said = list(range(text, text + 5))
     assert t.tolist() == rows.tolist() == [0, 1, 2, 2, *range(tail, tail + 3), *said]
     assert columns.tolist() == [0, 1, 2, 3, *range(tail, tail + 3), *said]
-    assert layout.order.tolist() == list(range(12))
+    assert layout.video_first.tolist() == list(range(12))
 
 
 @pytest.mark.parametrize('wait_k', [1, 3, 100])
 def test_the_mask_of_a_video_of_one_step(wait_k):
-    mask = wait_k_rows(2, 1, 2, wait_k, 2, 3, tail_tokens=3).mask()
+    mask = lay_out(make_scheme('gdpe'), WaitK(wait_k), ClipShape(2, [(1, 2)], 2, 3)).rows.mask()
     assert [ranges(row) for row in mask] == [[[0, row + 1]] for row in range(12)]
 
 
@@ -179,8 +177,8 @@ def test_a_live_video_of_one_step(models, name):
         trace = session.trace()
     count = int((trace.predicted >= 0).sum())
     assert count == (2 if name == 'offline' else 4)
-    layout = lay_out(make_scheme(name, gap=GAP), prefix_of(trace), [trace.grid], [count],
-                     len(models[1].encode(ASSISTANT_HEAD)))
+    layout = lay_out(make_scheme(name, gap=GAP), WaitK(2), ClipShape(
+        prefix_of(trace), [trace.grid], len(models[1].encode(ASSISTANT_HEAD)), count))
     assert (trace.positions == layout.positions[:, :-1]).all()
     assert [ranges(row) for row in trace.rows().mask()] == [
         [[0, row + 1]] for row in range(len(trace.ids))]

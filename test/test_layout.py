@@ -4,6 +4,7 @@ Layouts: the closed forms of all five schemes, step by step and whole, and the c
 The expected positions are written down here from the paper's rules, row by row in plain Python.
 """
 
+import bisect
 from dataclasses import dataclass, replace
 import itertools
 import json
@@ -18,11 +19,28 @@ import pytest
 from test_positions import golden
 
 from sww_ros.evaluation import layout_picture
-from sww_ros.streaming.layout import describe, lay_out, main, wait_k_counts
+from sww_ros.streaming.layout import ClipShape, describe, lay_out, main
 from sww_ros.streaming.positions import SCHEMES, VideoClock, make_scheme
+from sww_ros.streaming.schedule import WaitK
 
 ROOT = Path(__file__).resolve().parents[1]
 DECOUPLED = ('gdpe', 'gipe')
+
+
+class Granted:
+    """A schedule that grants each step some number of tokens, maybe none."""
+
+    def __init__(self, counts: tuple[int, ...]):
+        self.totals = [0, *itertools.accumulate(counts)]
+
+    def granted(self, steps: int) -> int:
+        return self.totals[steps]
+
+    def step_of(self, index: int) -> int:
+        return bisect.bisect_right(self.totals, index)
+
+    def sees(self, index: int, perceived: int) -> int:
+        return min(self.step_of(index), perceived)
 
 
 @dataclass(frozen=True)
@@ -42,12 +60,18 @@ class Clip:
         return make_scheme(name, VideoClock(self.rate, self.seconds), self.gap)
 
     def said(self, step: int) -> int:
-        """k_i, from 0: A_1 begins with the assistant prefix."""
-        return self.counts[step] + (self.head if step == 0 else 0)
+        """k_i, from 0: the assistant prefix comes before the first token."""
+        return self.counts[step] + (self.head if step == self.begins else 0)
+
+    @property
+    def begins(self) -> int:
+        """The step of the first token, from 0; the last one, if there is none."""
+        return next((i for i, count in enumerate(self.counts) if count), len(self.counts) - 1)
 
     def positions(self, name: str) -> np.ndarray:
-        return lay_out(self.scheme(name), self.prefix, self.grids, self.counts, self.head,
-                       self.tail).positions
+        layout = lay_out(self.scheme(name), Granted(self.counts), ClipShape(
+            self.prefix, self.grids, self.head, sum(self.counts), self.tail))
+        return layout.positions[:, layout.video_first]
 
     @property
     def visual_rows(self) -> int:
@@ -83,14 +107,29 @@ def one_visual_group(clip: Clip) -> tuple[list, list]:
     return rows, tail
 
 
+def after_video(clip: Clip) -> list:
+    """Stock text leaves room for the video, as wide as it is by then, and for its tail."""
+    said, at = [], 0
+    last = clip.prefix + int((len(clip.grids) - 1) * clip.seconds * clip.rate // 1)
+    for step in range(len(clip.grids)):
+        if clip.said(step):
+            by_then = replace(clip, grids=clip.grids[:step + 1])
+            at = max(at, max(last, one_visual_group(by_then)[1][0][0] - 1) + 1 + 3)
+            said += text(at, clip.said(step))
+            at += clip.said(step)
+    return said
+
+
 def overlapped(clip: Clip) -> tuple[list, list, list]:
     """E_0 = p - 1, E_{i+1} = max(E_i + m_{i+1}, E_i + k_i): V_{i+1} and A_i both at E_i + 1."""
     ends, rows, said = [clip.prefix - 1], text(0, clip.prefix), []
     for step, grid in enumerate(clip.grids):
         rows += grid_at(ends[-1] + 1, 0, grid)
-        before = clip.said(step - 1) if step else 0
+        # The bound of the first step has room for the assistant prefix, which goes there.
+        head = [clip.head, 0][step > 0]
+        before = clip.counts[step - 1] + [clip.head, 0][step > 1] if step else 0
         ends.append(max(ends[-1] + max(1, *grid), ends[-1] + before))
-        said += text(ends[-1] + 1, clip.said(step))
+        said += text(ends[-1] + 1, head + clip.counts[step])
     return rows, text(ends[-1] + 1, 3), said
 
 
@@ -116,8 +155,8 @@ def expected(name: str, clip: Clip) -> list[tuple[int, int, int]]:
         rows, tail, said = running(clip)
     else:
         rows, tail = one_visual_group(clip)
-        # Before a video has ended, the stock layout keeps the places of its tail free.
-        said = text({'gdpe': 0, 'gipe': clip.gap, 'offline': tail[-1][0] + 1}[name], spoken)
+        said = after_video(clip) if name == 'offline' else text(
+            {'gdpe': 0, 'gipe': clip.gap}[name], spoken)
     return rows + (tail if clip.tail else []) + said
 
 
@@ -141,7 +180,9 @@ def test_a_stream_laid_out_as_it_goes_on_is_the_whole_clip(name, clip):
         visual.append(timeline.step(*grid))
         if clip.tail and step == len(clip.grids) - 1:
             visual.append(timeline.tail())
-        said += [track.place(1, step + 1) for _ in range(clip.said(step))]
+        if step == clip.begins:
+            said.append(track.place(clip.head, 1))
+        said += [track.place(1, step + 1) for _ in range(clip.counts[step])]
     whole = clip.positions(name)
     assert (np.concatenate([*visual, *said], axis=1) == whole[:, clip.prefix:]).all()
 
@@ -240,9 +281,10 @@ def test_a_step_that_was_lost_leaves_its_time_free(name):
 
 
 @given(tokens=st.integers(0, 60), wait_k=st.integers(1, 6), steps=st.integers(1, 8))
-def test_wait_k_counts_give_token_j_to_its_step(tokens, wait_k, steps):
-    owners = [min(j // wait_k, steps - 1) for j in range(tokens)]
-    assert wait_k_counts(tokens, wait_k, steps) == [owners.count(s) for s in range(steps)]
+def test_wait_k_gives_token_j_to_its_step(tokens, wait_k, steps):
+    layout = lay_out(make_scheme('gdpe'), WaitK(wait_k), ClipShape(1, [(1, 1)] * steps, 1, tokens))
+    assert layout.came[layout.narration].tolist() == [
+        2 * (min(j // wait_k, steps - 1) + 1) + 1 for j in range(tokens)]
 
 
 # Two cases worked out by hand. A: prefix 2, two steps of 1x2, K = 1, head 3, four answer tokens.
@@ -283,10 +325,14 @@ def test_interleaved_by_hand():
 
 
 def test_the_order_in_which_rows_come():
-    layout = lay_out(make_scheme('interleaved'), 1, [(2, 1)] * 3, [2, 1, 0], 1)
+    layout = lay_out(make_scheme('interleaved'), WaitK(2), ClipShape(1, [(2, 1)] * 3, 1, 3))
     # prefix | V_1 | V_2 | V_3 | tail | A_1 | A_2, in the order prefix V_1 A_1 V_2 A_2 V_3 tail
-    assert layout.order.tolist() == [0, 1, 2, 6, 7, 9, 10, 11, 12, 13, 3, 4, 5, 8]
-    assert (np.diff(layout.positions[0][np.argsort(layout.order)]) >= 0).all()
+    assert layout.video_first.tolist() == [0, 1, 2, 6, 7, 9, 10, 11, 12, 13, 3, 4, 5, 8]
+    assert (np.diff(layout.positions[0]) >= 0).all()
+    assert layout.came.tolist() == [0, 2, 2, 3, 3, 3, 4, 4, 5, 6, 6, 6, 6, 6]
+    apart = lay_out(make_scheme('gdpe'), WaitK(2), ClipShape(1, [(2, 1)] * 3, 1, 3))
+    assert apart.video_first.tolist() == list(range(14))
+    assert np.sort(apart.came).tolist() == layout.came.tolist()
 
 
 def given_of(case: dict) -> dict:

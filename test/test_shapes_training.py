@@ -41,7 +41,7 @@ def tiny(tokenizer, tmp_path_factory):
 
 
 @pytest.mark.parametrize('scheme, schedule', [
-    *((name, 'wait_k') for name in SCHEMES), ('offline', 'offline'), ('gdpe', 'offline')])
+    *((name, 'wait_k') for name in SCHEMES), *((name, 'offline') for name in SCHEMES)])
 def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny, scheme, schedule):
     """The rows of a batch have the ids, positions and visibility of a live run of that clip."""
     steps, offline = 4, schedule == 'offline'
@@ -71,6 +71,8 @@ def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny, scheme, schedu
     assert batch.ids[0, at:at + len(head)].tolist() == trace.ids[at:at + len(head)].tolist()
     assert np.array_equal(batch.positions[:, 0, :upto], trace.positions[:, :upto])
     assert np.array_equal(batch.mask[0, 0, :upto, :upto], trace.rows().mask()[:upto, :upto])
+    if offline and scheme == 'interleaved':
+        return  # A live question goes on behind the narration; a batch asks before it.
     # A question's lane, from the start of its turn on.
     asked = int(np.flatnonzero(~narrated)[0])
     tail = 3 if offline else 0

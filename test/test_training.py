@@ -8,11 +8,12 @@ import pytest
 import torch
 from training_kit import Bench, noise
 
+from sww_ros.streaming.layout import IGNORE
 from sww_ros.streaming.positions import SCHEMES, make_scheme
 from sww_ros.streaming.schedule import WaitK
 from sww_ros.streaming.visibility import ranges
 from sww_ros.training.batches import pack, pad
-from sww_ros.training.layout import IGNORE, Words, lay_clip
+from sww_ros.training.clips import Words, lay_clip
 from sww_ros.training.loss import BLOCK, block_mask, mask_mod
 from sww_ros.training.recipe import SCHEDULES
 

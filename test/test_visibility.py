@@ -5,7 +5,16 @@ from hypothesis import strategies as st
 import numpy as np
 from test_positions import golden
 
-from sww_ros.streaming.visibility import VISUAL_LANE, Rows, ranges, wait_k_rows
+from sww_ros.streaming.layout import ClipShape, lay_out
+from sww_ros.streaming.positions import make_scheme
+from sww_ros.streaming.schedule import WaitK
+from sww_ros.streaming.visibility import VISUAL_LANE, Rows, ranges
+
+
+def wait_k_rows(prefix: int, steps: int, tokens: int, wait_k: int, head: int, answer: int) -> Rows:
+    """The rows of a clip of equal steps, as they are trained."""
+    clip = ClipShape(prefix, [(1, tokens)] * steps, head, answer)
+    return lay_out(make_scheme('gdpe'), WaitK(wait_k), clip).rows
 
 
 def test_training_masks_equal_the_published_ones():
@@ -13,7 +22,7 @@ def test_training_masks_equal_the_published_ones():
         assistant = case['answer_start'] - case['assistant_prefix_start']
         rows = wait_k_rows(
             case['prefix_tokens'], case['frames'], case['grid_h'] * case['grid_w'],
-            case['wait_k'], assistant, case['length'] - case['answer_start'], tail_tokens=3)
+            case['wait_k'], assistant, case['length'] - case['answer_start'])
         assert [ranges(row) for row in rows.mask()] == case['visible_train']
 
 
@@ -41,7 +50,7 @@ def test_every_mask_keeps_the_rules(data):
 
 
 def test_wait_k_with_one_step_shows_it_and_its_tail_at_once():
-    rows = wait_k_rows(2, 1, 4, 3, 3, 4, tail_tokens=3)
+    rows = wait_k_rows(2, 1, 4, 3, 3, 4)
     mask = rows.mask()
     assert ranges(mask[9]) == [[0, 10]]
     assert ranges(mask[-1]) == [[0, 16]]
@@ -50,7 +59,7 @@ def test_wait_k_with_one_step_shows_it_and_its_tail_at_once():
 @given(prefix=st.integers(0, 4), steps=st.integers(1, 5), tokens=st.integers(1, 4),
        wait_k=st.integers(1, 4), head=st.integers(1, 4), answer=st.integers(0, 14))
 def test_the_training_mask_is_the_papers_rule(prefix, steps, tokens, wait_k, head, answer):
-    mask = wait_k_rows(prefix, steps, tokens, wait_k, head, answer, tail_tokens=3).mask()
+    mask = wait_k_rows(prefix, steps, tokens, wait_k, head, answer).mask()
     video_end = prefix + steps * tokens
     text = video_end + 3
     for row in range(text):

@@ -15,12 +15,12 @@ import sys
 
 import numpy as np
 
-from sww_ros.streaming.layout import lay_out
+from sww_ros.streaming.layout import ClipShape, lay_out
 from sww_ros.streaming.positions import TAIL_TOKENS, make_scheme
-from sww_ros.streaming.visibility import wait_k_rows
+from sww_ros.streaming.schedule import WaitK
 
-PREFIX, GRID, COUNTS, HEAD, GAP = 4, (2, 2), (2, 2, 2), 3, 14
-STEPS, STEP_TOKENS, WAIT_K = len(COUNTS), GRID[0] * GRID[1], 2
+PREFIX, GRID, HEAD, GAP = 4, (2, 2), 3, 14
+STEPS, STEP_TOKENS, WAIT_K = 3, GRID[0] * GRID[1], 2
 TITLES = dict(
     gdpe='GDPE: text counts from 0 on its own',
     gipe=f'GIPE: text counts from Δ (here {GAP})',
@@ -53,23 +53,19 @@ class Drawing:
 
 def drawing(name: str) -> Drawing:
     """Lay out the clip in a scheme, its mask that of training."""
-    layout = lay_out(make_scheme(name, gap=GAP), PREFIX, [GRID] * STEPS, COUNTS, HEAD)
-    rows = layout.positions.shape[1]
+    layout = lay_out(make_scheme(name, gap=GAP), WaitK(WAIT_K), ClipShape(
+        PREFIX, [GRID] * STEPS, HEAD, STEPS * WAIT_K))
     if name == 'offline':
         groups = [('prefix', PREFIX), *((f'V{i}', STEP_TOKENS) for i in range(1, STEPS + 1)),
-                  ('tail', TAIL_TOKENS), ('A', HEAD + sum(COUNTS))]
-        return Drawing(groups, layout.positions, np.tri(rows, dtype=bool))
+                  ('tail', TAIL_TOKENS), ('A', HEAD + STEPS * WAIT_K)]
+        return Drawing(groups, layout.positions, np.tri(len(layout), dtype=bool))
     groups = [('prefix', PREFIX)]
-    for step, count in enumerate(COUNTS, 1):
+    for step in range(1, STEPS + 1):
         groups += [(f'V{step}', STEP_TOKENS), ('tail', TAIL_TOKENS if step == STEPS else 0),
-                   (f'A{step}', count + (HEAD if step == 1 else 0))]
-    came = np.argsort(layout.order)
-    if name == 'interleaved':
-        mask = np.tri(rows, dtype=bool)
-    else:
-        mask = wait_k_rows(PREFIX, STEPS, STEP_TOKENS, WAIT_K, HEAD, sum(COUNTS),
-                           TAIL_TOKENS).mask()[np.ix_(came, came)]
-    return Drawing([group for group in groups if group[1]], layout.positions[:, came], mask)
+                   (f'A{step}', WAIT_K + (HEAD if step == 1 else 0))]
+    came = np.argsort(layout.came, kind='stable')
+    return Drawing([group for group in groups if group[1]], layout.positions[:, came],
+                   layout.rows.mask()[np.ix_(came, came)])
 
 
 def draw(out: Path) -> None:

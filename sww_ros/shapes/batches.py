@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from transformers import Qwen2Tokenizer
 
 from sww_ros.shapes.architecture import FRAME_SIZE, MAX_STEPS, MEAN, STD, WAIT_K
-from sww_ros.shapes.columns import lay_columns
 from sww_ros.shapes.grammar import COLORS, DIRECTIONS, KINDS, SHAPES
 from sww_ros.shapes.narration import NARRATE, facts_by_step, newest_frame_s
 from sww_ros.shapes.questions import make as make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Difficulty, Scene, generate
 from sww_ros.shapes.tokens import SILENCE, SYSTEM
+from sww_ros.streaming.layout import IGNORE, ClipShape, Layout, lay_out
 from sww_ros.streaming.positions import VideoClock, make_scheme
 from sww_ros.streaming.prompt import ASSISTANT_HEAD, VIDEO_TAIL, prefix_parts, question_parts
+from sww_ros.streaming.schedule import make_schedule
+from sww_ros.streaming.visibility import Rows
 
 GRID = FRAME_SIZE // 28
 STEP_TOKENS = GRID * GRID
-IGNORE = -100
 AUXILIARY = dict(color=len(COLORS) + 1, shape=len(SHAPES) + 1, motion=len(DIRECTIONS) + 1,
                  event=len(KINDS) + 1)
 
@@ -146,40 +147,46 @@ class Batcher:
     def make(self, recipe: Recipe, rng: np.random.Generator) -> Batch:
         prefix = self._encode(''.join(prefix_parts(SYSTEM, recipe.prompt)))
         clips = [self._clip(recipe, rng) for _ in range(recipe.clips)]
-        seen = np.array([[seen for _, _, seen in clip['lanes']] for clip in clips], int)
-        before = self._tail if recipe.offline else []
-        columns = lay_columns(
-            make_scheme(recipe.position_encoding, CLOCK), len(prefix), (recipe.steps, GRID, GRID),
-            len(self._head), WAIT_K, max(len(clip['narration']) for clip in clips),
-            seen.reshape(recipe.clips, recipe.questions),
-            max((len(ids) for clip in clips for ids, _, _ in clip['lanes']), default=0),
-            tail_tokens=len(before), offline=recipe.offline, late_start=recipe.late_start,
-            max_steps=MAX_STEPS)
-        ids = np.zeros((recipe.clips, columns.length), np.int64)
+        layouts = self._layouts(recipe, len(prefix), clips)
+        layout = layouts[0]
+        ids = np.zeros((recipe.clips, len(layout)), np.int64)
         labels = np.full_like(ids, IGNORE)
-        ids[:, :len(prefix)] = prefix
-        ids[:, columns.visual] = self._video
-        ids[:, columns.head] = before + self._head
+        ids[:, layout.prefix], ids[:, layout.head] = prefix, self._head
+        ids[:, layout.visual], ids[:, layout.tail] = self._video, self._tail[:len(layout.tail)]
         for row, clip in enumerate(clips):
             spoken = clip['narration']
-            ids[row, columns.narration[:len(spoken)]] = spoken
-            labels[row, columns.predicting[:len(spoken)]] = spoken
-            for lane, (tokens, asked, _) in zip(columns.lanes, clip['lanes']):
-                asked += len(before)
-                tokens = [*before, *tokens]
+            ids[row, layout.narration[:len(spoken)]] = spoken
+            labels[row, layout.predicting[:len(spoken)]] = spoken
+            for lane, (tokens, asked, _) in zip(layout.questions, clip['lanes']):
                 ids[row, lane[:len(tokens)]] = tokens
                 labels[row, lane[asked - 1:len(tokens) - 1]] = tokens[asked:]
         if recipe.corrupt:
-            told = ids[:, columns.narration]
-            self._corrupt(told, recipe.corrupt, rng)
-            ids[:, columns.narration] = told
+            narration = ids[:, layout.narration]
+            self._corrupt(narration, recipe.corrupt, rng)
+            ids[:, layout.narration] = narration
+        # Clips differ in what their questions see, and in nothing else of the layout.
+        sees = np.stack([one.rows.sees for one in layouts])
+        rows = Rows(layout.rows.lane, layout.rows.step, sees)
         return Batch(
             patches=torch.from_numpy(np.concatenate([clip['patches'] for clip in clips])),
             ids=torch.from_numpy(ids), labels=torch.from_numpy(labels),
-            positions=torch.from_numpy(columns.positions),
-            mask=torch.from_numpy(columns.rows.mask())[:, None],
+            positions=torch.from_numpy(np.stack([one.positions for one in layouts], axis=1)),
+            mask=torch.from_numpy(rows.mask())[:, None],
             cells=torch.from_numpy(np.stack([clip['cells'] for clip in clips])),
-            visual=torch.from_numpy(columns.visual), questions=columns.first_lane)
+            visual=torch.from_numpy(layout.visual), questions=len(layout.came))
+
+    def _layouts(self, recipe: Recipe, prefix: int, clips: Sequence[dict]) -> list[Layout]:
+        """Lay out each clip, all as long as the longest."""
+        scheme = make_scheme(recipe.position_encoding, CLOCK)
+        schedule = make_schedule('offline' if recipe.offline else 'wait_k', WAIT_K)
+        longest = max((len(ids) for clip in clips for ids, _, _ in clip['lanes']), default=0)
+        shape = ClipShape(
+            prefix, [(GRID, GRID)] * recipe.steps, len(self._head),
+            max(len(clip['narration']) for clip in clips), tail=recipe.offline,
+            question=longest - (len(self._tail) if recipe.offline else 0),
+            late_start=0 if recipe.offline else recipe.late_start, max_steps=MAX_STEPS)
+        return [lay_out(scheme, schedule, replace(
+            shape, questions=[seen for _, _, seen in clip['lanes']])) for clip in clips]
 
     def _corrupt(self, narration: np.ndarray, share: float, rng: np.random.Generator) -> None:
         """Swap a share of the spoken colors and shapes, as a narrator's own slips would be."""
@@ -202,7 +209,8 @@ class Batcher:
                 text = text.replace('colour', 'color')
             if rng.random() < 0.2:
                 text = text.lower()
-            asked = self._encode(''.join(question_parts(text)))
+            asked = [*(self._tail if recipe.offline else []),
+                     *self._encode(''.join(question_parts(text)))]
             lanes.append((asked + self._encode(question.answer) + [self._end], len(asked), seen))
         if recipe.offline:
             told = description_ids(scene, recipe.steps, phase, recipe.prompt, self._encode)

@@ -1,5 +1,8 @@
 """
-The layout of a whole clip: positions of every row in every scheme, and who sees whom.
+The layout of a whole clip: where every row sits, what it sees and what it predicts.
+
+Both trainings take it from here, and live runs are held against it. Positions are those of the
+engine's own `Timeline`, visibility is that of its `Schedule`.
 
 `python -m sww_ros.streaming.layout CASES.json` prints, for cases that give `prefix_tokens`,
 `frames` (steps), `grid_h`, `grid_w`, `wait_k`, `assistant_prefix_start`, `answer_start` and
@@ -10,78 +13,214 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
-import itertools
+from dataclasses import dataclass, field
 import json
 from pathlib import Path
 import sys
 
 import numpy as np
 
-from sww_ros.streaming.positions import TAIL_TOKENS, Scheme, make_scheme, text_positions
-from sww_ros.streaming.visibility import ranges, wait_k_rows
+from sww_ros.streaming.positions import TAIL_TOKENS, Scheme, Timeline, make_scheme, text_positions
+from sww_ros.streaming.schedule import Schedule, WaitK
+from sww_ros.streaming.visibility import (
+    PREFIX_STEP,
+    SEES_TAIL,
+    TAIL_STEP,
+    VISUAL_LANE,
+    Rows,
+    ranges,
+)
 
+IGNORE = -100
+"""The label of rows that predict nothing."""
 KEYS = dict(offline='positions_origin', gdpe='positions_group', gipe='positions_gap',
             ospe='positions_overlap', interleaved='positions_interleaved')
 """The key of each scheme in a file of layouts."""
+_NOTHING = text_positions(0, 0)
 
 
-def wait_k_counts(tokens: int, wait_k: int, steps: int) -> list[int]:
-    """How many of `tokens` answer tokens each step emits: K, and the last one all the rest."""
-    counts = [min(wait_k, max(0, tokens - wait_k * step)) for step in range(steps)]
-    counts[-1] += tokens - sum(counts)
-    return counts
+@dataclass(frozen=True)
+class ClipShape:
+    """
+    The sizes of one clip: its text in tokens, step i of its video `grids[i]` merged tokens.
+
+    `head` is the assistant prefix; `tail` says whether the video ends with the last step.
+    Question i sees the first `questions[i]` steps; its lane has `question` rows. `late_start`
+    counts steps of video, and their narration, before those of the clip; `max_steps` is the
+    engine's own bound, for which `offline` positions leave room.
+    """
+
+    prefix: int
+    grids: Sequence[tuple[int, int]]
+    head: int
+    narration: int
+    tail: bool = True
+    questions: Sequence[int] = ()
+    question: int = 0
+    late_start: int = 0
+    max_steps: int = 0
 
 
 @dataclass(frozen=True)
 class Layout:
     """
-    Where the rows `prefix, V_1..V_n, tail, assistant prefix, answer` sit.
+    The n rows of one clip: prefix, video, tail, head, narration, then question lanes.
 
-    `positions` (3, n); `order` (n,) is when each row comes in a stream that runs through
-    V_1 A_1 V_2 A_2 ..., the order in which interleaved rows are causal.
+    With interleaved positions each step's text follows its video, and the clip is causal. Index
+    arrays say which rows are what; `predicting[j]` is the row whose output is narration token j.
+    `positions` (3, n); `came` (rows without question lanes,) rises in the order in which a stream
+    V_1 A_1 V_2 A_2 ... runs, and is the same within a V or A.
     """
 
     positions: np.ndarray
-    order: np.ndarray
+    rows: Rows
+    came: np.ndarray
+    prefix: np.ndarray
+    visual: np.ndarray
+    tail: np.ndarray
+    head: np.ndarray
+    narration: np.ndarray
+    predicting: np.ndarray
+    questions: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return self.positions.shape[1]
+
+    @property
+    def video_first(self) -> np.ndarray:
+        """The rows of the clip with all video before all text, whatever the scheme."""
+        return np.concatenate([self.prefix, self.visual, self.tail, self.head, self.narration])
 
 
-def lay_out(scheme: Scheme, prefix_tokens: int, grids: Sequence[tuple[int, int]],
-            counts: Sequence[int], head_tokens: int, tail: bool = True) -> Layout:
+def lay_out(scheme: Scheme, schedule: Schedule, clip: ClipShape) -> Layout:
     """
-    Lay out one clip whose step i has grid `grids[i]` and emits `counts[i]` answer tokens.
+    Lay out one clip.
 
-    The assistant prefix belongs to the first step's text, which counts in that step's k; the
-    tail follows the last step.
+    Nothing is said before the step that grants the first token, and the head comes with it; the
+    last step takes all tokens that are left. A question comes before its step's last token is in
+    the cache. Where the schedule waits for the end of the video, a question is about a video that
+    ends where it is asked: its lane begins with that video's tail.
+
+    :raises ValueError: for a late start in a scheme whose steps have no place of their own
     """
-    totals = [0, *itertools.accumulate(counts)]
-    timeline = scheme.timeline(prefix_tokens, granted=lambda step: totals[step],
-                               head_tokens=head_tokens, reserved_steps=len(counts))
-    track, lengths = timeline.narration(), [head_tokens + counts[0], *counts[1:]]
-    visual, text = [text_positions(0, prefix_tokens)], []
-    for index, grid in enumerate(grids):
-        visual.append(timeline.step(*grid))
-        if tail and index == len(grids) - 1:
-            visual.append(timeline.tail())
-        if scheme.serial:
-            text.append(track.place(lengths[index], index + 1))
-    if not scheme.serial:
-        # Stock text goes after the tail, wherever that is.
-        text = [track.place(length, index) for index, length in enumerate(lengths, 1)]
-    came = [(height * width, length) for (height, width), length in zip(grids, lengths)]
-    if tail:
-        came[-1] = came[-1][0] + TAIL_TOKENS, came[-1][1]
-    return Layout(np.concatenate([*visual, *text], axis=1), _running_order(prefix_tokens, came))
+    if clip.late_start and scheme.name in ('ospe', 'interleaved'):
+        raise ValueError(f'late_start {clip.late_start} has no meaning with {scheme.name}, where '
+                         'each step sits after the one before: leave it out')
+    steps, streams = len(clip.grids), schedule.granted(len(clip.grids)) > 0
+    owners = [_owner(schedule, index, steps) for index in range(clip.narration)]
+    placed = _place(scheme, schedule, clip, owners, streams)
+    seen, said = ([part.shape[1] for part in parts] for parts in (placed.video, placed.text))
+    tail, step = placed.tail.shape[1], 2 * np.arange(1, steps + 1)
+    came = np.concatenate([np.zeros(clip.prefix, int), np.repeat(step, seen),
+                           np.full(tail, step[-1]), np.repeat(step + 1, said)])
+    # Where the rows of prefix, video, tail and text stand: as they come if positions run on.
+    order = np.argsort(came, kind='stable') if scheme.serial else np.arange(len(came))
+    at = np.argsort(order)
+    prefix, visual, ending, text = np.split(at, np.cumsum([clip.prefix, sum(seen), tail]))
+    lanes, length = [], len(at)
+    for count in clip.questions:
+        lanes.append(length + np.arange(placed.asked[count].shape[1]))
+        length += len(lanes[-1])
+    positions = np.empty((3, length), np.int64)
+    positions[:, at] = np.concatenate(
+        [text_positions(0, clip.prefix), *placed.video, placed.tail, *placed.text], axis=1)
+    for lane, count in zip(lanes, clip.questions):
+        positions[:, lane] = placed.asked[count]
+    layout = Layout(
+        positions, Rows(*np.zeros((3, length), np.int64)), came[order], prefix, visual, ending,
+        text[:clip.head], text[clip.head:], text[clip.head - 1:-1].copy(), lanes)
+    layout.rows.lane[:], layout.rows.step[prefix] = VISUAL_LANE, PREFIX_STEP
+    if scheme.serial:
+        shown = _run_as_one(layout, owners, seen, said if streams else [0] * steps)
+    else:
+        shown = _run_in_parallel(layout, schedule, seen)
+    for number, (lane, count) in enumerate(zip(lanes, clip.questions), 1):
+        layout.rows.lane[lane], layout.rows.sees[lane] = number, shown[count]
+    return layout
 
 
-def _running_order(prefix: int, came: list[tuple[int, int]]) -> np.ndarray:
-    """Ranks of the rows `prefix, visual, text` when each step's text follows its video."""
-    seen, said, at = [np.arange(prefix)], [], prefix
-    for visual, text in came:
-        seen.append(np.arange(at, at + visual))
-        said.append(np.arange(at + visual, at + visual + text))
-        at += visual + text
-    return np.concatenate([*seen, *said])
+def _run_as_one(layout: Layout, owners: Sequence[int], seen: Sequence[int],
+                said: Sequence[int]) -> Sequence[int]:
+    """Make the clip one causal lane, whose rows count as steps; return what a question sees."""
+    text = np.concatenate([layout.head, layout.narration])
+    ends, until = layout.visual[np.cumsum(seen) - 1], np.concatenate([[0], text])[np.cumsum(said)]
+    layout.rows.step[len(layout.prefix):len(layout.came)] = np.arange(
+        len(layout.prefix), len(layout.came))
+    last = [*ends[:-1], *layout.tail[-1:]] if len(layout.tail) else ends
+    # The engine feeds the last token of A_i in front of V_{i+1}, whose last row then speaks.
+    for index in range(1, len(owners)):
+        if owners[index] != owners[index - 1]:
+            layout.predicting[index] = last[owners[index] - 1]
+    # All rows before that of the last token of the step it comes with.
+    return [len(layout.prefix), *np.maximum(ends + 1, until)]
+
+
+def _run_in_parallel(layout: Layout, schedule: Schedule, seen: Sequence[int]) -> Sequence[int]:
+    """Give the narration a lane that sees what its schedule shows; return what a question sees."""
+    steps, rows = len(seen), layout.rows
+    rows.step[layout.visual], rows.step[layout.tail] = np.repeat(np.arange(steps), seen), TAIL_STEP
+    # The last row of the head predicts token 0.
+    predicts = np.maximum(np.arange(1 - len(layout.head), 1 + len(layout.narration)), 0)
+    sees = np.array([schedule.sees(int(index), steps) for index in predicts])
+    text = np.concatenate([layout.head, layout.narration])
+    rows.lane[text], rows.sees[text] = 0, np.where(sees >= steps, SEES_TAIL, sees)
+    return range(steps + 1)
+
+
+@dataclass
+class _Placed:
+    """Positions of a clip: each step's video and text, the tail, each question by what it sees."""
+
+    video: list[np.ndarray] = field(default_factory=list)
+    text: list[np.ndarray] = field(default_factory=list)
+    tail: np.ndarray = field(default_factory=lambda: _NOTHING)
+    asked: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+def _owner(schedule: Schedule, index: int, steps: int) -> int:
+    """The step, from 1, to whose text a token belongs."""
+    return max(1, min(schedule.step_of(index), steps))
+
+
+def _place(scheme: Scheme, schedule: Schedule, clip: ClipShape, owners: Sequence[int],
+           streams: bool) -> _Placed:
+    """Place a clip step by step, as the engine does; `streams` if it speaks before the end."""
+    steps = len(clip.grids)
+
+    def begin() -> Timeline:
+        return scheme.timeline(clip.prefix, schedule.granted, clip.head,
+                               max(clip.max_steps, steps) if streams else 0)
+
+    timeline, placed = begin(), _Placed()
+    track = timeline.narration()
+    for step, grid in enumerate(clip.grids, 1):
+        placed.video.append(timeline.step(*grid, clip.late_start + step - 1))
+        if clip.tail and step == steps:
+            placed.tail = timeline.tail()
+        text, count = [_NOTHING], owners.count(step)
+        if step == _owner(schedule, 0, steps):
+            text.append(track.place(clip.head, 1))
+            track.place(schedule.granted(clip.late_start))
+        # Not without a token: a track turns to a step's own place when it is asked for that step.
+        if count:
+            text.append(track.place(count - 1, step))
+        if streams and step in clip.questions:
+            placed.asked[step] = timeline.answer(step).place(clip.question, 1)
+        if count:
+            text.append(track.place(1, step))
+        placed.text.append(np.concatenate(text, axis=1))
+    if not streams:
+        placed.asked = {count: _place_after_end(begin(), clip.grids[:count], clip.question)
+                        for count in set(clip.questions)}
+    return placed
+
+
+def _place_after_end(timeline: Timeline, grids: Sequence[tuple[int, int]],
+                     tokens: int) -> np.ndarray:
+    """Place the tail of a video and a question about it."""
+    for grid in grids:
+        timeline.step(*grid)
+    return np.concatenate([timeline.tail(), timeline.answer(len(grids)).place(tokens, 1)], axis=1)
 
 
 def describe(case: dict) -> dict:
@@ -110,11 +249,12 @@ def describe(case: dict) -> dict:
             f'prefix_tokens + frames * grid_h * grid_w + {TAIL_TOKENS} = {before} must be '
             f'assistant_prefix_start ({case["assistant_prefix_start"]}), then answer_start '
             f'({case["answer_start"]}), then length ({case["length"]})')
-    counts = wait_k_counts(answer, wait_k, steps)
-    found = {key: lay_out(make_scheme(name), prefix, [grid] * steps, counts, head)
-             .positions.tolist() for name, key in KEYS.items()}
-    rows = wait_k_rows(prefix, steps, grid[0] * grid[1], wait_k, head, answer, TAIL_TOKENS)
-    return case | found | dict(visible_train=[ranges(row) for row in rows.mask()])
+    clip = ClipShape(prefix, [grid] * steps, head, answer)
+    layouts = {name: lay_out(make_scheme(name), WaitK(wait_k), clip) for name in KEYS}
+    found = {KEYS[name]: layout.positions[:, layout.video_first].tolist()
+             for name, layout in layouts.items()}
+    mask = layouts['gdpe'].rows.mask()
+    return case | found | dict(visible_train=[ranges(row) for row in mask])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -45,32 +45,6 @@ class Rows:
         return (causal & same_lane) | (across & shown)
 
 
-def wait_k_sees(answer_index: np.ndarray, wait_k: int, steps: int) -> np.ndarray:
-    """
-    Steps visible to the rows that predict answer tokens `answer_index` under wait-K.
-
-    Row j sees steps 0..min(floor(j / K), F - 1); rows before the answer (negative) step 0 only;
-    rows of the last step's tokens see the tail too.
-    """
-    last = np.maximum(answer_index, 0) // wait_k
-    return np.where(last >= steps - 1, SEES_TAIL, np.minimum(last, steps - 1) + 1)
-
-
-def wait_k_rows(prefix_tokens: int, steps: int, step_tokens: int, wait_k: int,
-                assistant_tokens: int, answer_tokens: int, tail_tokens: int) -> Rows:
-    """Rows of one video with one text lane under wait-K, as the paper trains it."""
-    visual = prefix_tokens + steps * step_tokens + tail_tokens
-    text = assistant_tokens + answer_tokens
-    lane = np.repeat([VISUAL_LANE, 0], [visual, text])
-    step = np.concatenate([
-        np.full(prefix_tokens, PREFIX_STEP), np.repeat(np.arange(steps), step_tokens),
-        np.full(tail_tokens, TAIL_STEP), np.zeros(text, int)])
-    # The last row of the assistant prefix predicts answer token 0.
-    predicts = np.arange(text) - (assistant_tokens - 1)
-    sees = np.concatenate([np.zeros(visual, int), wait_k_sees(predicts, wait_k, steps)])
-    return Rows(lane, step, sees)
-
-
 def ranges(mask_row: np.ndarray) -> list[list[int]]:
     """The True stretches of one mask row as [start, end) pairs."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask_row.astype(np.int8), [0]])))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sww_ros.streaming.layout import IGNORE
 from sww_ros.streaming.visibility import VISUAL_LANE, Rows
 from sww_ros.training.clips import Clip
-from sww_ros.training.layout import IGNORE
 
 _PADDED = -1
 """The clip of rows that only fill; they see each other, as a softmax needs something."""

@@ -18,13 +18,15 @@ import numpy as np
 import torch
 
 from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.layout import IGNORE, ClipShape, lay_out
 from sww_ros.streaming.perception import Perception, fit_size, shrunk
 from sww_ros.streaming.positions import Scheme, VideoClock, make_scheme
 from sww_ros.streaming.prompt import ASSISTANT_HEAD, TURN_END, VIDEO_TAIL, prefix_parts
-from sww_ros.streaming.schedule import make_schedule
+from sww_ros.streaming.schedule import Schedule, make_schedule
+from sww_ros.streaming.trace import VIDEO
+from sww_ros.streaming.visibility import Rows
 from sww_ros.training.data.frames import READ_FACTOR, read_frames
 from sww_ros.training.data.records import Sample, VideoError
-from sww_ros.training.layout import ClipRows, Words, lay_clip
 from sww_ros.training.model import Settings
 from sww_ros.training.recipe import Recipe
 
@@ -89,6 +91,53 @@ class Dataset:
                 self._broken.add(index)
                 self._warn(f'{sample.source}: {error}; the next sample takes its place')
         raise VideoError(f'not one of {len(self)} videos can be read; see the warnings above')
+
+
+@dataclass(frozen=True)
+class Words:
+    """Token ids of one clip's text; `answer` ends in the token that ends the turn."""
+
+    prefix: Sequence[int]
+    tail: Sequence[int]
+    head: Sequence[int]
+    answer: Sequence[int]
+
+
+@dataclass(frozen=True)
+class ClipRows:
+    """
+    n rows: `ids` (VIDEO where a merged visual token stands), `labels` (n,), `positions` (3, n).
+
+    `labels[i]` is the token that row i has to predict, or IGNORE. Rows of video stand in the
+    order of time, rows and columns.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def lay_clip(scheme: Scheme, schedule: Schedule, words: Words, steps: int,
+             grid: tuple[int, int], max_steps: int) -> ClipRows:
+    """
+    Lay out a clip of `steps` steps of `grid` merged tokens whose video ends with the last.
+
+    They are the rows of a live run of the same clip that is told its words.
+
+    :param max_steps: the engine's own bound, for which `offline` positions leave room
+    """
+    layout = lay_out(scheme, schedule, ClipShape(
+        len(words.prefix), [grid] * steps, len(words.head), len(words.answer),
+        max_steps=max_steps))
+    ids, labels = np.full(len(layout), VIDEO), np.full(len(layout), IGNORE)
+    for name, tokens in vars(words).items():
+        ids[getattr(layout, 'narration' if name == 'answer' else name)] = tokens
+    labels[layout.predicting] = words.answer
+    return ClipRows(ids, labels, layout.positions, layout.rows)
 
 
 @dataclass(frozen=True)

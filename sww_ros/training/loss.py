@@ -19,10 +19,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from sww_ros.streaming.layout import IGNORE
 from sww_ros.streaming.trace import VIDEO
 from sww_ros.streaming.visibility import VISUAL_LANE
 from sww_ros.training.batches import Batch
-from sww_ros.training.layout import IGNORE
 from sww_ros.training.model import TrainedModel
 
 FLEX = 'sww_flex'
