@@ -12,7 +12,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
 from sww_ros.nodes import console, shapes_camera
-from sww_ros.nodes.settings import Setting, Value
+from sww_ros.settings import Setting, Value
 
 NODE_SETTINGS = (
     Setting('model', 'builtin', "The checkpoint: 'builtin', a folder, or the id of a hub."),
@@ -21,13 +21,6 @@ NODE_SETTINGS = (
             choices=('debug', 'info', 'warn', 'error', 'fatal')),
 )
 SETTINGS = (*NODE_SETTINGS, *shapes_camera.SETTINGS, *console.SETTINGS)
-
-
-def argument_of(setting: Setting) -> DeclareLaunchArgument:
-    """Return the argument that sets a parameter; its default is the node's own."""
-    return DeclareLaunchArgument(
-        setting.name, default_value=setting.default_text, description=setting.description,
-        choices=list(setting.choice_texts) or None)
 
 
 def start(context: LaunchContext) -> list[Node]:
@@ -55,7 +48,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription([
         # Or these defaults would count as given to what is launched beside it.
         PushLaunchConfigurations(),
-        *[argument_of(setting) for setting in SETTINGS],
+        *[DeclareLaunchArgument(**setting.launch_argument) for setting in SETTINGS],
         OpaqueFunction(function=start),
         PopLaunchConfigurations(),
     ])

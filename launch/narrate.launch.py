@@ -14,7 +14,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
 from sww_ros.nodes.narrator_parameters import SETTINGS
-from sww_ros.nodes.settings import Setting
+from sww_ros.settings import Setting
 
 USE_SIM_TIME = Setting(
     'use_sim_time', False,
@@ -32,13 +32,6 @@ LAUNCH_SETTINGS = (
     Setting('respawn', False, 'Whether to start the node again when it has ended.'),
     Setting('respawn_delay', 2.0, 'Time before it is started again [s].', high=3600.0),
 )
-
-
-def argument_of(setting: Setting) -> DeclareLaunchArgument:
-    """Return the argument that sets a parameter; its default is the node's own."""
-    return DeclareLaunchArgument(
-        setting.name, default_value=setting.default_text, description=setting.description,
-        choices=list(setting.choice_texts) or None)
 
 
 def parameters_file(text: str) -> list[str]:
@@ -85,6 +78,7 @@ def generate_launch_description() -> LaunchDescription:
         PushLaunchConfigurations(),
         # Before the declarations set defaults, which must not override the file's values.
         OpaqueFunction(function=note),
-        *[argument_of(setting) for setting in (*LAUNCH_SETTINGS, *PARAMETERS)],
+        *[DeclareLaunchArgument(**setting.launch_argument)
+          for setting in (*LAUNCH_SETTINGS, *PARAMETERS)],
         OpaqueFunction(function=start, args=[given]),
         PopLaunchConfigurations()])

@@ -17,13 +17,16 @@ from tqdm import tqdm
 
 from sww_ros.lookahead import with_last
 from sww_ros.nodes.readers import PictureFolder, VideoFile
-from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
+from sww_ros.settings import add_option
+from sww_ros.streaming.config import SETTINGS, SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
-from sww_ros.streaming.positions import SCHEMES
-from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
 
 SETTLE_S = 600.0
+OPTIONS = ('allow_download', 'prompt', 'position_encoding', 'position_gap', 'schedule',
+           'schedule_seed', 'wait_k', 'repetition_penalty', 'max_steps', 'reserved_steps',
+           'max_rest_tokens', 'device', 'dtype')
+"""The settings of a session that the command line gives."""
 
 
 class Watch:
@@ -154,31 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('video', type=Path, help='a video file or a folder of pictures')
     parser.add_argument('--model', default='builtin',
                         help="'builtin', a folder, or a hub id (default: %(default)s)")
-    parser.add_argument('--allow-download', action='store_true',
-                        help='fetch a hub id that is not in the local cache')
-    parser.add_argument('--prompt', type=checked(check_prompt), default=None,
-                        help='the standing question (default: as the checkpoint says)')
     parser.add_argument('--ask', type=parse_question, action='append', default=[],
                         metavar='"SECONDS: QUESTION"', help='ask at a time; may be repeated')
-    parser.add_argument('--position-encoding', choices=SCHEMES, default='',
-                        help='how positions are given (default: as the checkpoint was trained)')
-    parser.add_argument('--position-gap', type=int, default=0,
-                        help='where text starts with gipe (default: as the checkpoint was trained)')
-    parser.add_argument('--schedule', choices=SCHEDULES, default='live',
-                        help='when narration may speak (default: %(default)s)')
-    parser.add_argument('--schedule-seed', type=int, default=0,
-                        help='what random_wait_k draws from (default: %(default)s)')
-    parser.add_argument('--wait-k', type=int, default=0,
-                        help='tokens a step (default: as the checkpoint was trained)')
-    parser.add_argument('--repetition-penalty', type=float, default=0.0,
-                        help='above 1, what was said becomes less likely (default: as the '
-                        'checkpoint says; none with --trace)')
-    parser.add_argument('--max-steps', type=int, default=0,
-                        help='steps that are remembered (default: as the checkpoint says)')
-    parser.add_argument('--max-rest-tokens', type=int, default=SessionConfig.max_rest_tokens,
-                        help='tokens that may follow the end of the video (default: %(default)s)')
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument('--dtype', default='')
+    for setting in SETTINGS:
+        if setting.name in OPTIONS:
+            checks = {'type': checked(check_prompt)} if setting.name == 'prompt' else {}
+            add_option(parser, setting, **checks)
     parser.add_argument('--trace', type=Path,
                         help='write the run, to be checked by sww_ros.evaluation.replay')
     return parser
@@ -198,14 +182,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _watch(options: argparse.Namespace) -> None:
-    config = SessionConfig(
-        prompt=options.prompt or '', device=options.device, dtype=options.dtype,
-        position_encoding=options.position_encoding, position_gap=options.position_gap,
-        schedule=options.schedule, schedule_seed=options.schedule_seed, wait_k=options.wait_k,
-        max_steps=options.max_steps, max_rest_tokens=options.max_rest_tokens,
+    given = {name: value for name, value in vars(options).items() if name in OPTIONS}
+    if options.trace:
         # A run with a penalty cannot be replayed, so a trace leaves the checkpoint's out.
-        repetition_penalty=options.repetition_penalty or float(options.trace is not None),
-        allow_download=options.allow_download, record_trace=options.trace is not None)
+        given['repetition_penalty'] = given.get('repetition_penalty') or 1.0
+    config = SessionConfig(**given, record_trace=options.trace is not None)
     # Whatever is wrong with the rest is said before minutes go into a model.
     if options.trace:
         _check_trace(options.trace)

@@ -236,10 +236,10 @@ def test_logits_that_are_no_numbers_are_trouble_and_not_text():
 
 def test_the_defaults_make_sense():
     assert StreamDefaults().wait_k == 3
-    with pytest.raises(ValueError, match='wait_k must be from 1 to'):
+    with pytest.raises(ValueError, match='wait_k must be 1 to 1000, not 0'):
         StreamDefaults(wait_k=0)
 
 
 def test_a_session_takes_no_more_tokens_a_step_than_a_checkpoint():
-    with pytest.raises(ValueError, match='wait_k must be at most 1000, not 1000000'):
+    with pytest.raises(ValueError, match='wait_k must be 0 to 1000, not 1000000'):
         SessionConfig(wait_k=10 ** 6)

@@ -105,7 +105,7 @@ def test_log_refuses_what_is_not_its_own(tmp_path: Path):
 
 @pytest.mark.parametrize('arguments, error', [
     (['--repetition-penalty', '0.5'], 'repetition_penalty must be at least 1.0, not 0.5'),
-    (['--max-rest-tokens', '0'], 'max_rest_tokens must be at least 1'),
+    (['--max-rest-tokens', '0'], 'max_rest_tokens must be 1 to 100000, not 0'),
     (['--resamples', '-1'], 'resamples must not be negative, not -1'),
     (['--judge-model', 'x'], '--judge-url and --judge-model go together'),
     (['--model', './nowhere'], "no checkpoint at './nowhere'"),

@@ -9,6 +9,7 @@ import yaml
 
 from sww_ros.nodes import narrator_parameters
 from sww_ros.nodes.narrator_parameters import SETTINGS, check, session_config
+from sww_ros.parameters import descriptor
 from sww_ros.streaming.config import SessionConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,16 +32,17 @@ def test_the_file_describes_each_parameter():
 def test_each_setting_of_a_session_is_a_parameter():
     names = {field.name for field in fields(SessionConfig)}
     assert names - NOT_OFFERED <= set(DEFAULTS)
+    assert not NOT_OFFERED & set(DEFAULTS)
     assert session_config(DEFAULTS) == SessionConfig()
 
 
 @pytest.mark.parametrize('setting', SETTINGS, ids=lambda setting: setting.name)
 def test_defaults_are_within_their_ranges(setting):
     assert setting.check(setting.default) == setting.default
-    descriptor = setting.descriptor()
-    assert descriptor.description and len(descriptor.description) < 300
-    assert (setting.kind == 'integer') == bool(descriptor.integer_range)
-    assert (setting.kind == 'double') == bool(descriptor.floating_point_range)
+    described = descriptor(setting)
+    assert described.description and len(described.description) < 300
+    assert (setting.kind == 'integer') == bool(described.integer_range)
+    assert (setting.kind == 'double') == bool(described.floating_point_range)
 
 
 @pytest.mark.parametrize('setting', [s for s in SETTINGS if s.kind == 'integer'],

@@ -23,21 +23,21 @@ from sww_ros.nodes.questions import Questions
 
 CONFIGURES_LATE = f"""
 import threading
-from sww_ros.nodes import narrator, narrator_parameters
+from sww_ros.nodes import narrator
 
 released = threading.Event()
-read, release = narrator_parameters.read, narrator.Narrator.release
+read, release = narrator.read, narrator.Narrator.release
 
-def read_late(node):
+def read_late(*arguments):
     print('configuring', flush=True)
     released.wait(30.0)
-    return read(node)
+    return read(*arguments)
 
 def tell(node):
     release(node)
     released.set()
 
-narrator_parameters.read, narrator.Narrator.release = read_late, tell
+narrator.read, narrator.Narrator.release = read_late, tell
 narrator.main(session={SESSION!r})
 """
 

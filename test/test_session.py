@@ -344,7 +344,7 @@ def test_an_opened_session_has_decoded_and_has_forgotten_it(tmp_path, schedule):
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="overlap must be one of .*, not 'magic'"):
         SessionConfig(overlap='magic')
-    with pytest.raises(ValueError, match='max_answers must be at least 1, not 0'):
+    with pytest.raises(ValueError, match='max_answers must be 1 to 16, not 0'):
         SessionConfig(max_answers=0)
 
 

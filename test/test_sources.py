@@ -19,7 +19,7 @@ import pytest
 from test_readers import write_video
 
 from sww_ros.nodes.images import compressed_to_rgb, image_to_rgb
-from sww_ros.nodes.settings import Setting
+from sww_ros.settings import Setting
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
 

@@ -10,8 +10,9 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sww_interfaces.msg import TextChunk
 from sww_ros.nodes.display import STYLES, make_display
 from sww_ros.nodes.running import EndingNode, run
-from sww_ros.nodes.settings import Setting, declare
 from sww_ros.nodes.transcript import Transcript
+from sww_ros.parameters import declare
+from sww_ros.settings import Setting
 
 NAME = 'console'
 SETTINGS = (

@@ -17,7 +17,7 @@ from sww_interfaces.srv import SetPrompt
 from sww_ros.engine.client import SESSION, EngineClient, EngineError
 from sww_ros.engine.frame import Frame
 from sww_ros.engine.memory import resident_bytes
-from sww_ros.nodes import narrator_parameters as parameters
+from sww_ros.nodes import narrator_parameters
 from sww_ros.nodes.alarm import Alarm
 from sww_ros.nodes.annotation import Annotator
 from sww_ros.nodes.camera import Camera
@@ -28,6 +28,7 @@ from sww_ros.nodes.questions import MAX_WAITERS, SERVICE_QOS, Questions
 from sww_ros.nodes.reporting import Reporter
 from sww_ros.nodes.responding import Responder
 from sww_ros.nodes.running import run
+from sww_ros.parameters import declare, read
 
 NAME = 'narrator'
 SHORT_CALLBACKS = 6
@@ -49,7 +50,7 @@ class Narrator(ManagedNode):
 
     def __init__(self, session: str = SESSION) -> None:
         super().__init__(NAME)
-        parameters.declare(self)
+        declare(self, narrator_parameters.SETTINGS)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
         self._session = session
@@ -98,10 +99,10 @@ class Narrator(ManagedNode):
 
     @logged
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        values = parameters.read(self)
+        values = read(self, narrator_parameters.SETTINGS)
         log = self.get_logger()
         try:
-            config = parameters.session_config(values)
+            config = narrator_parameters.session_config(values)
             self._engine = EngineClient(
                 values['model'], config, session=self._session,
                 restart=values['restart_engine'], on_event=self._reporter.tell,
@@ -254,7 +255,8 @@ class Narrator(ManagedNode):
         return response
 
     def _check_parameters(self, changes: list[Parameter]):
-        return parameters.check(changes, parameters.read(self), self._engine is not None)
+        return narrator_parameters.check(
+            changes, read(self, narrator_parameters.SETTINGS), self._engine is not None)
 
     def _apply_parameters(self, changes: list[Parameter]) -> None:
         for parameter in changes:

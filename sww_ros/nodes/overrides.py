@@ -12,7 +12,7 @@ from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, ReliabilityPolicy
 import yaml
 
-from sww_ros.nodes.settings import Setting
+from sww_ros.settings import Setting
 
 QOS = 'qos_overrides.'
 QOS_POLICIES = {'reliability': ReliabilityPolicy, 'history': HistoryPolicy}

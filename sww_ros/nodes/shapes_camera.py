@@ -11,8 +11,8 @@ from std_msgs.msg import String
 
 from sww_ros.nodes.frame import NANOSECONDS, Frame
 from sww_ros.nodes.running import run
-from sww_ros.nodes.settings import Setting
 from sww_ros.nodes.source import SOURCE_SETTINGS, SourceNode
+from sww_ros.settings import Setting
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import PRESETS, Scene, generate
 

@@ -18,7 +18,8 @@ from std_msgs.msg import Header
 from sww_ros.nodes.frame import NANOSECONDS, Frame
 from sww_ros.nodes.images import WRITABLE_ENCODINGS, rgb_to_image
 from sww_ros.nodes.running import EndingNode
-from sww_ros.nodes.settings import Setting, Value, declare
+from sww_ros.parameters import declare
+from sww_ros.settings import Setting, Value
 
 POLL_S = 0.05
 LINGER_S = 0.3

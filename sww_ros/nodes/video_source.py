@@ -12,8 +12,8 @@ import numpy as np
 from sww_ros.nodes.frame import NANOSECONDS, Frame
 from sww_ros.nodes.readers import open_reader
 from sww_ros.nodes.running import run
-from sww_ros.nodes.settings import Setting
 from sww_ros.nodes.source import SOURCE_SETTINGS, SourceNode
+from sww_ros.settings import Setting
 
 NAME = 'video_source'
 SETTINGS = (

@@ -15,6 +15,7 @@ from transformers import (
 
 from sww_ros.shapes.narration import NARRATE
 from sww_ros.shapes.tokens import SILENCE, SYSTEM
+from sww_ros.streaming.positions import DEFAULT_SCHEME
 
 FRAME_SIZE = 84
 """Width and height of a frame in pixels: 3 x 3 merged visual tokens a step."""
@@ -25,7 +26,8 @@ MEAN, STD = 0.5, 0.25
 
 
 def build_config(tokenizer: Qwen2Tokenizer, hidden: int = 128, layers: int = 6,
-                 position_encoding: str = 'gdpe', offline: bool = False) -> Qwen2_5_VLConfig:
+                 position_encoding: str = DEFAULT_SCHEME,
+                 offline: bool = False) -> Qwen2_5_VLConfig:
     """
     Return the configuration; its `speak_while_watching` entry says how it was trained.
 

@@ -17,7 +17,7 @@ from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Difficulty, Scene, generate
 from sww_ros.shapes.tokens import SILENCE, SYSTEM
 from sww_ros.streaming.layout import IGNORE, ClipShape, Layout, lay_out
-from sww_ros.streaming.positions import VideoClock, make_scheme
+from sww_ros.streaming.positions import DEFAULT_SCHEME, VideoClock, make_scheme
 from sww_ros.streaming.prompt import ASSISTANT_HEAD, VIDEO_TAIL, prefix_parts, question_parts
 from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.visibility import Rows
@@ -57,7 +57,7 @@ class Recipe:
     prompt: str = NARRATE
     late_start: int = 0
     corrupt: float = 0.0
-    position_encoding: str = 'gdpe'
+    position_encoding: str = DEFAULT_SCHEME
     offline: bool = False
 
 

@@ -29,7 +29,7 @@ from sww_ros.shapes.architecture import build_config, build_model, save_checkpoi
 from sww_ros.shapes.batches import AUXILIARY, IGNORE, Batch, Batcher, Recipe
 from sww_ros.shapes.narration import NARRATE, standing_questions
 from sww_ros.shapes.tokens import build_tokenizer
-from sww_ros.streaming.positions import SCHEMES
+from sww_ros.streaming.positions import DEFAULT_SCHEME, SCHEMES
 
 STEPS = 3200
 MUON_LR = 3e-3
@@ -211,7 +211,7 @@ class Settings:
     bf16: bool
     log_every: int
     save_every: int = 250
-    position_encoding: str = 'gdpe'
+    position_encoding: str = DEFAULT_SCHEME
     offline: bool = False
     curriculum: str = 'builtin'
 
@@ -348,7 +348,7 @@ def main() -> None:
     parser.add_argument('--no-bf16', dest='bf16', action='store_false')
     parser.add_argument('--log-every', type=int, default=50)
     parser.add_argument('--save-every', type=int, default=250, help='batches between states')
-    parser.add_argument('--position-encoding', choices=SCHEMES, default='gdpe',
+    parser.add_argument('--position-encoding', choices=SCHEMES, default=DEFAULT_SCHEME,
                         help='position scheme (default: %(default)s)')
     parser.add_argument('--offline', action='store_true',
                         help='describe and answer once the clip has been seen whole')

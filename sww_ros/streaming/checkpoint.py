@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import math
 import threading
 
-from sww_ros.streaming.config import check_prompt
+from sww_ros.streaming.config import SETTINGS, check_prompt
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.perception import Perception
-from sww_ros.streaming.positions import GIPE_GAP, SCHEMES
-from sww_ros.streaming.schedule import MAX_WAIT_K, SCHEDULES
+from sww_ros.streaming.positions import DEFAULT_SCHEME, GIPE_GAP, SCHEMES
+from sww_ros.streaming.schedule import SCHEDULES
 
-_RANGES = {'wait_k': (1, MAX_WAIT_K), 'max_steps': (1, 100_000), 'position_gap': (0, 1_000_000)}
+_LEAST = {'wait_k': 1, 'max_steps': 1, 'position_gap': 0}
+"""A session's 0 is what is said here, so most must be more."""
 _LONGEST_STEP_S = 3600.0
 _FASTEST_CLOCK = 1000.0
 
@@ -26,7 +27,7 @@ class StreamDefaults:
     A value that makes no sense is a ValueError, in words.
     """
 
-    position_encoding: str = 'gdpe'
+    position_encoding: str = DEFAULT_SCHEME
     position_gap: int = GIPE_GAP
     schedule: str = 'wait_k'
     wait_k: int = 3
@@ -41,10 +42,9 @@ class StreamDefaults:
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name} must be one of {", ".join(choices)}, '
                                  f'not {getattr(self, name)!r}')
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise ValueError(f'{name} must be from {low} to {high}, not {value!r}')
+        for setting in SETTINGS:
+            if setting.name in _LEAST:
+                replace(setting, low=_LEAST[setting.name]).check(getattr(self, setting.name))
         for name, most in (('seconds_per_step', _LONGEST_STEP_S),
                            ('tokens_per_second', _FASTEST_CLOCK)):
             value = getattr(self, name)

@@ -62,7 +62,7 @@ def choose_overlap(checkpoint: Checkpoint, config: SessionConfig, pace: Pace) ->
     :raises ValueError: when the model cannot run
     """
     ways = candidates(checkpoint, config)
-    wait_k = config.wait_k or checkpoint.defaults.wait_k
+    wait_k = config.resolved(checkpoint).wait_k
     slow = pace.step_seconds + wait_k * pace.token_seconds
     if slow > LONG_S:
         threads = max(way.threads for way in ways)

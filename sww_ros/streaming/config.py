@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import math
+from typing import TYPE_CHECKING
 
+from sww_ros.settings import LIBRARY, LIVE, setting, settings_of
+from sww_ros.streaming import positions
 from sww_ros.streaming.schedule import MAX_WAIT_K, SCHEDULES
+
+if TYPE_CHECKING:  # It checks its prompt here.
+    from sww_ros.streaming.checkpoint import Checkpoint
 
 OVERLAPS = ('auto', 'threads', 'processes', 'serial', 'fused')
 QUESTION_POLICIES = ('queue', 'interrupt', 'reject')
@@ -16,66 +22,94 @@ MAX_PROMPT_TOKENS = 2048
 """Tokens are limited too: one emoji may be four of them, and each one has to be computed."""
 
 
+MAX_STEPS = 100_000
+MAX_TOKENS = 100_000
+MAX_FRAMES = 1_000_000
+"""Far beyond what fits into memory: what is refused is a slip of the pen."""
+
+
 @dataclass(frozen=True)
 class SessionConfig:
     """
-    How a session perceives and speaks; an empty or zero value means "as the checkpoint says".
+    How a session perceives and speaks: the one table of its settings.
 
-    `wait_k` tokens of narration a perceived step; at most `max_answers` questions are answered
-    at once, and up to `max_queued` wait (policy queue); `max_steps` bounds the memory: the
-    stream begins anew when it is reached. `max_pending_frames` bounds the frames that wait for
-    perception, the oldest are dropped. `position_gap` is where GIPE's text starts; once a video
-    has ended, narration may go on for `max_rest_tokens`. With `single_turn` narration is over with
-    its first turn; otherwise a checkpoint that ends its turn opens another with the next step. A
-    question that finds nothing to see for `question_timeout_s` [s] ends; 0: it waits. `threads` is
-    what one computation on the CPU takes; 0: what `overlap` auto finds best, else one.
+    An empty or zero value means "as the checkpoint says", where the words say so; `resolved` fills
+    it in. A line added here is a parameter of the narrator, an argument of its launch file, a line
+    of config/narrator.yaml and of docs/node.md (`python -m sww_ros.settings --write`).
+
+    :raises ValueError: for a value that no session can have
     """
 
-    prompt: str = ''
-    position_encoding: str = ''
-    position_gap: int = 0
-    schedule: str = 'live'
-    schedule_seed: int = 0
-    overlap: str = 'auto'
-    wait_k: int = 0
-    max_answers: int = 4
-    max_queued: int = 8
-    question_policy: str = 'queue'
-    max_answer_tokens: int = 128
-    question_timeout_s: float = 10.0
-    max_rest_tokens: int = 128
-    single_turn: bool = False
-    max_steps: int = 0
-    max_pending_frames: int = 8
-    frame_width: int = 0
-    frame_height: int = 0
-    narrate: bool = True
-    device: str = 'cpu'
-    dtype: str = ''
-    threads: int = 0
-    repetition_penalty: float = 0.0
-    record_trace: bool = False
-    allow_download: bool = False
+    prompt: str = setting(
+        '', 'What the narrator is told to do; empty: as the checkpoint says.', changes=LIVE)
+    position_encoding: str = setting(
+        '', 'How positions are given to video and text: in groups of their own (gdpe, with a gap '
+        'gipe), overlapped (ospe), interleaved (perceives and speaks in turn), or text after the '
+        'video (offline); empty: as the checkpoint was trained.',
+        choices=lambda: ('', *positions.SCHEMES))
+    position_gap: int = setting(
+        0, "Where the text's positions start in gipe; 0: as the checkpoint was trained.",
+        high=1_000_000)
+    schedule: str = setting(
+        'live', 'How much may be said, and when: as fast as both sides can, exactly wait_k tokens '
+        'behind the video, or a random number of tokens a step (half of wait_k to wait_k).',
+        # A camera has no end at which an offline narrator could begin to speak.
+        choices=SCHEDULES, recorded_only=('offline',))
+    schedule_seed: int = setting(0, 'Seed of the random schedule.', high=2 ** 31 - 1)
+    overlap: str = setting(
+        'auto', 'How perception and generation share the hardware: in two threads, in two '
+        'processes, one piece of work after the other, or fused into one pass; auto: what proves '
+        'best here when the model is loaded.', choices=OVERLAPS)
+    wait_k: int = setting(
+        0, 'Tokens of narration per step of video; 0: as the checkpoint was trained.',
+        high=MAX_WAIT_K)
+    max_answers: int = setting(4, 'Questions answered at once.', low=1, high=16)
+    max_queued: int = setting(
+        8, "Questions that may wait for their turn (policy 'queue').", high=1000)
+    question_policy: str = setting(
+        'queue', 'What happens to a question when max_answers are being answered: it waits, it '
+        'takes the place of the oldest, or it is refused.', choices=QUESTION_POLICIES)
+    max_answer_tokens: int = setting(128, 'Longest answer [tokens].', low=1, high=MAX_TOKENS)
+    question_timeout_s: float = setting(
+        10.0, 'A question that has found nothing to see for so long ends [s]; 0: it waits.',
+        high=86400.0)
+    max_rest_tokens: int = setting(
+        128, 'Tokens that may follow the end of a video.', low=1, high=MAX_TOKENS,
+        changes=LIBRARY)
+    single_turn: bool = setting(
+        False, 'Whether narration is over with its first turn; if not, a checkpoint that ends its '
+        'turn opens another with the next step.', changes=LIBRARY)
+    max_steps: int = setting(
+        0, 'Steps of video that are remembered; the stream begins anew when it is reached; 0: as '
+        'the checkpoint allows.', high=MAX_STEPS)
+    reserved_steps: int = setting(
+        0, 'Steps of video before the positions of text in offline positions, where text is spoken '
+        'before the video has ended; 0: as the checkpoint was trained, or max_steps if that is '
+        'more.', high=MAX_STEPS)
+    max_pending_frames: int = setting(
+        8, 'Frames that may wait for perception; the oldest are dropped.', low=1, high=MAX_FRAMES)
+    frame_width: int = setting(
+        0, 'Width to which frames are resized [pixels]; 0: as the checkpoint says.', high=4096)
+    frame_height: int = setting(
+        0, 'Height to which frames are resized [pixels]; 0: as the checkpoint says.', high=4096)
+    narrate: bool = setting(True, 'Whether to narrate; if not, questions alone are answered.')
+    device: str = setting('cpu', "Where the model runs: 'cpu', 'cuda', 'cuda:1', ...")
+    dtype: str = setting(
+        '', "Type of the weights, such as 'float32' or 'bfloat16'; empty: as the device likes it.")
+    threads: int = setting(
+        0, 'Threads of one computation on the CPU; 0: what proves best here with overlap auto, '
+        'else one.', high=256)
+    repetition_penalty: float = setting(
+        0.0, 'Above 1.0, tokens already said become less likely; 0: as the checkpoint says (its '
+        'generation_config.json), else 1.0, none.', high=10.0)
+    record_trace: bool = setting(
+        False, 'Whether to record the run, to be replayed.', changes=LIBRARY)
+    allow_download: bool = setting(
+        False, 'Whether a checkpoint that is not on this machine may be downloaded from the hub.')
 
     def __post_init__(self) -> None:
         if self.prompt != '':
             check_prompt(self.prompt)
-        _choice('schedule', self.schedule, SCHEDULES)
-        _choice('overlap', self.overlap, OVERLAPS)
-        _choice('question_policy', self.question_policy, QUESTION_POLICIES)
-        for name in ('max_answers', 'max_answer_tokens', 'max_rest_tokens',
-                     'max_pending_frames'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be at least 1, not {getattr(self, name)}')
-        for name in ('position_gap', 'schedule_seed', 'wait_k', 'max_queued', 'max_steps',
-                     'frame_width', 'frame_height', 'threads'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
-        if self.wait_k > MAX_WAIT_K:
-            raise ValueError(f'wait_k must be at most {MAX_WAIT_K}, not {self.wait_k}')
-        if not 0 <= self.question_timeout_s < math.inf:
-            raise ValueError('question_timeout_s must be a time in seconds, or 0 for none, '
-                             f'not {self.question_timeout_s}')
         penalty = self.repetition_penalty
         if self.record_trace and penalty not in (0.0, 1.0):
             raise ValueError('a run with a repetition_penalty cannot be replayed: leave out '
@@ -83,11 +117,35 @@ class SessionConfig:
         if penalty and not 1.0 <= penalty < math.inf:
             raise ValueError(f'repetition_penalty must be at least 1.0, not {penalty}; 0 '
                              'means that of the checkpoint')
+        for declared in SETTINGS:
+            declared.check_range(getattr(self, declared.name))
+
+    def resolved(self, checkpoint: Checkpoint) -> SessionConfig:
+        """
+        Return the settings with all that is left to the checkpoint filled in.
+
+        :raises ValueError: for settings that do not go together
+        """
+        defaults = checkpoint.defaults
+        max_steps = self.max_steps or defaults.max_steps
+        # Text that began before the video has ended must not meet its positions.
+        reserved = self.reserved_steps or max(defaults.max_steps, max_steps)
+        penalty = self.repetition_penalty or checkpoint.repetition_penalty
+        if self.record_trace and penalty != 1.0:
+            raise ValueError(f'the checkpoint asks for a repetition penalty of {penalty:g}, and a '
+                             'run with one cannot be replayed: set repetition_penalty to 1.0')
+        found = replace(
+            self, repetition_penalty=penalty, prompt=self.prompt or defaults.prompt,
+            position_encoding=self.position_encoding or defaults.position_encoding,
+            position_gap=self.position_gap or defaults.position_gap,
+            wait_k=self.wait_k or defaults.wait_k, max_steps=max_steps, reserved_steps=reserved)
+        if reserved < max_steps and found.position_encoding == 'offline':
+            raise ValueError(f'reserved_steps must be at least max_steps, {max_steps}, not '
+                             f'{reserved}: the text would be where later video is')
+        return found
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {", ".join(choices)}, not {value!r}')
+SETTINGS = settings_of(SessionConfig)
 
 
 def check_question(text: str) -> str:

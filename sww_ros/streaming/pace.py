@@ -16,7 +16,7 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.decoder import Chunk
 from sww_ros.streaming.kv import LaneView
 from sww_ros.streaming.perception import fit_size
-from sww_ros.streaming.positions import Scheme, text_positions
+from sww_ros.streaming.positions import text_positions
 from sww_ros.streaming.prompt import prefix_parts
 
 _CAMERA = (480, 640)
@@ -129,22 +129,23 @@ def advice(checkpoint: Checkpoint, wait_k: int, pace: Pace | None) -> str:
                      for index, text in enumerate(found))
 
 
-def mismatch(checkpoint: Checkpoint, scheme: Scheme, schedule: str, max_steps: int) -> str:
-    """Return, in words, how a session differs from what the checkpoint was trained for."""
+def mismatch(checkpoint: Checkpoint, config: SessionConfig) -> str:
+    """Return, in words, how a session (`SessionConfig.resolved`) differs from its training."""
     trained, found = checkpoint.defaults, []
     if not checkpoint.trained:
         return ''
-    if scheme.name != trained.position_encoding:
-        found.append(f'position_encoding {scheme.name!r} but was trained with '
+    scheme, gap, schedule = config.position_encoding, config.position_gap, config.schedule
+    if scheme != trained.position_encoding:
+        found.append(f'position_encoding {scheme!r} but was trained with '
                      f'{trained.position_encoding!r}')
-    if scheme.name == 'gipe' and scheme.gap != trained.position_gap:
-        found.append(f'position_gap {scheme.gap} but was trained with {trained.position_gap}')
+    if scheme == 'gipe' and gap != trained.position_gap:
+        found.append(f'position_gap {gap} but was trained with {trained.position_gap}')
     if (schedule == 'offline') != (trained.schedule == 'offline'):
         found.append(f'schedule {schedule!r} but was trained with {trained.schedule!r}')
-    streams = scheme.name == 'offline' and schedule != 'offline'
-    if streams and max_steps != trained.max_steps:
-        found.append(f'max_steps {max_steps}, after which offline positions begin their text, '
-                     f'but was trained with {trained.max_steps}')
+    streams = scheme == 'offline' and schedule != 'offline'
+    if streams and config.reserved_steps != trained.max_steps:
+        found.append(f'reserved_steps {config.reserved_steps}, after which offline positions begin '
+                     f'their text, but was trained with {trained.max_steps}')
     if not found:
         return ''
     return (f'{checkpoint.name!r} runs with {" and with ".join(found)}: expect worse text, or set '

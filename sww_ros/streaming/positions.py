@@ -241,7 +241,8 @@ class _Interleaved:
         return Track(self._running.next)
 
 
-SCHEMES = ('gdpe', 'gipe', 'ospe', 'interleaved', 'offline')
+DEFAULT_SCHEME = 'gdpe'
+SCHEMES = (DEFAULT_SCHEME, 'gipe', 'ospe', 'interleaved', 'offline')
 
 
 @dataclass(frozen=True)

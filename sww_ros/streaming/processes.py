@@ -73,8 +73,7 @@ class ForkingRunner(ModelRunner):
             warnings.simplefilter('ignore', DeprecationWarning)
             self.pid = os.fork()
         if not self.pid:
-            _Child(self._checkpoint, self._config, self._scheme, self._wait_k,
-                   self._max_steps).live(theirs)
+            _Child(self._checkpoint, self._config, self._scheme).live(theirs)
         theirs.close()
 
     def close(self) -> None:

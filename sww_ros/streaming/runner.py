@@ -48,12 +48,14 @@ class ModelRunner:
     raises has changed nothing that a later job of another video reads.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: Scheme,
-                 wait_k: int, max_steps: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: SessionConfig, scheme: Scheme) -> None:
+        """
+        Get ready to compute.
+
+        :param config: as `SessionConfig.resolved` returns it
+        """
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
-        self._wait_k, self._max_steps = wait_k, max_steps
         self._silence = checkpoint.vocabulary.silence
-        self._penalty = repetition_penalty(checkpoint, config)
         self._next_turn = checkpoint.encode(NEXT_TURN)
         self.decode_steps = 0
 
@@ -78,10 +80,10 @@ class ModelRunner:
         checkpoint, config = self._checkpoint, self._config
         prefix = checkpoint.encode(*prefix_parts(checkpoint.defaults.system, video.prompt))
         head = checkpoint.encode(ASSISTANT_HEAD)
-        schedule = make_schedule(config.schedule, self._wait_k, config.schedule_seed)
+        schedule = make_schedule(config.schedule, config.wait_k, config.schedule_seed)
         timeline = self._scheme.timeline(
             len(prefix), granted=schedule.granted, head_tokens=len(head),
-            reserved_steps=0 if config.schedule == 'offline' else self._max_steps)
+            reserved_steps=0 if config.schedule == 'offline' else config.reserved_steps)
         lane = self._new_video_lane(len(prefix) + 256)
         narration = self._open_lane(
             NARRATION, head, timeline.narration(), prefix,
@@ -100,7 +102,7 @@ class ModelRunner:
         """Room for the narration in the visual lane, of which one call then reads both."""
         if self._scheme.serial:
             return 0
-        return min(64 + self._wait_k * self._max_steps, SIDE_ROWS)
+        return min(64 + self._config.wait_k * self._config.max_steps, SIDE_ROWS)
 
     def _open_lane(self, stream_id: str, head: Sequence[int], track: Track,
                    before: Sequence[int], cache: Lane | None = None,
@@ -116,7 +118,7 @@ class ModelRunner:
         if cache is None:
             cache = checkpoint.decoder.new_lane(len(head) + 64)
         return TextLane(stream_id, checkpoint.decoder, cache, track, head, checkpoint.tokenizer,
-                        self._penalty, before, config.record_trace, next_turn)
+                        config.repetition_penalty, before, config.record_trace, next_turn)
 
     # Perception.
 
@@ -224,19 +226,6 @@ class ModelRunner:
 def _keep_record(stream: Stream, lane: TextLane) -> None:
     if lane.record:
         stream.records.append(lane.record)
-
-
-def repetition_penalty(checkpoint: Checkpoint, config: SessionConfig) -> float:
-    """
-    Return the penalty that a session speaks with: its own, or that of the checkpoint.
-
-    :raises ValueError: for a session that records its run, which cannot be replayed with one
-    """
-    penalty = config.repetition_penalty or checkpoint.repetition_penalty
-    if config.record_trace and penalty != 1.0:
-        raise ValueError(f'the checkpoint asks for a repetition penalty of {penalty:g}, and a run '
-                         'with one cannot be replayed: set repetition_penalty to 1.0')
-    return penalty
 
 
 def describe(error: Exception) -> str:

@@ -43,7 +43,7 @@ from sww_ros.streaming.positions import Scheme, VideoClock, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.prompt import question_parts
 from sww_ros.streaming.rules import Rule
-from sww_ros.streaming.runner import ModelRunner, repetition_penalty
+from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.trace import Trace
 
 
@@ -73,25 +73,24 @@ class Session:
             raise ValueError('frame_width and frame_height must be given together, not '
                              f'{config.frame_width} and {config.frame_height}')
         checkpoint.check_tokens('prompt', config.prompt, MAX_PROMPT_TOKENS)
-        self._checkpoint, defaults = checkpoint, checkpoint.defaults
-        scheme = _scheme_of(checkpoint, config)
+        self._checkpoint, self._settings = checkpoint, config.resolved(checkpoint)
+        settings = self._settings
+        scheme = _scheme_of(checkpoint, settings)
         # Where the video's positions depend on the text, there is nothing to overlap. One pass
         # for both suits every machine; `open` tries whether another way is better on this one.
         overlap = 'fused' if config.overlap == 'auto' else config.overlap
         self._overlap, self._why = ('serial' if scheme.serial else overlap), ''
         self._pace: Pace | None = None
         self.scheme = scheme
-        self._core = core = Core(
-            config, prompt=config.prompt or defaults.prompt,
-            wait_k=config.wait_k or defaults.wait_k,
-            max_steps=config.max_steps or defaults.max_steps,
+        self._core = Core(
+            settings, prompt=settings.prompt, wait_k=settings.wait_k, max_steps=settings.max_steps,
             frames_per_step=checkpoint.perception.settings.temporal_patch_size,
             serial=scheme.serial)
         # The one lock: it guards the core, and wakes whoever waits for a job or for rest.
         self._changed = threading.Condition()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._numbers, self._gave_up = itertools.count(1), ''
-        self._runner = self._make_runner(checkpoint, config, scheme, core.wait_k, core.max_steps)
+        self._runner = self._make_runner(checkpoint, settings, scheme)
         self._executor = Executor(self._overlap, self, self._runner.run, self._take_threads)
         self._executor.start()
 
@@ -114,7 +113,8 @@ class Session:
             pace, why = measure(checkpoint, config), ''
         except RuntimeError as error:
             raise ValueError(f'the model cannot run at its full size: {error}') from error
-        if config.overlap == 'auto' and not _scheme_of(checkpoint, config).serial:
+        if (config.overlap == 'auto'
+                and not _scheme_of(checkpoint, config.resolved(checkpoint)).serial):
             from sww_ros.streaming.choosing import choose_overlap
             choice = choose_overlap(checkpoint, config, pace)
             config = replace(config, overlap=choice.overlap, threads=choice.threads)
@@ -140,12 +140,12 @@ class Session:
             dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._core.wait_k, max_steps=self._core.max_steps,
-            repetition_penalty=repetition_penalty(checkpoint, self.config),
+            repetition_penalty=self._settings.repetition_penalty,
             schedule=self.config.schedule, overlap=self._overlap,
             threads=max(1, self.config.threads),
             overlap_why=self._why, prompt=self._core.prompt,
             default_prompt=checkpoint.defaults.prompt,
-            mismatch=mismatch(checkpoint, self.scheme, self.config.schedule, self._core.max_steps),
+            mismatch=mismatch(checkpoint, self._settings),
             warning=advice(checkpoint, self._core.wait_k, pace),
             step_seconds=pace.step_seconds if pace else 0.0,
             token_seconds=pace.token_seconds if pace else 0.0,
@@ -325,6 +325,6 @@ class Session:
 
 def _scheme_of(checkpoint: Checkpoint, config: SessionConfig) -> Scheme:
     defaults = checkpoint.defaults
-    return make_scheme(config.position_encoding or defaults.position_encoding,
+    return make_scheme(config.position_encoding,
                        VideoClock(defaults.tokens_per_second, defaults.seconds_per_step),
-                       config.position_gap or defaults.position_gap)
+                       config.position_gap)

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from sww_ros.streaming.positions import SCHEMES
+from sww_ros.streaming.positions import DEFAULT_SCHEME, GIPE_GAP, SCHEMES
 from sww_ros.streaming.schedule import MAX_WAIT_K
 from sww_ros.training.data.records import FORMS, PAPER
 
@@ -40,8 +40,8 @@ class Recipe:
     form: str = ''
     video_root: Path | None = None
     allow_download: bool = False
-    position_encoding: str = 'gdpe'
-    position_gap: int = 10_000
+    position_encoding: str = DEFAULT_SCHEME
+    position_gap: int = GIPE_GAP
     schedule: str = 'wait_k'
     wait_k: int = 3
     fps: float = 2.0

@@ -1,0 +1,152 @@
+"""
+What a setting is: name, default, range, choices, words, and when it may change, written once.
+
+A node's settings are a tuple of `Setting`; those of a dataclass are its fields, declared with
+`setting`. ROS parameters, launch arguments, command lines, config/*.yaml and the tables in docs/
+are made from them; `python -m sww_ros.settings --write` writes the files.
+"""
+
+from __future__ import annotations
+
+from argparse import SUPPRESS, ArgumentParser, _ArgumentGroup
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+Value = bool | int | float | str
+BOOLEAN_TEXTS = ('true', 'false', 'True', 'False')
+"""YAML takes them all, and launch files are given both spellings."""
+
+LIBRARY, START, CONFIGURE, LIVE = 'library', 'start', 'configure', 'live'
+"""When it may change on a node: it is none of its parameters; never; unconfigured; always."""
+
+WHEN = {
+    LIBRARY: 'No parameter of a node.',
+    START: 'Read-only.',
+    CONFIGURE: 'Changeable while the node is unconfigured.',
+    LIVE: 'Changeable at any time.',
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    One setting; `low` and `high` bound a number, `choices` a string.
+
+    `choices` may be a function, where what can be chosen is not known yet; `recorded_only` are
+    those of them that only a video that ends can have.
+    """
+
+    name: str
+    default: Value
+    description: str
+    low: float = 0
+    high: float = 0
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
+    changes: str = START
+    recorded_only: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The type in ROS's words: bool, integer, double or string."""
+        return {bool: 'bool', int: 'integer', float: 'double', str: 'string'}[type(self.default)]
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """What a string may be; empty if anything."""
+        return self.choices() if callable(self.choices) else self.choices
+
+    @property
+    def range_text(self) -> str:
+        """Range or choices in words; empty if there are none."""
+        if self.kind in ('integer', 'double'):
+            return f'{_number(self.low)} to {_number(self.high)}'
+        return ', '.join(choice or '(empty)' for choice in self.allowed)
+
+    @property
+    def default_text(self) -> str:
+        """The default as an argument of a launch file."""
+        return str(self.default).lower() if self.kind == 'bool' else str(self.default)
+
+    @property
+    def launch_argument(self) -> dict[str, Any]:
+        """What declares the argument of a launch file that sets it."""
+        choices = BOOLEAN_TEXTS if self.kind == 'bool' else self.allowed
+        return dict(name=self.name, default_value=self.default_text,
+                    description=self.description, choices=list(choices) or None)
+
+    def check(self, value: Value) -> Value:
+        """
+        Return the value.
+
+        :raises ValueError: for one of another type or out of the range
+        """
+        if type(value) is not type(self.default):
+            hint = f': write {float(value)}' if self.kind == 'double' and type(value) is int else ''
+            article = 'an' if self.kind == 'integer' else 'a'
+            raise ValueError(f'{self.name} must be {article} {self.kind}, not {value!r}{hint}')
+        self.check_range(value)
+        return value
+
+    def check_range(self, value: Value) -> None:
+        """
+        Check a value of the right type.
+
+        :raises ValueError: for one that is no choice, or out of the range
+        """
+        allowed = self.allowed
+        if allowed and value not in allowed:
+            raise ValueError(f'{self.name} must be one of {", ".join(filter(None, allowed))}, '
+                             f'not {value!r}')
+        # Written so that what is not a number is refused too.
+        if self.high and not self.low <= value <= self.high:
+            raise ValueError(f'{self.name} must be {self.range_text}, not {value!r}')
+
+    def parse(self, text: str) -> Value:
+        """
+        Return the value that an argument of a launch file stands for.
+
+        :raises ValueError: for text of another type, or a value out of the range
+        """
+        value: Value = text
+        try:
+            if self.kind == 'bool' and text in BOOLEAN_TEXTS:
+                value = text.lower() == 'true'
+            elif self.kind in ('integer', 'double'):
+                value = type(self.default)(text)
+        except ValueError:
+            pass  # It stays text, which is refused.
+        return self.check(value)
+
+
+def setting(default: Value, description: str, *, changes: str = CONFIGURE, **options: Any) -> Any:
+    """Return the field of a dataclass that declares a setting; the options are `Setting`'s."""
+    return field(default=default, metadata=dict(
+        options, description=description, changes=changes))
+
+
+def settings_of(declared: type) -> tuple[Setting, ...]:
+    """Return the settings that a dataclass declares, in their order."""
+    return tuple(Setting(f.name, f.default, **f.metadata) for f in fields(declared) if f.metadata)
+
+
+def add_option(parser: ArgumentParser | _ArgumentGroup, of: Setting, **instead: Any) -> None:
+    """
+    Add the option of a command line that gives a setting; if it does not, there is no value.
+
+    :param instead: what `add_argument` is given in place of what follows from the setting
+    """
+    told = f' (default: {of.default})' if of.default else ''
+    options: dict[str, Any] = dict(
+        default=SUPPRESS, help=of.description.replace('%', '%%').removesuffix('.') + told)
+    if of.kind == 'bool':
+        options['action'] = 'store_true'
+    elif of.allowed:
+        options['choices'] = [choice for choice in of.allowed if choice]
+    else:
+        options['type'] = type(of.default)
+    parser.add_argument('--' + of.name.replace('_', '-'), **options | instead)
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f'{value:g}'
