@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: a ROS domain of its own for each test."""
+"""What all tests share: a ROS domain of its own for each, and how they share the cores."""
 
 from collections.abc import Iterator
 import os
@@ -9,6 +9,23 @@ import pytest
 from sww_ros.demo.domain import DOMAINS, lock_domain
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = (
+    'simulation', 'training_run', 'demo', 'library', 'narrator_process', 'benchmark',
+    'narrator_node', 'narrator_blind', 'replay', 'loading', 'narrator_traffic', 'session',
+    'evaluation', 'session_text', 'shapes_training', 'pace', 'proof', 'builtin', 'peers',
+    'engine_faults', 'sources', 'layout', 'engine_client', 'worker', 'watching_files')
+"""Files of tests that take more than five seconds, longest first."""
+
+# Tests run in as many processes as there are cores (scripts/test). With as many torch threads in
+# each, which spin while they wait for the others, all would wait for each other.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first: processes take whole files, and the last should be short."""
+    rank = {f'test_{name}.py': number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def claim_domain() -> tuple[int, int]:

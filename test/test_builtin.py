@@ -22,6 +22,7 @@ from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
 from sww_ros.shapes.score import Score, play
 from sww_ros.shapes.tokens import SPECIAL
+from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +54,7 @@ def test_its_processor_makes_the_engines_pixels():
 def test_it_narrates_and_answers_unseen_scenes():
     """A small sample of docs/benchmarks/score.json, through the live engine."""
     score = Score()
-    with Session.open() as session:
+    with Session.open(config=SessionConfig(overlap='fused')) as session:
         for seed in range(50_000, 50_012):
             play(session, seed, 2, score)
     summary = score.table()['summary']
@@ -66,7 +67,7 @@ def test_it_narrates_and_answers_unseen_scenes():
 
 def test_one_stream_is_scored_across_its_restarts():
     """A small sample of docs/benchmarks/endurance.json."""
-    with Session.open() as session:
+    with Session.open(config=SessionConfig(overlap='fused')) as session:
         found = measure(session, seed=3001, steps=120)
     assert (found['restarts'], found['max_steps']) == (2, 48)
     assert found['sentences'] > 30

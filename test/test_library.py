@@ -86,9 +86,13 @@ def test_frames_are_narrated_to_their_end(frames, session_threads):
 def test_a_folder_and_a_file_are_narrated_as_their_frames_are(frames, tmp_path):
     for number, frame in enumerate(frames):
         cv2.imwrite(str(tmp_path / f'{number}.png'), frame[..., ::-1])
-    assert list(sww_ros.narrate(tmp_path)) == list(sww_ros.narrate(frames))
-    assert list(sww_ros.narrate(str(tmp_path))) == list(sww_ros.narrate(frames))
-    assert isinstance(list(sww_ros.narrate(write_video(tmp_path / 'a.mp4'))), list)
+    config = sww_ros.SessionConfig(overlap='fused')
+
+    def said(video) -> list[sww_ros.Sentence]:
+        return list(sww_ros.narrate(video, config=config))
+
+    assert said(tmp_path) == said(str(tmp_path)) == said(frames) != []
+    assert isinstance(said(write_video(tmp_path / 'a.mp4')), list)
 
 
 def test_whoever_has_heard_enough_may_leave(frames, session_threads):
@@ -126,7 +130,7 @@ def test_trouble_ends_a_narration(frames, session_threads, monkeypatch):
 
 def test_a_model_may_be_a_path(tmp_path):
     save_random(tmp_path, SMALL, 3)
-    with sww_ros.Session.open(tmp_path) as session:
+    with sww_ros.Session.open(tmp_path, sww_ros.SessionConfig(overlap='fused')) as session:
         assert session.info['model'] == str(tmp_path)
 
 

@@ -25,7 +25,7 @@ def stock(tmp_path_factory):
 
 
 def test_a_stock_checkpoint_is_told_apart_loudly(stock):
-    with Session.open(stock) as session:
+    with Session.open(stock, SessionConfig(overlap='fused')) as session:
         info = session.info
     assert 'was not trained to stream' in info['warning'] and stock in info['warning']
     assert 'docs/training.md' in info['warning']
@@ -92,7 +92,7 @@ def test_a_model_too_large_at_its_full_size_is_told_and_let_go(monkeypatch):
 
 
 def test_the_narrator_says_it_in_its_log(stock, ros_domain: int, tmp_path: Path):
-    with NarratorProcess(tmp_path / 'log.txt', f'model:={stock}',
+    with NarratorProcess(tmp_path / 'log.txt', f'model:={stock}', 'overlap:=fused',
                          command=[sys.executable, '-m', 'sww_ros.nodes.narrator']) as narrator:
         narrator.wait_log('was not trained to stream')
         assert '[WARN]' in next(line for line in narrator.log.splitlines()

@@ -333,7 +333,7 @@ def test_a_model_that_only_fails_is_given_up(opened, models, monkeypatch):
 @pytest.mark.parametrize('schedule', SCHEDULES)
 def test_an_opened_session_has_decoded_and_has_forgotten_it(tmp_path, schedule):
     save_random(tmp_path, SMALL, 3)
-    with Session.open(str(tmp_path), SessionConfig(schedule=schedule)) as session:
+    with Session.open(str(tmp_path), SessionConfig(schedule=schedule, overlap='fused')) as session:
         assert session.decode_steps > 0
         feed(session, 1)
         events = session.drain()

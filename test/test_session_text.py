@@ -98,7 +98,8 @@ def test_what_only_the_engine_can_refuse_is_refused_and_not_kept_for_its_restart
         tmp_path, monkeypatch):
     monkeypatch.setattr(client_module, 'BACKOFF_S', (0.1,))
     save_random(tmp_path, SMALL, 3)
-    listener = Listener(str(tmp_path), session=client_module.SESSION)
+    listener = Listener(str(tmp_path), session=client_module.SESSION,
+                        config=SessionConfig(overlap='fused'))
     client = listener.client
     try:
         client.start(START_S)

@@ -50,7 +50,8 @@ def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny, scheme, schedu
     seed = next(seed for seed in range(99) if Batcher(tokenizer)._clip(
         recipe, np.random.default_rng(seed))['lanes'][0][2] == steps)
     batch = Batcher(tokenizer).make(recipe, np.random.default_rng(seed))
-    config = SessionConfig(position_encoding=scheme, schedule=schedule, record_trace=True)
+    config = SessionConfig(position_encoding=scheme, schedule=schedule, overlap='fused',
+                           record_trace=True)
     with Session.open(str(tiny), config) as session:
         for step in range(steps):
             session.feed(np.zeros((FRAME_SIZE, FRAME_SIZE, 3), np.uint8))
@@ -178,7 +179,7 @@ def test_training_goes_on_where_it_was_killed(tmp_path, monkeypatch):
 
 def test_what_was_trained_loads_and_streams(tmp_path):
     run(tmp_path, 2)
-    with Session.open(str(tmp_path)) as session:
+    with Session.open(str(tmp_path), SessionConfig(overlap='fused')) as session:
         assert session.info['wait_k'] == 3
         for _ in range(2):
             session.feed(np.zeros((200, 200, 3), np.uint8))

@@ -22,6 +22,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, save_random
 from sww_ros.models.loading import builtin_path
+from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.session import Session
@@ -98,7 +99,7 @@ def test_what_was_trained_opens_and_says_how(tmp_path, capsys):
     assert entry == dict(position_encoding='gipe', position_gap=700, schedule='random_wait_k',
                          wait_k=4, seconds_per_step=2.0, system='Speak while watching.',
                          prompt='What happens?', max_steps=48, silence_token='<|silence|>')
-    with Session.open(str(tmp_path)) as session:
+    with Session.open(str(tmp_path), SessionConfig(overlap='fused')) as session:
         assert (session.scheme.name, session.scheme.gap) == ('gipe', 700)
         assert session.info['frame_rate'] == 1.0 and not session.info['mismatch']
         for _ in range(2):
@@ -426,7 +427,7 @@ def test_a_checkpoint_in_bf16_is_written_in_bf16(tmp_path):
     assert list((out / 'tensorboard').iterdir())
     size = json.loads((out / 'preprocessor_config.json').read_text())['size']
     assert size == dict(shortest_edge=56 * 56, longest_edge=308 * 28 * 28)
-    with Session.open(str(out)) as session:
+    with Session.open(str(out), SessionConfig(overlap='fused')) as session:
         assert session._checkpoint.trained
 
 
