@@ -10,10 +10,10 @@ from sww_ros.demo.domain import DOMAINS, lock_domain
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = (
-    'simulation', 'training_run', 'demo', 'library', 'narrator_process', 'benchmark',
-    'narrator_node', 'narrator_blind', 'replay', 'loading', 'narrator_traffic', 'session',
-    'evaluation', 'session_text', 'shapes_training', 'pace', 'proof', 'builtin', 'peers',
-    'engine_faults', 'sources', 'layout', 'engine_client', 'worker', 'watching_files')
+    'training_run', 'simulation', 'demo', 'narrator_process', 'narrator_node', 'narrator_traffic',
+    'benchmark', 'proof', 'peers', 'narrator_blind', 'replay', 'library', 'engine_faults',
+    'evaluation', 'sources', 'layout', 'worker', 'builtin', 'engine_client', 'loading',
+    'session_text', 'pace', 'training_data', 'watching_files')
 """Files of tests that take more than five seconds, longest first."""
 
 # Tests run in as many processes as there are cores (scripts/test). With as many torch threads in
