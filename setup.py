@@ -52,10 +52,10 @@ setup(
     license='Apache-2.0',
     entry_points={
         'console_scripts': [
-            'console = sww_ros.nodes.console:main',
+            'console = sww_ros.terminal.console:main',
             'narrator = sww_ros.nodes.narrator:main',
-            'shapes_camera = sww_ros.nodes.shapes_camera:main',
-            'video_source = sww_ros.nodes.video_source:main',
+            'shapes_camera = sww_ros.sources.shapes_camera:main',
+            'video_source = sww_ros.sources.video_source:main',
         ],
     },
 )

@@ -15,9 +15,9 @@ import sys
 
 from tqdm import tqdm
 
-from sww_ros.lookahead import with_last
-from sww_ros.nodes.readers import PictureFolder, VideoFile
+from sww_ros.frames import with_last
 from sww_ros.settings import add_option
+from sww_ros.sources.readers import PictureFolder, VideoFile
 from sww_ros.streaming.config import SETTINGS, SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
 from sww_ros.streaming.session import Session
@@ -72,11 +72,11 @@ class Watch:
                 if event.sentence:
                     _say(f'{event.stamp_ns / 1e9:7.1f} s  {event.sentence}')
             elif isinstance(event, TextDelta):
-                said = self._answers.get(event.stream_id, '') + event.delta
-                self._answers[event.stream_id] = said
+                text = self._answers.get(event.stream_id, '') + event.delta
+                self._answers[event.stream_id] = text
                 if event.final:
                     _say(f'{event.stamp_ns / 1e9:7.1f} s  {self._asked[event.stream_id]} '
-                         f'→ {said.strip()}')
+                         f'→ {text.strip()}')
             elif isinstance(event, Trouble):
                 raise ValueError(event.message)
             elif isinstance(event, QuestionState) and event.state == 'rejected':

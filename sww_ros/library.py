@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sww_ros.lookahead import with_last
+from sww_ros.frames import NANOSECONDS, with_last
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, TextDelta, Trouble
 from sww_ros.streaming.session import Session
 
-_SECOND_NS = 1_000_000_000
 _POLL_S = 0.1
 
 
@@ -56,10 +55,10 @@ def _narrate(video: str | os.PathLike | Iterable[np.ndarray], model: str | os.Pa
         for index, ((pixels, stamp_ns), last) in enumerate(with_last(frames)):
             session.feed(pixels, stamp_ns=stamp_ns, last=last)
             if last or index % per_step == per_step - 1:
-                yield from _said(session)
+                yield from _sentences(session)
 
 
-def _said(session: Session) -> Iterator[Sentence]:
+def _sentences(session: Session) -> Iterator[Sentence]:
     """Yield the sentences that are said until the session rests."""
     rests = False
     while not rests:
@@ -68,7 +67,7 @@ def _said(session: Session) -> Iterator[Sentence]:
             if isinstance(event, Trouble):
                 raise RuntimeError(event.message)
             if isinstance(event, TextDelta) and event.stream_id == NARRATION and event.sentence:
-                yield Sentence(event.stamp_ns / _SECOND_NS, event.sentence)
+                yield Sentence(event.stamp_ns / NANOSECONDS, event.sentence)
 
 
 def _frames(video: str | os.PathLike | Iterable[np.ndarray],
@@ -79,11 +78,11 @@ def _frames(video: str | os.PathLike | Iterable[np.ndarray],
             yield frame.load(), frame.offset_ns
     else:
         for index, pixels in enumerate(video):
-            yield pixels, round(index * _SECOND_NS / rate)
+            yield pixels, round(index * NANOSECONDS / rate)
 
 
 def _open(path: Path, rate: float = 0.0):
     # Here, as frames that are given need no OpenCV.
-    from sww_ros.nodes.readers import PictureFolder, VideoFile
+    from sww_ros.sources.readers import PictureFolder, VideoFile
     path = path.expanduser()
     return (PictureFolder if path.is_dir() else VideoFile)(path, rate)

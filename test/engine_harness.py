@@ -12,7 +12,7 @@ from fake_session import SESSION
 import numpy as np
 
 from sww_ros.engine.client import EngineClient
-from sww_ros.engine.frame import Frame
+from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import TextDelta
 
@@ -66,5 +66,5 @@ def listening(model: str = 'fake', **options) -> Iterator[Listener]:
         listener.client.close()
 
 
-def frame(stamp_ns: int = 0) -> Frame:
-    return Frame(lambda: np.zeros((48, 64, 3), np.uint8), stamp_ns, time.monotonic_ns())
+def frame(stamp_ns: int = 0) -> CameraFrame:
+    return CameraFrame(lambda: np.zeros((48, 64, 3), np.uint8), stamp_ns, time.monotonic_ns())

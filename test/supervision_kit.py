@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from sww_ros.engine.frame import Frame
 from sww_ros.engine.supervision import Supervision
+from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (
     NARRATION,
@@ -50,17 +50,17 @@ class Play:
 
     def say(self, *events: Event) -> None:
         for event in events:
-            self.machine.message_came(event_to_dict(event))
+            self.machine.received(event_to_dict(event))
 
     def listen(self) -> list[tuple[str, object]]:
         """Return what has been told since the last time."""
         told = []
-        while (found := self.machine.next_told()) is not None:
+        while (found := self.machine.next_notice()) is not None:
             told.append(found)
         self.told += told
         return told
 
-    def sent(self) -> list[dict | Frame]:
+    def sent(self) -> list[dict | CameraFrame]:
         """Send all that is to be sent."""
         sent = []
         while (found := self.machine.next_send()) is not None:
@@ -83,5 +83,5 @@ class Play:
                 if event.final]
 
 
-def frame(stamp_ns: int = 0) -> Frame:
-    return Frame(lambda: None, stamp_ns, 0)
+def frame(stamp_ns: int = 0) -> CameraFrame:
+    return CameraFrame(lambda: None, stamp_ns, 0)

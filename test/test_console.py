@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sww_ros.nodes.display import PlainDisplay, make_display, seconds_since, wall_clock
-from sww_ros.nodes.transcript import Line, Transcript
+from sww_ros.terminal.display import PlainDisplay, make_display, seconds_since, wall_clock
+from sww_ros.terminal.transcript import Line, Transcript
 
 PATIENCE_S = 60.0
 
@@ -179,7 +179,7 @@ def test_console_prints_what_a_narrator_says(ros_domain: int):
     rclpy = pytest.importorskip('rclpy')
     from sww_interfaces.msg import TextChunk
     process = subprocess.Popen(
-        [sys.executable, '-m', 'sww_ros.nodes.console'], stdout=subprocess.PIPE,
+        [sys.executable, '-m', 'sww_ros.terminal.console'], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env=os.environ)
     context = rclpy.Context()
     rclpy.init(context=context)

@@ -29,11 +29,11 @@ from sww_ros.demo.record import Exchange, Piece, Record, Sentence, Step
 from sww_ros.demo.report import report
 from sww_ros.demo.summary import spread, summarize
 from sww_ros.demo.truth import Witness
-from sww_ros.nodes.display import PlainDisplay, seconds_since
-from sww_ros.nodes.transcript import Line
 from sww_ros.shapes import questions
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
+from sww_ros.terminal.display import PlainDisplay, seconds_since
+from sww_ros.terminal.transcript import Line
 
 HERE = Path(__file__).parent
 PATIENCE_S = 120.0

@@ -16,7 +16,7 @@ import pytest
 
 from sww_ros.engine import client as client_module
 from sww_ros.engine.client import EngineError
-from sww_ros.engine.frame import Frame
+from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FramesDropped, QuestionState, Restarted, StepPerceived
 
@@ -91,7 +91,7 @@ def test_bad_questions_prompts_and_frames_are_refused_in_words(listener: Listene
     def bad():
         raise ValueError('the encoding yuv9 is not known')
 
-    client.feed(Frame(bad, 0, 0))
+    client.feed(CameraFrame(bad, 0, 0))
     listener.wait(lambda: FramesDropped('bad', 1) in listener.events)
     assert [event.message for event in listener.events if event.type == 'trouble'] == [
         'the encoding yuv9 is not known']
@@ -134,7 +134,7 @@ def test_a_slow_converter_costs_frames_and_no_time(listener: Listener):
 
     began = time.monotonic()
     for _ in range(10):
-        listener.client.feed(Frame(slow, 0, 0))
+        listener.client.feed(CameraFrame(slow, 0, 0))
     assert time.monotonic() - began < 1.0, 'ten conversions take two seconds'
     listener.wait(lambda: sum(e.count for e in listener.of(FramesDropped)
                               if e.reason == 'overrun') >= 7)

@@ -61,7 +61,7 @@ def test_a_stopped_engine_does_not_outlive_its_killed_parent(
 def test_a_worker_whose_parent_is_another_by_now_ends_at_once():
     """As one whose parent died before it could ask to die with it."""
     ended = subprocess.run(
-        [sys.executable, '-m', 'sww_ros.engine.tether', str(os.getppid()), '0'],
+        [sys.executable, '-m', 'sww_ros.engine.process', str(os.getppid()), '0'],
         capture_output=True, text=True, timeout=START_S)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, '', '')
 

@@ -17,8 +17,8 @@ import pytest
 from sww_ros import wire
 from sww_ros.engine import client as client_module
 from sww_ros.engine.client import EngineClient, EngineError
-from sww_ros.engine.frame import Frame
-from sww_ros.engine.streams import OpenStreams
+from sww_ros.engine.open_answers import OpenAnswers
+from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Event, FramesDropped, StepPerceived, Trouble
 from sww_ros.wire import Channel
@@ -45,7 +45,7 @@ def no_memory() -> np.ndarray:
 def test_a_frame_that_cannot_be_sent_is_told_and_the_next_thing_is_sent(
         listener: Listener, monkeypatch: pytest.MonkeyPatch, load, words: str):
     monkeypatch.setattr(wire, 'MAX_PAYLOAD_BYTES', 1000)
-    listener.client.feed(Frame(load, 1, 0))
+    listener.client.feed(CameraFrame(load, 1, 0))
     listener.wait(lambda: listener.of(Trouble), 5.0)
     assert words in listener.of(Trouble)[0].message
     assert FramesDropped('bad', 1) in listener.events
@@ -176,13 +176,13 @@ def test_a_question_taken_while_the_engine_is_closed_ends(
 
 def admit_late(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
     """Have something happen between the look whether an engine runs and the first question."""
-    admit, happens = OpenStreams.admit, iter([meanwhile])
+    admit, happens = OpenAnswers.admit, iter([meanwhile])
 
-    def late(streams: OpenStreams, question_id: str) -> bool:
+    def late(streams: OpenAnswers, question_id: str) -> bool:
         next(happens, lambda: None)()
         return admit(streams, question_id)
 
-    monkeypatch.setattr(OpenStreams, 'admit', late)
+    monkeypatch.setattr(OpenAnswers, 'admit', late)
 
 
 def test_a_resume_while_the_engine_restarts_is_not_undone(
@@ -217,7 +217,7 @@ def test_a_restarted_engine_is_paused_before_it_gets_a_frame(listener: Listener)
         restarted.wait(30.0)
         return np.zeros((48, 64, 3), np.uint8)
 
-    client.feed(Frame(slow, 1, 0))
+    client.feed(CameraFrame(slow, 1, 0))
     assert loading.wait(10.0)
     client.pause(True)
     os.kill(client.pid, signal.SIGKILL)

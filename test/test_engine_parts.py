@@ -9,9 +9,9 @@ from hypothesis import given, settings, strategies
 import numpy as np
 import pytest
 
-from sww_ros.engine import memory
-from sww_ros.engine.sampler import Choice, FrameSampler
-from sww_ros.engine.streams import OpenStreams
+from sww_ros.engine import worker as memory
+from sww_ros.engine.open_answers import OpenAnswers
+from sww_ros.frames import FrameChoice, FrameSampler
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (
     NARRATION,
@@ -29,7 +29,8 @@ DELTA = TextDelta('q', 0, 'a', '', False, '', 3, 4, 8, 5, 0, 0, False)
 
 
 def taken(sampler: FrameSampler, stamps: list[int]) -> list[int]:
-    return [stamp for stamp in stamps if sampler.choose(stamp) in (Choice.TAKE, Choice.RESTART)]
+    return [stamp for stamp in stamps
+            if sampler.choose(stamp) in (FrameChoice.TAKE, FrameChoice.RESTART)]
 
 
 def test_channel_carries_whole_messages_both_ways():
@@ -93,7 +94,7 @@ def test_sampler_begins_anew_when_stamps_jump_back():
     assert [choice.value for choice in choices] == [
         'take', 'skip', 'old', 'take', 'restart', 'skip', 'old', 'take']
     sampler.reset()
-    assert sampler.choose(2 * SECOND) is Choice.TAKE
+    assert sampler.choose(2 * SECOND) is FrameChoice.TAKE
     with pytest.raises(ValueError, match='positive'):
         FrameSampler(0.0)
 
@@ -125,13 +126,13 @@ def test_available_memory_heeds_the_container(tmp_path: Path):
 
 @pytest.mark.parametrize('policy, room', [('queue', 3), ('reject', 1), ('interrupt', 9)])
 def test_questions_are_admitted_as_the_policy_says(policy: str, room: int):
-    streams = OpenStreams(SessionConfig(max_answers=1, max_queued=2, question_policy=policy))
+    streams = OpenAnswers(SessionConfig(max_answers=1, max_queued=2, question_policy=policy))
     assert [streams.admit(str(i)) for i in range(9)] == [i < room for i in range(9)]
     assert streams.questions == [str(i) for i in range(room)]
 
 
 def test_streams_end_once_and_without_gaps():
-    streams = OpenStreams(SessionConfig())
+    streams = OpenAnswers(SessionConfig())
     assert streams.follow(DELTA, NOW) == []
     assert streams.admit('q')
     assert streams.follow(DELTA, NOW) == [DELTA]
@@ -146,7 +147,7 @@ def test_streams_end_once_and_without_gaps():
 
 
 def test_a_question_taken_back_ends_for_the_reason_it_was_taken_back_for():
-    streams = OpenStreams(SessionConfig())
+    streams = OpenAnswers(SessionConfig())
     cancelled = replace(DELTA, final=True, finish_reason='cancelled')
     for name, ended in (('deactivated', cancelled), ('timeout', cancelled),
                         ('timeout', replace(cancelled, finish_reason='stop')), ('', cancelled)):
@@ -163,7 +164,7 @@ def test_a_question_taken_back_ends_for_the_reason_it_was_taken_back_for():
 
 
 def test_what_has_been_seen_is_of_the_current_video():
-    streams, step = OpenStreams(SessionConfig()), StepPerceived(0, *range(10))
+    streams, step = OpenAnswers(SessionConfig()), StepPerceived(0, *range(10))
     assert not streams.seen
     streams.follow(step, NOW)
     assert streams.seen
@@ -182,7 +183,7 @@ def test_what_has_been_seen_is_of_the_current_video():
 
 
 def test_an_engine_that_restarts_goes_on_counting_videos():
-    streams = OpenStreams(SessionConfig())
+    streams = OpenAnswers(SessionConfig())
     events = [Restarted('reset', 1), FirstSight(0, 0, 0, 0, video=1), Restarted('ended', 2)]
     assert [e.video for event in events for e in streams.follow(event, NOW)] == [1, 1, 2]
     streams.end_all(NOW)
@@ -191,7 +192,7 @@ def test_an_engine_that_restarts_goes_on_counting_videos():
 
 
 def test_a_rejected_question_ends():
-    streams = OpenStreams(SessionConfig())
+    streams = OpenAnswers(SessionConfig())
     streams.admit('q')
     told = streams.follow(QuestionState('q', 'rejected', 'full'), NOW)
     assert [type(event) for event in told] == [QuestionState, TextDelta]

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from sww_ros.nodes import images
-from sww_ros.nodes.images import compressed_to_rgb, image_to_rgb, rgb_to_image
+from sww_ros import images
+from sww_ros.images import compressed_to_rgb, image_to_rgb, rgb_to_image
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 24, 16

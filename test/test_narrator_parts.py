@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from sww_interfaces.msg import TextChunk
-from sww_ros.nodes.alarm import Alarm
-from sww_ros.nodes.annotation import Subtitle, draw_subtitle
-from sww_ros.nodes.answers import AnswerBook
-from sww_ros.nodes.diagnostics import ERROR, OK, WARN, Health, judge_camera, statuses
-from sww_ros.nodes.latency import UNSEEN_STEPS, Rate, StepBook, Window
+from sww_ros.engine.latency import UNSEEN_STEPS, Rate, StepBook, Window
+from sww_ros.nodes.diagnostics import ERROR, OK, WARN, Alarm, Health, judge_camera, statuses
+from sww_ros.nodes.publishing import Subtitle, draw_subtitle
+from sww_ros.nodes.questions import AnswerBook
 from sww_ros.streaming.events import NARRATION, FirstSight, StepPerceived, TextDelta
 
 
@@ -30,7 +29,7 @@ def text(delta: str, sentence: str = '', first: bool = False) -> TextDelta:
 def test_a_spoken_step_knows_its_first_token_and_its_publication():
     book = StepBook()
     assert book.perceived(step(0)) == []
-    book.sighted(FirstSight(0, 7, 65, 75))
+    book.seen(FirstSight(0, 7, 65, 75))
     times, = book.published(text('a', first=True), 95)
     assert (times.has_first_token, times.first_token_ns, times.publish_ns) == (True, 15, 15)
     assert times.perceived_ns == 50
@@ -41,7 +40,7 @@ def test_a_spoken_step_knows_its_first_token_and_its_publication():
 def test_a_silent_step_is_settled_by_the_next_event():
     book = StepBook()
     book.perceived(step(0))
-    book.sighted(FirstSight(0, 7, 65, 75))
+    book.seen(FirstSight(0, 7, 65, 75))
     times, = book.perceived(step(1))
     assert (times.step.index, times.first_token_ns, times.publish_ns) == (0, 15, 0)
     times, = book.clear()
@@ -51,9 +50,9 @@ def test_a_silent_step_is_settled_by_the_next_event():
 def test_a_sight_of_the_video_before_is_none_of_this_one():
     book = StepBook()
     book.perceived(replace(step(0), video=1))
-    book.sighted(FirstSight(0, 7, 65, 75, video=0))
+    book.seen(FirstSight(0, 7, 65, 75, video=0))
     assert book.settle() == []
-    book.sighted(FirstSight(0, 7, 65, 75, video=1))
+    book.seen(FirstSight(0, 7, 65, 75, video=1))
     assert [times.has_first_token for times in book.settle()] == [True]
 
 
@@ -62,7 +61,7 @@ def test_steps_that_nobody_looks_at_do_not_pile_up():
     told = [times for i in range(UNSEEN_STEPS + 3) for times in book.perceived(step(i))]
     assert [times.step.index for times in told] == [0, 1, 2]
     assert not any(times.has_first_token for times in told)
-    book.sighted(FirstSight(1, 7, 65, 75))
+    book.seen(FirstSight(1, 7, 65, 75))
     assert book.settle() == []
 
 
@@ -150,7 +149,7 @@ def test_what_is_wrong_is_logged_when_it_begins_and_then_seldom():
                             (31, stuck), (31, clock), (32, clock), (33, speaking()),
                             (34, speaking(camera_rate=1.0)), (35, speaking(silent_s=9.0))):
         now[0] = float(seconds)
-        alarm.tell(judge_camera(health))
+        alarm.take(judge_camera(health))
     assert [call.args[0][:16] for call in log.error.call_args_list] == ['the stamps stand'] * 2
     assert ['99 s behind' in call.args[0] for call in log.warning.call_args_list] == [True] * 2
 

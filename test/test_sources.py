@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from test_readers import write_video
 
-from sww_ros.nodes.images import compressed_to_rgb, image_to_rgb
+from sww_ros.images import compressed_to_rgb, image_to_rgb
 from sww_ros.settings import Setting
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from supervision_kit import DELTA, STEP, Play, frame
 
-from sww_ros.engine import streams as streams_module
+from sww_ros.engine import open_answers as streams_module
 from sww_ros.engine import supervision as supervision_module
 from sww_ros.engine.supervision import LONG_LIFE_NS, WAITING_FRAMES, EngineError
 from sww_ros.streaming.events import (
@@ -131,12 +131,12 @@ def test_a_prompt_kept_while_an_engine_loads_is_the_first_thing_it_is_told(promp
 
 def test_a_refused_prompt_is_not_kept_and_one_set_after_it_is(play: Play):
     play.machine.set_prompt('Too long.')
-    play.machine.message_came({'type': 'refused', 'prompt': 'Too long.', 'kept': 'Look.'})
+    play.machine.received({'type': 'refused', 'prompt': 'Too long.', 'kept': 'Look.'})
     play.die()
     assert play.run(1.0).prompt == 'Look.'
     play.machine.set_prompt('Too long.')
     play.machine.set_prompt('Count.')
-    play.machine.message_came({'type': 'refused', 'prompt': 'Too long.', 'kept': 'Look.'})
+    play.machine.received({'type': 'refused', 'prompt': 'Too long.', 'kept': 'Look.'})
     play.die()
     assert play.run(2.0).prompt == 'Count.'
 
@@ -214,7 +214,7 @@ def test_text_and_videos_are_numbered_without_gaps_over_restarts(play: Play):
 
 
 def test_what_has_been_seen_is_forgotten_with_its_video_and_its_engine(play: Play):
-    streams = play.machine.streams
+    streams = play.machine.answers
     for begin_anew in (play.machine.reset, lambda: play.machine.set_prompt('Look.'),
                        lambda: play.machine.keep_prompt('Count.')):
         play.say(STEP)
@@ -243,7 +243,7 @@ def test_too_many_questions_and_ids_in_use_are_refused_and_change_nothing():
     play.machine.ask('what?', 'b')
     with pytest.raises(EngineError, match='2 questions .* ask again later'):
         play.machine.ask('what?', 'c')
-    assert play.machine.streams.questions == ['a', 'b']
+    assert play.machine.answers.questions == ['a', 'b']
     play.say(QuestionState('b', 'rejected', 'no'))
     play.machine.ask('what?', 'c')
     assert [command['question_id'] for command in play.sent()] == ['a', 'b', 'c']

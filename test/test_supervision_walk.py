@@ -8,8 +8,8 @@ import random
 import pytest
 from supervision_kit import DELTA, STEP, Play, frame
 
-from sww_ros.engine.frame import Frame
 from sww_ros.engine.supervision import EngineError
+from sww_ros.frames import CameraFrame
 from sww_ros.streaming.events import NARRATION, FramesDropped, QuestionState, TextDelta
 
 
@@ -22,7 +22,7 @@ class Walk:
             ['queue', 'reject', 'interrupt']))
         self.fed = self.perceived = self.held = 0
         self.asked: list[str] = []
-        self.out: list[tuple[object, Frame]] = []
+        self.out: list[tuple[object, CameraFrame]] = []
         self.loading, self.ending = False, False
 
     def step(self) -> None:
@@ -74,7 +74,7 @@ class Walk:
             self.loading = False
 
     def send(self) -> None:
-        if (found := self.play.machine.next_send()) and isinstance(found[1], Frame):
+        if (found := self.play.machine.next_send()) and isinstance(found[1], CameraFrame):
             self.out.append(found)
 
     def settle_frame(self) -> None:
@@ -107,7 +107,7 @@ class Walk:
             self.play.say(replace(DELTA, stream_id=stream))
 
     def refuse(self) -> None:
-        self.play.machine.message_came({'type': 'refused', 'prompt': 'Look.', 'kept': ''})
+        self.play.machine.received({'type': 'refused', 'prompt': 'Look.', 'kept': ''})
 
     def die(self) -> None:
         if self.chance.random() < 0.3:

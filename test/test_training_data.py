@@ -83,7 +83,7 @@ def test_committed_clips_come_from_their_script(tmp_path: Path):
 
 def test_reading_needs_no_ros():
     code = ('import sys; import sww_ros.training.data.frames, sww_ros.training.data.annotations, '
-            'sww_ros.training.clips, sww_ros.nodes.images; '
+            'sww_ros.training.clips, sww_ros.images; '
             'assert "rclpy" not in sys.modules')
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, timeout=100)
 

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors='replace')
     from sww_ros.demo.domain import claim_domain
     from sww_ros.demo.processes import ChildDied
-    from sww_ros.nodes.display import make_display
+    from sww_ros.terminal.display import make_display
     claim_domain()
     from sww_ros.demo.advice import advice
     from sww_ros.demo.director import DemoError, Director

@@ -14,11 +14,11 @@ from sww_ros.demo.options import Options
 from sww_ros.demo.processes import Child, Household, command_of
 from sww_ros.demo.record import Exchange, Piece, Record, Sentence, Step
 from sww_ros.demo.truth import Witness
-from sww_ros.nodes.display import Display, seconds_since
-from sww_ros.nodes.frame import NANOSECONDS
-from sww_ros.nodes.images import image_to_rgb
-from sww_ros.nodes.transcript import Line, Transcript, nanoseconds
+from sww_ros.frames import NANOSECONDS
+from sww_ros.images import image_to_rgb
 from sww_ros.shapes.likeness import difference
+from sww_ros.terminal.display import Display, seconds_since
+from sww_ros.terminal.transcript import Line, Transcript, nanoseconds
 
 OWN_QUESTIONS = 3
 START_LIMIT_S = 120.0

@@ -76,7 +76,7 @@ def bounded(options: Options) -> Options:
     path = Path(options.video).expanduser()
     if not options.video or path.is_char_device() or options.video.isdigit():
         return options
-    from sww_ros.nodes.readers import open_reader
+    from sww_ros.sources.readers import open_reader
     try:
         duration_s = open_reader(options.video).duration_s
     except ValueError as error:

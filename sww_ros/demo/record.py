@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sww_ros.demo.truth import Witness
-from sww_ros.nodes.transcript import Line, nanoseconds
 from sww_ros.shapes.scene import Fact
+from sww_ros.terminal.transcript import Line, nanoseconds
 
 
 @dataclass

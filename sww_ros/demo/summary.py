@@ -9,8 +9,8 @@ from statistics import fmean
 import numpy as np
 
 from sww_ros.demo.record import Exchange, Record, Sentence
-from sww_ros.nodes.frame import NANOSECONDS
-from sww_ros.nodes.transcript import NARRATION, Line
+from sww_ros.frames import NANOSECONDS
+from sww_ros.terminal.transcript import NARRATION, Line
 
 
 def spread(values_ns: Iterable[float]) -> dict[str, float] | None:

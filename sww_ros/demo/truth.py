@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from sww_ros.nodes.frame import NANOSECONDS
+from sww_ros.frames import NANOSECONDS
 from sww_ros.shapes import questions
 from sww_ros.shapes.grammar import Claim, parse
 from sww_ros.shapes.scene import Fact, Scene, generate

@@ -10,10 +10,10 @@ import time
 from typing import Concatenate, ParamSpec, TypeVar
 import uuid
 
-from sww_ros.engine.frame import Frame
 from sww_ros.engine.process import WorkerProcess
 from sww_ros.engine.supervision import EngineError, Supervision
 from sww_ros.engine.worker import open_request
+from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Event
 
@@ -85,7 +85,7 @@ class EngineClient:
     @property
     def seen(self) -> bool:
         """Whether anything has been perceived of the current video."""
-        return self._machine.streams.seen
+        return self._machine.answers.seen
 
     @property
     def pid(self) -> int:
@@ -102,7 +102,7 @@ class EngineClient:
         """
         machine = self._machine
         try:
-            for name, work in (('engine listener', self._tell_all), ('engine sender', self._send),
+            for name, work in (('engine listener', self._notify_all), ('engine sender', self._send),
                                ('engine', partial(self._run_engines, timeout_s))):
                 self._threads.append(threading.Thread(target=work, name=name, daemon=True))
                 self._threads[-1].start()
@@ -165,9 +165,9 @@ class EngineClient:
             if found is not None:
                 yield found
 
-    def _tell_all(self) -> None:
-        for listener, what in self._all(Supervision.next_told):
-            _tell(self._listeners[listener], what)
+    def _notify_all(self) -> None:
+        for listener, what in self._all(Supervision.next_notice):
+            _call(self._listeners[listener], what)
 
     # On the thread that launches engines and reads from them.
 
@@ -180,7 +180,7 @@ class EngineClient:
         """
         for config in self._all(Supervision.next_launch):
             try:
-                process = WorkerProcess(partial(_tell, self._on_line))
+                process = WorkerProcess(partial(_call, self._on_line))
             except Exception as error:  # No memory, file or thread is left for it.
                 self._handle(Supervision.ended, f'the engine could not be started: {error}')
                 continue
@@ -212,7 +212,7 @@ class EngineClient:
         self._handle(Supervision.became_ready, message[0]['info'])
         try:
             while (message := process.channel.receive()) is not None:
-                self._handle(Supervision.message_came, message[0])
+                self._handle(Supervision.received, message[0])
         except (ValueError, TypeError, AttributeError) as error:  # Or an event lacks a field.
             self._handle(Supervision.not_understood, error)
         return ''
@@ -222,14 +222,14 @@ class EngineClient:
     def _send(self) -> None:
         for process, item in self._all(Supervision.next_send):
             try:
-                process.channel.send(*(item.message() if isinstance(item, Frame) else [item]))
+                process.channel.send(*(item.message() if isinstance(item, CameraFrame) else [item]))
             except OSError:
                 pass  # The receiver sees the same end, and reports it.
             except Exception as error:  # Too large, no memory, OpenCV's own: it costs this frame.
                 self._handle(Supervision.frame_failed, process, str(error) or repr(error))
 
 
-def _tell(listener: Callable, what: Event | dict | str) -> None:
+def _call(listener: Callable, what: Event | dict | str) -> None:
     """Tell a listener, whose mistakes must not end the thread that tells all."""
     try:
         listener(what)

@@ -1,9 +1,15 @@
-"""Starts the engine's process, keeps its last words, and always ends it."""
+"""
+The engine's process: started here, its last words kept, and always ended.
+
+`python -m sww_ros.engine.process` is what is started: it imports the worker only once the kernel
+has promised to kill it when its parent ends.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+import ctypes
 import os
 import signal
 import socket
@@ -13,9 +19,10 @@ import threading
 
 from sww_ros.wire import Channel
 
-WORKER = 'sww_ros.engine.tether'
+WORKER = 'sww_ros.engine.process'
 GRACE_S = 5.0
 LAST_LINES = 20
+PR_SET_PDEATHSIG = 1
 
 
 class WorkerProcess:
@@ -89,3 +96,36 @@ class WorkerProcess:
             for line in stream:
                 self._lines.append(line.rstrip())
                 self._on_line(line.rstrip())
+
+
+def tie_to(parent: int) -> None:
+    """
+    Have the kernel kill this process when its parent ends, which reaches a stopped one too.
+
+    The kernel watches the thread that started this process, not the whole of its parent: that
+    thread must live as long as this process may. (Linux only; elsewhere the end of the socket is
+    all that ends a worker.)
+
+    :param parent: process id of the parent; this process ends here if it has another by now
+    """
+    if sys.platform == 'linux':
+        prctl = ctypes.CDLL(None).prctl
+        prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent:  # It ended before the promise.
+        os._exit(1)
+
+
+def main() -> None:
+    """Run the worker: `python -m sww_ros.engine.process PARENT_PID SOCKET_FD`."""
+    parent, descriptor = map(int, sys.argv[1:])
+    tie_to(parent)
+    # What the worker needs takes long to import, and may not fit into the memory that is left.
+    try:
+        from sww_ros.engine.worker import serve
+    except (ImportError, MemoryError, OSError) as error:
+        sys.exit(f'the engine cannot be imported: {error or "not enough memory is left"}')
+    serve(descriptor)
+
+
+if __name__ == '__main__':
+    main()

@@ -3,7 +3,7 @@ The supervision of engines: the one place where the client decides anything, and
 
 A pure state machine, as the core of a session is one (streaming/core.py): no thread, lock, clock
 or socket. Inputs are its methods; `now_ns` is set before each. What is to be done follows from the
-state: `next_launch`, `next_send` and `next_told` hand out what to launch, to send and to tell, in
+state: `next_launch`, `next_send` and `next_notice` hand out what to launch, to send and to tell, in
 order. One engine runs at a time, and what it was given and has not accounted for ends with it.
 
 Calls need one lock around each of them; what is handed out is done outside of it.
@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sww_ros.engine.frame import Frame
-from sww_ros.engine.streams import OpenStreams
+from sww_ros.engine.open_answers import OpenAnswers
+from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import (
     Event,
@@ -52,10 +52,10 @@ class Supervision:
         self.ready = self.closed = self._paused = False
         self._config, self._prompt = config, config.prompt
         self._backoff_ns = [round(delay * 1e9) for delay in backoff_s]
-        self.streams = OpenStreams(config)
+        self.answers = OpenAnswers(config)
         self._commands: deque[dict] = deque()
-        self._frames: deque[Frame] = deque(maxlen=WAITING_FRAMES)
-        self._told: deque[tuple[str, Event | dict | str]] = deque()
+        self._frames: deque[CameraFrame] = deque(maxlen=WAITING_FRAMES)
+        self._notices: deque[tuple[str, Event | dict | str]] = deque()
         self._owed_frames = self._attempt = 0
         self._launch_ns: int | None = 0
         self._ready_ns: int | None = None
@@ -69,7 +69,7 @@ class Supervision:
         self._launch_ns, self._config = None, replace(self._config, prompt=self._prompt)
         return self._config
 
-    def next_send(self) -> tuple[object, dict | Frame] | None:
+    def next_send(self) -> tuple[object, dict | CameraFrame] | None:
         """Return an engine and what it is to be given, if anything: commands before frames."""
         if self._commands:
             return self.engine, self._commands.popleft()
@@ -78,9 +78,9 @@ class Supervision:
             return self.engine, self._frames.popleft()
         return None
 
-    def next_told(self) -> tuple[str, Event | dict | str] | None:
+    def next_notice(self) -> tuple[str, Event | dict | str] | None:
         """Return what is told next, if anything: 'event' an event, 'lost' why, 'ready' the info."""
-        return self._told.popleft() if self._told else None
+        return self._notices.popleft() if self._notices else None
 
     @property
     def wait_s(self) -> float | None:
@@ -91,7 +91,7 @@ class Supervision:
 
     # What is asked of the client.
 
-    def feed(self, frame: Frame) -> None:
+    def feed(self, frame: CameraFrame) -> None:
         """Hand over a frame; one that is pushed out by a newer one is dropped as 'overrun'."""
         if not self.ready:
             self._drop('engine', 1)
@@ -108,8 +108,8 @@ class Supervision:
         """
         question = check_question(question)
         self._check_ready()
-        if not self.streams.admit(question_id):
-            raise EngineError(f'{len(self.streams.questions)} questions are being answered or '
+        if not self.answers.admit(question_id):
+            raise EngineError(f'{len(self.answers.questions)} questions are being answered or '
                               'wait, no more are taken: ask again later')
         self._command('ask', question=question, question_id=question_id)
 
@@ -119,19 +119,19 @@ class Supervision:
 
         :param reason: the finish_reason with which its answer is to end
         """
-        if not self.streams.name_end(question_id, reason):
+        if not self.answers.name_end(question_id, reason):
             return False
         self._command('cancel', question_id=question_id)
         return True
 
     def cancel_all(self, reason: str = 'cancelled') -> None:
         """Take back every open question; see `cancel`."""
-        for question_id in self.streams.questions:
+        for question_id in self.answers.questions:
             self.cancel(question_id, reason)
 
     def abandon(self, question_ids: Sequence[str], reason: str) -> None:
         """End open questions at once, whether the engine does or hangs; their ends are told."""
-        self._tell(*self.streams.end(question_ids, self.now_ns, reason))
+        self._notify(*self.answers.end(question_ids, self.now_ns, reason))
 
     def set_prompt(self, text: str) -> None:
         """
@@ -155,9 +155,9 @@ class Supervision:
         :raises ValueError: for a prompt that is too long
         """
         text = check_prompt(text) if text.strip() else ''
-        told, default = self._prompt, self.info.get('default_prompt', '')
+        before, default = self._prompt, self.info.get('default_prompt', '')
         self._prompt = text
-        if (text or default) != (told or default):
+        if (text or default) != (before or default):
             self._command_prompt()
 
     def reset(self) -> None:
@@ -175,7 +175,7 @@ class Supervision:
         """Have all end, and nothing be told of what comes later."""
         self.failure = self.failure or 'the engine was closed'
         self.lost()
-        self._tell(*self.streams.end_all(self.now_ns))
+        self._notify(*self.answers.end_all(self.now_ns))
         self.closed = True
 
     # What becomes of a launch, in this order.
@@ -190,14 +190,14 @@ class Supervision:
             return
         self.info, self.ready, self._ready_ns = info, True, self.now_ns
         self.lives += 1
-        self._told.append(('ready', info))
+        self._notices.append(('ready', info))
         # No frame waits yet, and commands go first.
         if self._prompt != self._config.prompt:
             self._command_prompt()
         if self._paused:
             self._command('pause', paused=True)
 
-    def message_came(self, message: dict) -> None:
+    def received(self, message: dict) -> None:
         """
         The engine says something: an event, or that it goes on with the prompt that it had.
 
@@ -211,18 +211,18 @@ class Supervision:
         accounted = (event.frames if isinstance(event, StepPerceived)
                      else event.count if isinstance(event, FramesDropped) else 0)
         self._owed_frames = max(0, self._owed_frames - accounted)
-        self._tell(*self.streams.follow(event, self.now_ns))
+        self._notify(*self.answers.follow(event, self.now_ns))
 
     def not_understood(self, error: Exception) -> None:
         """What the engine says is no message: it is given up."""
-        self._tell(Trouble(f'the engine does not speak our language: {error}', '', True))
+        self._notify(Trouble(f'the engine does not speak our language: {error}', '', True))
 
     def frame_failed(self, engine: object, message: str) -> None:
         """A frame that an engine was to be given could not be converted or sent."""
         if self.ready and engine is self.engine:  # Or it was dropped with the engine.
             self._owed_frames -= 1
             self._drop('bad', 1)
-        self._tell(Trouble(message, '', False))
+        self._notify(Trouble(message, '', False))
 
     def lost(self) -> None:
         """Nothing can be given to the engine any more, and nothing comes from it."""
@@ -240,9 +240,9 @@ class Supervision:
         if not self.lives:
             self.failure = self.failure or report
         elif not self.closed:
-            self._told.append(('lost', report if has_run else (
+            self._notices.append(('lost', report if has_run else (
                 f'the engine could not be restarted: {report}')))
-            self._tell(*self.streams.end_all(self.now_ns))
+            self._notify(*self.answers.end_all(self.now_ns))
             if self._backoff_ns:
                 attempt = min(self._attempt, len(self._backoff_ns) - 1)
                 self._launch_ns = self.now_ns + self._backoff_ns[attempt]
@@ -258,7 +258,7 @@ class Supervision:
         """Have the engine do something; one that is not ready is told how things are once it is."""
         if self.ready:
             if command in ('reset', 'set_prompt'):
-                self.streams.begin_anew()
+                self.answers.begin_anew()
             self._commands.append({'command': command, **arguments})
 
     def _command_prompt(self) -> None:
@@ -267,8 +267,8 @@ class Supervision:
 
     def _drop(self, reason: str, count: int) -> None:
         if count:
-            self._tell(FramesDropped(reason, int(count)))
+            self._notify(FramesDropped(reason, int(count)))
 
-    def _tell(self, *events: Event) -> None:
+    def _notify(self, *events: Event) -> None:
         if not self.closed:
-            self._told.extend(('event', event) for event in events)
+            self._notices.extend(('event', event) for event in events)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 import importlib
 import os
+from pathlib import Path
 import queue
 import signal
 import socket
@@ -15,7 +16,6 @@ import traceback
 
 import numpy as np
 
-from sww_ros.engine.memory import available_bytes, check_memory
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (
     Event,
@@ -40,6 +40,11 @@ NO_MEMORY = ('failed to map segment', 'annot allocate memory', "can't allocate m
 """How the loader, the system, PyTorch and Python say that memory is short."""
 
 MAX_WORDS = 2000
+
+MEMINFO = Path('/proc/meminfo')
+CGROUP = Path('/sys/fs/cgroup')
+WEIGHTS = ('*.safetensors', '*.bin')
+GIB = 1 << 30
 
 
 class Worker:
@@ -75,7 +80,7 @@ class Worker:
             if event is None:
                 continue
             try:
-                self._tell(event)
+                self._send_event(event)
             except OSError:
                 break
             if isinstance(event, Trouble) and event.fatal:
@@ -102,7 +107,8 @@ class Worker:
                 message = self._channel.receive()
             except ValueError as error:
                 lost = isinstance(error, LostChannel)
-                self._tell(Trouble(f'the engine was told what it cannot read: {error}', '', lost))
+                self._send_event(
+                    Trouble(f'the engine was told what it cannot read: {error}', '', lost))
                 if lost:
                     return 1
                 continue
@@ -130,20 +136,20 @@ class Worker:
             raise  # Nobody is there to be told.
         except SessionClosed as error:
             if command == 'ask':  # Of all else nothing needs to be said: the process is ending.
-                self._tell(QuestionState(question_id, 'rejected', str(error)))
+                self._send_event(QuestionState(question_id, 'rejected', str(error)))
         except Exception as error:  # Whatever it is, the next command is for another thing.
             words = in_words(error)
             if command == 'feed':
-                self._tell(FramesDropped('bad', 1))
+                self._send_event(FramesDropped('bad', 1))
             if command == 'set_prompt':
                 self._channel.send({'type': 'refused', 'prompt': header.get('prompt'),
                                     'kept': self._session.info['prompt']})
             if command == 'ask' and question_id:
-                self._tell(QuestionState(question_id, 'rejected', words))
+                self._send_event(QuestionState(question_id, 'rejected', words))
             else:
-                self._tell(Trouble(f'{command}: {words}', '', False))
+                self._send_event(Trouble(f'{command}: {words}', '', False))
 
-    def _tell(self, event: Event) -> None:
+    def _send_event(self, event: Event) -> None:
         self._channel.send(event_to_dict(event))
 
     def _exit_later(self) -> None:
@@ -188,6 +194,47 @@ def find_callable(name: str) -> Callable:
     for attribute in path.split('.'):
         found = getattr(found, attribute)
     return found
+
+
+def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
+    """Return the memory that a new process can have [bytes]; None where Linux does not say."""
+    try:
+        fields = dict(line.split(':', 1) for line in meminfo.read_text().splitlines())
+        available = int(fields['MemAvailable'].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:  # A container may be allowed less than the machine has.
+        limit = int((cgroup / 'memory.max').read_text())
+        used = int((cgroup / 'memory.current').read_text())
+        stat = dict(line.split() for line in (cgroup / 'memory.stat').read_text().splitlines())
+        available = min(available, limit - used + int(stat['inactive_file']))
+    except (OSError, KeyError, ValueError):
+        pass  # No limit ('max'), or no such control group.
+    return max(available, 0)
+
+
+def checkpoint_bytes(model: str) -> int:
+    """Return the size of the weights in a checkpoint directory [bytes]; 0 where unknown."""
+    folder = Path(model).expanduser()
+    for pattern in WEIGHTS:
+        if files := [path for path in folder.glob(pattern) if path.is_file()]:
+            return sum(path.stat().st_size for path in files)
+    return 0
+
+
+def check_memory(model: str, available: int | None) -> None:
+    """
+    Refuse a checkpoint that cannot fit, before it makes the machine hang.
+
+    :param available: free memory [bytes], None if unknown
+    :raises ValueError: when the weights alone are larger than that
+    """
+    needed = checkpoint_bytes(model)
+    if available is not None and needed > available:
+        raise ValueError(
+            f'the checkpoint {model} needs more memory than is left: its weights are '
+            f'{needed / GIB:.1f} GiB, {available / GIB:.1f} GiB are available; close other '
+            'programs or take a smaller checkpoint')
 
 
 def serve(descriptor: int) -> None:

@@ -1,1 +1,10 @@
-"""The ROS 2 nodes: thin, no model code."""
+"""
+The narrator as a ROS 2 node: thin, no model code, and imported by nothing outside.
+
+`python -m sww_ros.nodes.console`, `shapes_camera` and `video_source` are documented: they are
+found in the rooms where they live.
+"""
+
+from pathlib import Path
+
+__path__ += [str(Path(__file__).parents[1] / room) for room in ('sources', 'terminal')]

@@ -18,10 +18,9 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_policy_n
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
-from sww_ros.engine.frame import Frame
-from sww_ros.engine.sampler import Choice, FrameSampler
-from sww_ros.nodes.images import compressed_to_rgb, image_to_rgb
-from sww_ros.nodes.latency import Rate
+from sww_ros.engine.latency import Rate
+from sww_ros.frames import CameraFrame, FrameChoice, FrameSampler
+from sww_ros.images import compressed_to_rgb, image_to_rgb
 
 REMEMBERED_FRAMES = 1024
 WATCH_S = 0.5
@@ -41,14 +40,14 @@ class Camera:
     """
     Subscribes to `image` and hands over the frames that the model wants.
 
-    The callback only stores: conversion is left to whoever calls `Frame.load`.
+    The callback only stores: conversion is left to whoever calls `CameraFrame.load`.
 
     :param on_frame: takes each frame that the model wants
     :param on_drop: told the reason of each frame left out: rate | stamp | paused
     :param on_restart: told when stamps jump back, before the first frame after the jump
     """
 
-    def __init__(self, node: Node, group: CallbackGroup, *, on_frame: Callable[[Frame], None],
+    def __init__(self, node: Node, group: CallbackGroup, *, on_frame: Callable[[CameraFrame], None],
                  on_drop: Callable[[str], None], on_restart: Callable[[str], None]) -> None:
         self._node, self._group = node, group
         self._on_frame, self._on_drop, self._on_restart = on_frame, on_drop, on_restart
@@ -150,20 +149,20 @@ class Camera:
             self._anew = False
             self._sampler.reset()
         choice = self._sampler.choose(stamp_ns)
-        if choice is Choice.OLD:
+        if choice is FrameChoice.OLD:
             self._on_drop('stamp')
             return
         self._newer_s = self.last_s
-        if choice is Choice.SKIP:
+        if choice is FrameChoice.SKIP:
             self._on_drop('rate')
             return
-        if choice is Choice.RESTART:
+        if choice is FrameChoice.RESTART:
             self._on_restart(f'the stamps on {self.topic} jumped back')
         with self._lock:
             self._arrivals[stamp_ns] = Arrival(message.header.frame_id, now_ns - stamp_ns)
             if len(self._arrivals) > REMEMBERED_FRAMES:
                 self._arrivals.popitem(last=False)
-        self._on_frame(Frame(partial(self._convert, message), stamp_ns, received_ns))
+        self._on_frame(CameraFrame(partial(self._convert, message), stamp_ns, received_ns))
 
     def _warn_of_qos(self, event) -> None:
         policy = qos_policy_name_from_kind(event.last_policy_kind)

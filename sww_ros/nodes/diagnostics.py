@@ -7,10 +7,14 @@ What may be wrong with the camera's frames is judged here too, for the log.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 import math
+from pathlib import Path
+import time
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.impl.rcutils_logger import RcutilsLogger
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 MIB = 1 << 20
@@ -24,6 +28,11 @@ FASTER = 'take a smaller model or frame_width and frame_height, a GPU, or end ot
 
 AHEAD_S, BEHIND_S = 2.0, 10.0
 """How far stamps may be from the node's clock: ahead by jitter, behind by transport."""
+
+REPEAT_S = 30.0
+"""Least time between two lines of the log about the same kind of trouble."""
+
+LOGGED_ELSEWHERE = ('silent',)
 
 
 @dataclass
@@ -132,6 +141,27 @@ def _judge_rate(health: Health) -> Finding:
     return Finding('', OK, 'frames come')
 
 
+class Alarm:
+    """Logs each kind of finding that has an advice: when it begins, and then seldom."""
+
+    def __init__(self, log: RcutilsLogger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log, self._clock = log, clock
+        self._logged_s: dict[str, float] = {}
+
+    def take(self, finding: Finding) -> None:
+        """Take what is found now; called as often as one likes."""
+        now = self._clock()
+        if (not finding.advice or finding.kind in LOGGED_ELSEWHERE
+                or now - self._logged_s.get(finding.kind, -REPEAT_S) < REPEAT_S):
+            return
+        self._logged_s[finding.kind] = now
+        # rclpy wants one severity for each place that logs.
+        if finding.level == ERROR:
+            self._log.error(finding.words)
+        else:
+            self._log.warning(finding.words)
+
+
 def statuses(name: str, health: Health) -> list[DiagnosticStatus]:
     """
     Return the statuses of the parts "name: engine", "name: camera" and "name: speech".
@@ -177,3 +207,14 @@ def _speech(health: Health) -> tuple[bytes, str, dict[str, str]]:
     if health.tokens_rate > 0:
         return OK, 'speaking', values
     return OK, 'silent', values
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the memory that a process holds [bytes]; 0 when it is gone."""
+    try:
+        for line in Path(f'/proc/{pid}/status').read_text().splitlines():
+            if line.startswith('VmRSS:'):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -15,20 +15,17 @@ from std_srvs.srv import SetBool, Trigger
 from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import SetPrompt
 from sww_ros.engine.client import SESSION, EngineClient, EngineError
-from sww_ros.engine.frame import Frame
-from sww_ros.engine.memory import resident_bytes
+from sww_ros.engine.worker import resident_bytes
+from sww_ros.frames import CameraFrame
 from sww_ros.nodes import narrator_parameters
-from sww_ros.nodes.alarm import Alarm
-from sww_ros.nodes.annotation import Annotator
 from sww_ros.nodes.camera import Camera
-from sww_ros.nodes.diagnostics import Health, judge_camera, statuses
-from sww_ros.nodes.managed import ManagedNode, logged
-from sww_ros.nodes.publishing import TextPublisher
+from sww_ros.nodes.diagnostics import Alarm, Health, judge_camera, statuses
+from sww_ros.nodes.lifecycle import ManagedNode, Responder, logged
+from sww_ros.nodes.publishing import Annotator, TextPublisher
 from sww_ros.nodes.questions import MAX_WAITERS, SERVICE_QOS, Questions
 from sww_ros.nodes.reporting import Reporter
-from sww_ros.nodes.responding import Responder
-from sww_ros.nodes.running import run
 from sww_ros.parameters import declare, read
+from sww_ros.spin import run
 
 NAME = 'narrator'
 SHORT_CALLBACKS = 6
@@ -105,7 +102,7 @@ class Narrator(ManagedNode):
             config = narrator_parameters.session_config(values)
             self._engine = EngineClient(
                 values['model'], config, session=self._session,
-                restart=values['restart_engine'], on_event=self._reporter.tell,
+                restart=values['restart_engine'], on_event=self._reporter.take,
                 on_lost=self._engine_lost, on_ready=self._engine_ready, on_line=log.debug)
             if self._released:  # Before there was an engine to close.
                 raise EngineError('the engine was closed')
@@ -193,7 +190,7 @@ class Narrator(ManagedNode):
         self._trouble = report.partition('\n')[0]
         self.get_logger().error(report)
 
-    def _feed(self, frame: Frame) -> None:
+    def _feed(self, frame: CameraFrame) -> None:
         if (engine := self._engine) is not None:
             engine.feed(frame)
 
@@ -273,7 +270,7 @@ class Narrator(ManagedNode):
             health.info, health.restarts = engine.info, engine.restarts
             health.engine_memory = resident_bytes(engine.pid)
         self._reporter.health(health)
-        self._alarm.tell(judge_camera(health))
+        self._alarm.take(judge_camera(health))
         if self._period:
             self._publish_diagnostics(health)
 

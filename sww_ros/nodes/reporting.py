@@ -8,12 +8,11 @@ import time
 
 from rclpy.node import Node
 
-from sww_ros.nodes.annotation import Subtitle
-from sww_ros.nodes.answers import AnswerBook
+from sww_ros.engine.latency import Rate, StepBook, StepTimes, Window
 from sww_ros.nodes.camera import Camera
 from sww_ros.nodes.diagnostics import Health
-from sww_ros.nodes.latency import Rate, StepBook, StepTimes, Window
-from sww_ros.nodes.publishing import TextPublisher
+from sww_ros.nodes.publishing import Subtitle, TextPublisher
+from sww_ros.nodes.questions import AnswerBook
 from sww_ros.streaming.events import (
     NARRATION,
     Event,
@@ -40,9 +39,10 @@ class Reporter:
         self._subtitle = subtitle
         self._lock = threading.Lock()
         self._handlers = {
-            StepPerceived: self._perceived, FirstSight: self._sighted, TextDelta: self._spoken,
-            FramesDropped: self._dropped_frames, QuestionState: self._question_moved,
-            Trouble: self._troubled, Restarted: self._restarted}
+            StepPerceived: self._step_perceived, FirstSight: self._step_seen,
+            TextDelta: self._text_came, FramesDropped: self._frames_dropped,
+            QuestionState: self._question_moved, Trouble: self._trouble_came,
+            Restarted: self._restarted}
         self.begin()
 
     def begin(self) -> None:
@@ -56,7 +56,7 @@ class Reporter:
         self._lately = {what: Rate() for what in ('perceived', 'bad', 'overrun')}
         self._camera.received = 0
 
-    def tell(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
         """Take one event of the engine; called by one thread at a time."""
         self._handlers[type(event)](event)
 
@@ -88,15 +88,15 @@ class Reporter:
             setattr(health, name, (window.percentile(50), window.percentile(95)))
         return health
 
-    def _perceived(self, event: StepPerceived) -> None:
+    def _step_perceived(self, event: StepPerceived) -> None:
         self._frames_perceived += event.frames
         self._lately['perceived'].add(event.frames)
         self._publish(self._steps.perceived(event))
 
-    def _sighted(self, event: FirstSight) -> None:
-        self._steps.sighted(event)
+    def _step_seen(self, event: FirstSight) -> None:
+        self._steps.seen(event)
 
-    def _spoken(self, event: TextDelta) -> None:
+    def _text_came(self, event: TextDelta) -> None:
         chunk = self._text.publish_text(event)
         published_ns = time.monotonic_ns()
         if event.delta:
@@ -109,7 +109,7 @@ class Reporter:
             self._answers.add(chunk)
         self._publish(self._steps.published(event, published_ns))
 
-    def _dropped_frames(self, event: FramesDropped) -> None:
+    def _frames_dropped(self, event: FramesDropped) -> None:
         self.drop(event.reason, event.count)
 
     def _question_moved(self, event: QuestionState) -> None:
@@ -117,7 +117,7 @@ class Reporter:
         if event.state == 'rejected':
             self._answers.explain(event.question_id, event.reason)
 
-    def _troubled(self, event: Trouble) -> None:
+    def _trouble_came(self, event: Trouble) -> None:
         self._log.error(event.message, throttle_duration_sec=QUIET_S)
         if event.stream_id:
             self._answers.explain(event.stream_id, event.message)

@@ -136,9 +136,9 @@ def add_option(parser: ArgumentParser | _ArgumentGroup, of: Setting, **instead: 
 
     :param instead: what `add_argument` is given in place of what follows from the setting
     """
-    told = f' (default: {of.default})' if of.default else ''
+    shown = f' (default: {of.default})' if of.default else ''
     options: dict[str, Any] = dict(
-        default=SUPPRESS, help=of.description.replace('%', '%%').removesuffix('.') + told)
+        default=SUPPRESS, help=of.description.replace('%', '%%').removesuffix('.') + shown)
     if of.kind == 'bool':
         options['action'] = 'store_true'
     elif of.allowed:

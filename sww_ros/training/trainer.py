@@ -21,7 +21,7 @@ from types import FrameType
 import numpy as np
 import torch
 
-from sww_ros.lookahead import with_last
+from sww_ros.frames import with_last
 from sww_ros.training.batches import Batch, packed, padded
 from sww_ros.training.clips import Clip, ClipMaker, Feed
 from sww_ros.training.data.records import Sample

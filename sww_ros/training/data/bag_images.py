@@ -97,7 +97,7 @@ def _stamp_ns(recorded_ns: int, raw: bytes) -> int:
 
 
 def _pixels(reader, connection, raw: bytes, max_pixels: int | None) -> np.ndarray:
-    from sww_ros.nodes.images import compressed_to_rgb, image_to_rgb
+    from sww_ros.images import compressed_to_rgb, image_to_rgb
 
     convert = image_to_rgb if connection.msgtype == _IMAGES[0] else compressed_to_rgb
     pixels = convert(reader.deserialize(raw, connection.msgtype))

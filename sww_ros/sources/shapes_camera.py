@@ -9,12 +9,12 @@ import json
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
-from sww_ros.nodes.frame import NANOSECONDS, Frame
-from sww_ros.nodes.running import run
-from sww_ros.nodes.source import SOURCE_SETTINGS, SourceNode
+from sww_ros.frames import NANOSECONDS, SourceFrame
 from sww_ros.settings import Setting
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import PRESETS, Scene, generate
+from sww_ros.sources.source_node import SOURCE_SETTINGS, SourceNode
+from sww_ros.spin import run
 
 NAME = 'shapes_camera'
 SETTINGS = (
@@ -53,7 +53,7 @@ class ShapesCamera(SourceNode):
         if self.values['publish_truth']:
             self._truth_publisher = self.create_publisher(String, '~/truth', 10)
         self._start_ns = self._scene_start_ns = 0
-        self._told = 0
+        self._published_facts = 0
         self._scene, self._renderer = self._write(self.values['seed'])
         self._renderer.frame(0.0)  # The first frame takes longest: not when it is due.
         self.start()
@@ -62,7 +62,7 @@ class ShapesCamera(SourceNode):
         """Take note of when the first scene starts."""
         self._start_ns = start_ns
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Iterator[SourceFrame]:
         """Yield the frames of scene after scene."""
         seed, rate = self.values['seed'], self.values['rate']
         count = max(1, round(self.values['duration'] * rate))
@@ -70,7 +70,7 @@ class ShapesCamera(SourceNode):
         while True:
             self._announce(self._start_ns + round(first * NANOSECONDS / rate))
             for index in range(count):
-                yield Frame(round((first + index) * NANOSECONDS / rate),
+                yield SourceFrame(round((first + index) * NANOSECONDS / rate),
                             partial(self._renderer.frame, index / rate))
             if self.values['at_end'] == 'stop':
                 return
@@ -82,10 +82,10 @@ class ShapesCamera(SourceNode):
         """Say what has become true."""
         at_s = (self._start_ns + offset_ns - self._scene_start_ns) / NANOSECONDS
         facts = self._scene.facts_visible(at_s)
-        for fact in facts[self._told:]:
+        for fact in facts[self._published_facts:]:
             if self._truth_publisher is not None:
                 self._truth_publisher.publish(String(data=fact.claim.sentence))
-        self._told = max(self._told, len(facts))
+        self._published_facts = max(self._published_facts, len(facts))
 
     def _write(self, seed: int) -> tuple[Scene, Renderer]:
         """Return the scene of a seed, and what draws it."""
@@ -96,7 +96,7 @@ class ShapesCamera(SourceNode):
 
     def _announce(self, start_ns: int) -> None:
         """Publish what anyone needs to write the same scene again, and so to know its truth."""
-        self._scene_start_ns, self._told = start_ns, 0
+        self._scene_start_ns, self._published_facts = start_ns, 0
         self._scene_publisher.publish(String(data=json.dumps({
             'seed': self._scene.seed, 'seconds': self._scene.seconds,
             'difficulty': self.values['difficulty'],

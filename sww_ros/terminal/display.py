@@ -16,8 +16,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from sww_ros.nodes.frame import NANOSECONDS
-from sww_ros.nodes.transcript import Line
+from sww_ros.frames import NANOSECONDS
+from sww_ros.terminal.transcript import Line
 
 STYLES = ('auto', 'rich', 'plain')
 REFRESH_HZ = 20

@@ -9,11 +9,11 @@ from functools import partial
 import cv2
 import numpy as np
 
-from sww_ros.nodes.frame import NANOSECONDS, Frame
-from sww_ros.nodes.readers import open_reader
-from sww_ros.nodes.running import run
-from sww_ros.nodes.source import SOURCE_SETTINGS, SourceNode
+from sww_ros.frames import NANOSECONDS, SourceFrame
 from sww_ros.settings import Setting
+from sww_ros.sources.readers import open_reader
+from sww_ros.sources.source_node import SOURCE_SETTINGS, SourceNode
+from sww_ros.spin import run
 
 NAME = 'video_source'
 SETTINGS = (
@@ -47,14 +47,14 @@ class VideoSource(SourceNode):
         self.get_logger().info(self._reader.description)
         self.start()
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Iterator[SourceFrame]:
         """Yield the frames of the source, resized if asked for."""
         size = (self.values['width'], self.values['height'])
         for frame in self._reader.frames():
             yield replace(frame, load=partial(_resized, frame, size)) if any(size) else frame
 
 
-def _resized(frame: Frame, size: tuple[int, int]) -> np.ndarray:
+def _resized(frame: SourceFrame, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(frame.load(), size, interpolation=cv2.INTER_AREA)
 
 

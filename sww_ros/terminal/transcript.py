@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sww_ros.nodes.frame import NANOSECONDS
+from sww_ros.frames import NANOSECONDS
+from sww_ros.streaming.events import NARRATION
 
-NARRATION = 'narration'
 MISSING = '…'
 """Stands for text that was lost on the way."""
 

@@ -15,11 +15,11 @@ from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from sww_ros.nodes.frame import NANOSECONDS, Frame
-from sww_ros.nodes.images import WRITABLE_ENCODINGS, rgb_to_image
-from sww_ros.nodes.running import EndingNode
+from sww_ros.frames import NANOSECONDS, SourceFrame
+from sww_ros.images import WRITABLE_ENCODINGS, rgb_to_image
 from sww_ros.parameters import declare
 from sww_ros.settings import Setting, Value
+from sww_ros.spin import EndingNode
 
 POLL_S = 0.05
 LINGER_S = 0.3
@@ -68,7 +68,7 @@ class SourceNode(EndingNode):
         self._thread = threading.Thread(target=self._work, name='frames', daemon=True)
 
     @abstractmethod
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Iterator[SourceFrame]:
         """
         Yield the frames in order.
 

@@ -11,7 +11,7 @@ import time
 import cv2
 import numpy as np
 
-from sww_ros.nodes.frame import NANOSECONDS, Frame
+from sww_ros.frames import NANOSECONDS, SourceFrame
 
 PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 PICTURE_RATE = 2.0
@@ -46,7 +46,7 @@ class VideoFile:
             size = f'{stream.width}x{stream.height}'
         self.description = f'{path.name}: {size}, {self.frame_rate:.4g} Hz'
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Iterator[SourceFrame]:
         """
         Yield the frames, again and again if the video loops.
 
@@ -57,7 +57,7 @@ class VideoFile:
             end_ns = base_ns
             for frame in self._once():
                 end_ns = base_ns + frame.offset_ns + round(NANOSECONDS / self.frame_rate)
-                yield Frame(base_ns + frame.offset_ns, frame.load)
+                yield SourceFrame(base_ns + frame.offset_ns, frame.load)
             if end_ns == base_ns:
                 raise ValueError(f'the video {self.path} has no frames')
             if not self._loop:
@@ -75,7 +75,7 @@ class VideoFile:
             raise ValueError(f'cannot read the video {self.path}: it has no picture')
         return container
 
-    def _once(self) -> Iterator[Frame]:
+    def _once(self) -> Iterator[SourceFrame]:
         """Yield the frames from the first, at 0 ns, to the last."""
         with self._open() as container:
             stream = container.streams.video[0]
@@ -92,7 +92,7 @@ class VideoFile:
                         continue
                     if self._rate:
                         due_ns = max(due_ns + round(NANOSECONDS / self._rate), at_ns)
-                    yield Frame(at_ns, partial(_pixels, picture))
+                    yield SourceFrame(at_ns, partial(_pixels, picture))
             except self._av.FFmpegError as error:
                 raise ValueError(f'the video {self.path} breaks off after {index} frames: '
                                  f'{error.strerror}') from None
@@ -122,11 +122,11 @@ class PictureFolder:
         self.duration_s = len(self._pictures) / self.frame_rate
         self.description = f'{len(self._pictures)} pictures, {self.frame_rate:.4g} Hz'
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Iterator[SourceFrame]:
         """Yield the pictures, again and again if they loop; `load` may raise a ValueError."""
         index = 0
         while self._loop or index < len(self._pictures):
-            yield Frame(round(index * NANOSECONDS / self.frame_rate),
+            yield SourceFrame(round(index * NANOSECONDS / self.frame_rate),
                         partial(_read_picture, self._pictures[index % len(self._pictures)]))
             index += 1
 
@@ -163,7 +163,7 @@ class CameraDevice:
         self.frame_rate = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
         self.description = f'camera {device}, {self.frame_rate:.4g} Hz'
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Iterator[SourceFrame]:
         """
         Yield frames as they come.
 
@@ -179,7 +179,7 @@ class CameraDevice:
                 if self._rate and now_s < due_s - 0.25 / self._rate:
                     continue
                 due_s = max(due_s + 1 / self._rate, now_s) if self._rate else now_s
-                yield Frame(None, partial(cv2.cvtColor, pixels, cv2.COLOR_BGR2RGB))
+                yield SourceFrame(None, partial(cv2.cvtColor, pixels, cv2.COLOR_BGR2RGB))
         finally:
             self._capture.release()
 

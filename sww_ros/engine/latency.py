@@ -62,7 +62,7 @@ class StepBook:
             settled.append(StepTimes(self._unseen.pop(next(iter(self._unseen)))))
         return settled
 
-    def sighted(self, sight: FirstSight) -> None:
+    def seen(self, sight: FirstSight) -> None:
         step = self._unseen.pop((sight.video, sight.index), None)
         if step is not None:
             self._seen.append(StepTimes(step, True, sight.decoded_ns - step.perceived_ns))

@@ -8,11 +8,11 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from sww_interfaces.msg import TextChunk
-from sww_ros.nodes.display import STYLES, make_display
-from sww_ros.nodes.running import EndingNode, run
-from sww_ros.nodes.transcript import Transcript
 from sww_ros.parameters import declare
 from sww_ros.settings import Setting
+from sww_ros.spin import EndingNode, run
+from sww_ros.terminal.display import STYLES, make_display
+from sww_ros.terminal.transcript import Transcript
 
 NAME = 'console'
 SETTINGS = (

@@ -27,7 +27,7 @@ class _Stream:
     reason: str = 'cancelled'
 
 
-class OpenStreams:
+class OpenAnswers:
     """
     Follows the events of a session: admits questions, and ends what the session leaves open.
 

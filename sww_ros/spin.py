@@ -16,7 +16,7 @@ from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from sww_ros.nodes.overrides import check_qos, files_of_others, overrides, unknown_overrides
+from sww_ros.parameters import check_qos, files_of_others, overrides, unknown_overrides
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SIGNAL_S = 0.2
@@ -122,8 +122,8 @@ def _warn_of_files(node: EndingNode, arguments: list[str]) -> None:
 
 def _in_words(error: RuntimeError) -> str:
     """Return what rcl says, without the places in its own source."""
-    said = re.sub(r',\s+at \S+:\d+', '', str(error)).removeprefix('failed to initialize rcl: ')
-    return f'ROS cannot begin with these arguments: {said.strip()}'
+    words = re.sub(r',\s+at \S+:\d+', '', str(error)).removeprefix('failed to initialize rcl: ')
+    return f'ROS cannot begin with these arguments: {words.strip()}'
 
 
 def _spin(executor: Executor, node: Node, stopping: threading.Event) -> None:

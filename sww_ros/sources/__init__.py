@@ -1,0 +1,1 @@
+"""Where frames come from: videos, pictures and cameras, and the nodes that publish them."""
