@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies
 import numpy as np
 import pytest
 
-from sww_ros.engine import worker as memory
+from sww_ros.engine import worker
 from sww_ros.engine.open_answers import OpenAnswers
 from sww_ros.frames import FrameChoice, FrameSampler
 from sww_ros.streaming.config import SessionConfig
@@ -102,26 +102,26 @@ def test_sampler_begins_anew_when_stamps_jump_back():
 def test_memory_is_refused_in_words(tmp_path: Path):
     (tmp_path / 'model.safetensors').write_bytes(bytes(1000))
     (tmp_path / 'pytorch_model.bin').write_bytes(bytes(5000))
-    assert memory.checkpoint_bytes(str(tmp_path)) == 1000
-    assert memory.checkpoint_bytes('builtin') == 0
-    memory.check_memory(str(tmp_path), 1000)
-    memory.check_memory(str(tmp_path), None)
+    assert worker.checkpoint_bytes(str(tmp_path)) == 1000
+    assert worker.checkpoint_bytes('builtin') == 0
+    worker.check_memory(str(tmp_path), 1000)
+    worker.check_memory(str(tmp_path), None)
     with pytest.raises(ValueError, match='needs more memory than is left'):
-        memory.check_memory(str(tmp_path), 999)
+        worker.check_memory(str(tmp_path), 999)
 
 
 def test_available_memory_heeds_the_container(tmp_path: Path):
     meminfo = tmp_path / 'meminfo'
     meminfo.write_text('MemTotal: 100 kB\nMemAvailable:      50 kB\n')
-    assert memory.available_bytes(meminfo, tmp_path) == 50 * 1024
+    assert worker.available_bytes(meminfo, tmp_path) == 50 * 1024
     (tmp_path / 'memory.max').write_text('30000\n')
     (tmp_path / 'memory.current').write_text('20000\n')
     (tmp_path / 'memory.stat').write_text('anon 1\ninactive_file 5000\n')
-    assert memory.available_bytes(meminfo, tmp_path) == 15000
+    assert worker.available_bytes(meminfo, tmp_path) == 15000
     (tmp_path / 'memory.max').write_text('max\n')
-    assert memory.available_bytes(meminfo, tmp_path) == 50 * 1024
-    assert memory.available_bytes(tmp_path / 'absent', tmp_path) is None
-    assert memory.available_bytes() > 1 << 20
+    assert worker.available_bytes(meminfo, tmp_path) == 50 * 1024
+    assert worker.available_bytes(tmp_path / 'absent', tmp_path) is None
+    assert worker.available_bytes() > 1 << 20
 
 
 @pytest.mark.parametrize('policy, room', [('queue', 3), ('reject', 1), ('interrupt', 9)])

@@ -18,6 +18,7 @@ import warnings
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.service import Service
 
 from sww_ros.spin import EndingNode
@@ -27,6 +28,9 @@ LAST_TRANSITION_S = 10.0
 STATES = {'cleaningup': 'cleaning up', 'shuttingdown': 'shutting down',
           'errorprocessing': 'recovering from an error'}
 """What is not a word in the lifecycle's own labels."""
+
+SERVICE_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+"""With ROS' own depth of 10, an eleventh request at once is lost, and its caller never told."""
 
 TRIES = 100
 """Of a response that is dropped; each takes the middleware a tenth of a second."""

@@ -15,14 +15,13 @@ from std_srvs.srv import SetBool, Trigger
 from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import SetPrompt
 from sww_ros.engine.client import SESSION, EngineClient, EngineError
-from sww_ros.engine.worker import resident_bytes
 from sww_ros.frames import CameraFrame
 from sww_ros.nodes import narrator_parameters
 from sww_ros.nodes.camera import Camera
-from sww_ros.nodes.diagnostics import Alarm, Health, judge_camera, statuses
-from sww_ros.nodes.lifecycle import ManagedNode, Responder, logged
+from sww_ros.nodes.diagnostics import Alarm, Health, judge_camera, resident_bytes, statuses
+from sww_ros.nodes.lifecycle import SERVICE_QOS, ManagedNode, Responder, logged
 from sww_ros.nodes.publishing import Annotator, TextPublisher
-from sww_ros.nodes.questions import MAX_WAITERS, SERVICE_QOS, Questions
+from sww_ros.nodes.questions import MAX_WAITERS, Questions
 from sww_ros.nodes.reporting import Reporter
 from sww_ros.parameters import declare, read
 from sww_ros.spin import run

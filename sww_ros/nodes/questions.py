@@ -11,22 +11,18 @@ from builtin_interfaces.msg import Duration
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 from sww_interfaces.action import AnswerQuestion
 from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import Ask
 from sww_ros.engine.client import EngineClient, EngineError
-from sww_ros.nodes.lifecycle import Responder
+from sww_ros.nodes.lifecycle import SERVICE_QOS, Responder
 from sww_ros.nodes.publishing import TEXT_QOS
 from sww_ros.streaming.config import check_question
 
 MAX_WAITERS = 16
 """Callers that may wait for an answer at once: each holds a thread of the executor, because
 rclpy's executor polls without a pause while a coroutine of its own waits."""
-
-SERVICE_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
-"""With ROS' own depth of 10, an eleventh request at once is lost, and its caller never told."""
 
 CANCEL_S = 1.0
 """How long the engine may take to end what was taken back."""

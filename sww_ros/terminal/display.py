@@ -10,7 +10,7 @@ import math
 from operator import itemgetter
 import sys
 import threading
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -35,41 +35,14 @@ def seconds_since(start_ns: int) -> Callable[[int], str]:
     return lambda stamp_ns: f'{(stamp_ns - start_ns) / NANOSECONDS:6.1f} s'
 
 
-class Display(Protocol):
+class Display(ABC):
     """
     Where a transcript is shown.
 
     Each line has the time of its first token, and how old the newest frame was that the token
-    could see. `clock` turns a time [ns] into words, and may be replaced.
-    """
-
-    clock: Callable[[int], str]
-
-    def grow(self, lines: list[Line]) -> None:
-        """Show the lines that still grow, in place of those of the last call."""
-
-    def line(self, line: Line, note: str = '') -> None:
-        """Show a whole line, with a remark after it; it grows no more."""
-
-    def question(self, text: str, stamp_ns: int) -> None:
-        """Show a question at the moment of asking."""
-
-    def note(self, text: str) -> None:
-        """Show a remark."""
-
-    def warn(self, text: str) -> None:
-        """Show a remark that should not be overlooked."""
-
-    def close(self) -> None:
-        """Show what still waits for its turn, and leave the terminal as it should be."""
-
-
-class _LineDisplay(ABC):
-    """
-    What both displays share.
-
-    With `ordered`, nothing passes a line which began sooner and still grows, however long it does:
-    lines stand in the order of their times. Otherwise each is shown once it is whole.
+    could see. `clock` turns a time [ns] into words, and may be replaced. With `ordered`, nothing
+    passes a line which began sooner and still grows, however long it does: lines stand in the order
+    of their times. Otherwise each is shown once it is whole.
     """
 
     def __init__(self, clock: Callable[[int], str], ordered: bool) -> None:
@@ -78,22 +51,30 @@ class _LineDisplay(ABC):
         self._waiting: list[tuple[int, Any]] = []
 
     def grow(self, lines: list[Line]) -> None:
-        """Take note of the lines that still grow."""
+        """Show the lines that still grow, in place of those of the last call."""
         self._growing = lines
         self._release()
 
     def line(self, line: Line, note: str = '') -> None:
-        """Show a whole line in its turn."""
+        """Show a whole line in its turn, with a remark after it; it grows no more."""
         self._growing = [other for other in self._growing if other.stream_id != line.stream_id]
         self._enter(line.emitted_ns, self._written(line, note))
 
     def question(self, text: str, stamp_ns: int) -> None:
-        """Show a question in its turn."""
+        """Show a question, asked at that time, in its turn."""
         self._enter(stamp_ns, self._asked(text, stamp_ns))
 
     def close(self) -> None:
-        """Show what still waits."""
+        """Show what still waits for its turn, and leave the terminal as it should be."""
         self.grow([])
+
+    @abstractmethod
+    def note(self, text: str) -> None:
+        """Show a remark."""
+
+    @abstractmethod
+    def warn(self, text: str) -> None:
+        """Show a remark that should not be overlooked."""
 
     def _enter(self, at_ns: int, words: Any) -> None:
         insort(self._waiting, (at_ns, words), key=itemgetter(0))
@@ -118,7 +99,7 @@ class _LineDisplay(ABC):
         """Show what one of the two has returned; it stays."""
 
 
-class PlainDisplay(_LineDisplay):
+class PlainDisplay(Display):
     """Whole lines without colors, each flushed: for pipes and files, which get whole lines only."""
 
     def __init__(self, stream: TextIO, clock: Callable[[int], str] = wall_clock,
@@ -151,7 +132,7 @@ def _joined(*parts: str) -> str:
     return '  '.join(part for part in parts if part)
 
 
-class RichDisplay(_LineDisplay):
+class RichDisplay(Display):
     """
     Growing lines, and those that wait for them, at the bottom of a terminal, the others above.
 
