@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sww_ros.frames import with_last
 from sww_ros.settings import add_option
 from sww_ros.sources.readers import PictureFolder, VideoFile
-from sww_ros.streaming.config import SETTINGS, SessionConfig, check_prompt, check_question
+from sww_ros.streaming.config import BY_NAME, SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
 from sww_ros.streaming.session import Session
 
@@ -159,10 +159,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="'builtin', a folder, or a hub id (default: %(default)s)")
     parser.add_argument('--ask', type=parse_question, action='append', default=[],
                         metavar='"SECONDS: QUESTION"', help='ask at a time; may be repeated')
-    for setting in SETTINGS:
-        if setting.name in OPTIONS:
-            checks = {'type': checked(check_prompt)} if setting.name == 'prompt' else {}
-            add_option(parser, setting, **checks)
+    for name in OPTIONS:
+        checks = {'type': checked(check_prompt)} if name == 'prompt' else {}
+        add_option(parser, BY_NAME[name], **checks)
     parser.add_argument('--trace', type=Path,
                         help='write the run, to be checked by sww_ros.evaluation.replay')
     return parser

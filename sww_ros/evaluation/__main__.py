@@ -21,8 +21,8 @@ from sww_ros.evaluation.metrics.bleurt import Bleurt
 from sww_ros.evaluation.run import MODES, Options, evaluate, run_settings
 from sww_ros.evaluation.table import print_tables
 from sww_ros.models.loading import BUILTIN, builtin_path, load
-from sww_ros.streaming.config import check_prompt
-from sww_ros.streaming.positions import SCHEMES
+from sww_ros.settings import add_option
+from sww_ros.streaming.config import BY_NAME, check_prompt
 from sww_ros.training.data.annotations import Report
 from sww_ros.training.data.records import FORMS, PAPER, check_there
 
@@ -126,25 +126,18 @@ def _parser() -> argparse.ArgumentParser:
                            *PAPER.seconds, *PAPER.tokens_per_second))
     clips.add_argument('--localization', action='store_true',
                        help="keep FunQA's questions that ask for times")
-    clips.add_argument('--max-steps', type=int, default=0,
-                       help="longer clips are skipped (default: the checkpoint's)")
+    _add(clips, 'max_steps', help="longer clips are skipped (default: the checkpoint's)")
     clips.add_argument('--max-pixels', type=int, default=0,
                        help='larger frames are scaled down as they are decoded (default: '
                        'those of 16 times what is perceived)')
     speech = parser.add_argument_group('speech')
-    speech.add_argument('--position-encoding', choices=SCHEMES, default='',
-                        help="default: the checkpoint's")
-    speech.add_argument('--position-gap', type=int, default=0, help="GIPE's (default: the "
-                        "checkpoint's)")
-    speech.add_argument('--wait-k', type=int, default=0, help='tokens a step (default: the '
-                        "checkpoint's)")
-    speech.add_argument('--schedule-seed', type=int, default=0,
-                        help='for random_wait_k; clip n draws with the seed + n, from half of '
-                        "its caption's tokens per step up to all of them")
-    speech.add_argument('--repetition-penalty', type=float, default=_DEFAULTS.repetition_penalty,
-                        help="1 is none, 1.15 the paper's (default: the checkpoint's)")
-    speech.add_argument('--max-rest-tokens', type=int, default=_DEFAULTS.max_rest_tokens,
-                        help="tokens after a clip's end (default: %(default)s)")
+    for name in ('position_encoding', 'position_gap', 'wait_k'):
+        _add(speech, name)
+    _add(speech, 'schedule_seed', help='for random_wait_k; clip n draws with the seed + n, from '
+         "half of its caption's tokens per step up to all of them")
+    _add(speech, 'repetition_penalty',
+         help="1 is none, 1.15 the paper's (default: the checkpoint's)")
+    _add(speech, 'max_rest_tokens', help="tokens after a clip's end (default: %(default)s)")
     speech.add_argument('--live', action='store_true',
                         help='feed frames in real time instead of step by step')
     scores = parser.add_argument_group('scores')
@@ -154,12 +147,16 @@ def _parser() -> argparse.ArgumentParser:
     scores.add_argument('--bootstrap-seed', type=int, default=0)
     add_judge_options(parser)
     machine = parser.add_argument_group('machine')
-    machine.add_argument('--device', default='cpu')
-    machine.add_argument('--dtype', default='')
-    machine.add_argument('--threads', type=int, default=1, help='of each of the two sides')
-    machine.add_argument('--allow-download', action='store_true',
-                         help='fetch a hub id that is not in the local cache')
+    for name in ('device', 'dtype', 'allow_download'):
+        _add(machine, name)
+    _add(machine, 'threads', help='of each of the two sides (default: %(default)s)')
     return parser
+
+
+def _add(group: argparse._ArgumentGroup, name: str, **instead: str) -> None:
+    """Add the option of a session's setting, with the default of an evaluation."""
+    setting = BY_NAME[name]
+    add_option(group, setting, default=getattr(_DEFAULTS, name, setting.default), **instead)
 
 
 def _count(text: str) -> int:

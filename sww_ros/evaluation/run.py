@@ -25,7 +25,6 @@ from sww_ros.evaluation.scores import score_texts
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.perception import PixelSettings, shrunk
-from sww_ros.streaming.positions import make_scheme
 from sww_ros.training.data.frames import READ_FACTOR, read_frames
 from sww_ros.training.data.records import Sample, VideoError
 
@@ -69,16 +68,12 @@ class Options:
         """
         Fill in what the checkpoint says.
 
-        :raises ValueError: for an unknown position scheme
+        :raises ValueError: for a setting that no session takes
         """
-        defaults = checkpoint.defaults
-        scheme = make_scheme(self.position_encoding or defaults.position_encoding)
-        return replace(self, modes=tuple(dict.fromkeys(self.modes)), position_encoding=scheme.name,
-                       position_gap=self.position_gap or defaults.position_gap,
-                       wait_k=self.wait_k or defaults.wait_k,
-                       repetition_penalty=(self.repetition_penalty
-                                           or checkpoint.repetition_penalty),
-                       max_steps=self.max_steps or defaults.max_steps)
+        found = self.session(self.modes[0]).resolved(checkpoint)
+        return replace(self, modes=tuple(dict.fromkeys(self.modes)), **{
+            name: getattr(found, name) for name in (
+                'position_encoding', 'position_gap', 'wait_k', 'repetition_penalty', 'max_steps')})
 
     def session(self, mode: str) -> SessionConfig:
         """

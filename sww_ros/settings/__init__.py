@@ -138,7 +138,7 @@ def add_option(parser: ArgumentParser | _ArgumentGroup, of: Setting, **instead: 
     """
     shown = f' (default: {of.default})' if of.default else ''
     options: dict[str, Any] = dict(
-        default=SUPPRESS, help=of.description.replace('%', '%%').removesuffix('.') + shown)
+        default=SUPPRESS, help=of.description.replace('%', '%%') + shown)
     if of.kind == 'bool':
         options['action'] = 'store_true'
     elif of.allowed:

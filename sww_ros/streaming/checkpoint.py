@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import math
 import threading
 
-from sww_ros.streaming.config import SETTINGS, check_prompt
+from sww_ros.streaming.config import BY_NAME, check_prompt
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.perception import Perception
@@ -42,9 +42,8 @@ class StreamDefaults:
             if getattr(self, name) not in choices:
                 raise ValueError(f'{name} must be one of {", ".join(choices)}, '
                                  f'not {getattr(self, name)!r}')
-        for setting in SETTINGS:
-            if setting.name in _LEAST:
-                replace(setting, low=_LEAST[setting.name]).check(getattr(self, setting.name))
+        for name, least in _LEAST.items():
+            replace(BY_NAME[name], low=least).check(getattr(self, name))
         for name, most in (('seconds_per_step', _LONGEST_STEP_S),
                            ('tokens_per_second', _FASTEST_CLOCK)):
             value = getattr(self, name)

@@ -146,6 +146,7 @@ class SessionConfig:
 
 
 SETTINGS = settings_of(SessionConfig)
+BY_NAME = {declared.name: declared for declared in SETTINGS}
 
 
 def check_question(text: str) -> str:
