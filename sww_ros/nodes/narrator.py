@@ -20,9 +20,8 @@ from sww_ros.nodes import narrator_parameters
 from sww_ros.nodes.camera import Camera
 from sww_ros.nodes.diagnostics import Alarm, Health, judge_camera, resident_bytes, statuses
 from sww_ros.nodes.lifecycle import SERVICE_QOS, ManagedNode, Responder, logged
-from sww_ros.nodes.publishing import Annotator, TextPublisher
 from sww_ros.nodes.questions import MAX_WAITERS, Questions
-from sww_ros.nodes.reporting import Reporter
+from sww_ros.nodes.reporting import Annotator, Reporter, TextPublisher
 from sww_ros.parameters import declare, read
 from sww_ros.spin import run
 
