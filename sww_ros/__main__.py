@@ -7,22 +7,22 @@ Watches a video file without ROS and prints what is said of it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 import math
 import os
 from pathlib import Path
 import sys
 
+import numpy as np
 from tqdm import tqdm
 
-from sww_ros.frames import with_last
 from sww_ros.settings import add_option
 from sww_ros.sources.readers import PictureFolder, VideoFile
+from sww_ros.streaming.clip_loop import ClipError, play_steps, settle
 from sww_ros.streaming.config import BY_NAME, SessionConfig, check_prompt, check_question
-from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
+from sww_ros.streaming.events import NARRATION, Event, QuestionState, Restarted, TextDelta
 from sww_ros.streaming.session import Session
 
-SETTLE_S = 600.0
 OPTIONS = ('allow_download', 'prompt', 'position_encoding', 'position_gap', 'schedule',
            'schedule_seed', 'wait_k', 'repetition_penalty', 'max_steps', 'reserved_steps',
            'max_rest_tokens', 'device', 'dtype')
@@ -42,19 +42,28 @@ class Watch:
         Feed the whole video and print narration and answers.
 
         :raises ValueError: for a video that breaks off, or words that cannot be asked
+        :raises ClipError: for trouble in the engine
         """
         info = self._session.info
         per_step, rate = info['frames_per_step'], info['frame_rate']
         steps = math.ceil(video.duration_s * rate / per_step)
+        stamps_ns: list[int] = []
+        now_s = 0.0
+
+        def frames() -> Iterator[tuple[np.ndarray, int]]:
+            for frame in video.frames():
+                stamps_ns.append(frame.offset_ns)
+                yield frame.load(), frame.offset_ns
+
         with tqdm(total=steps or None, unit='step', disable=None, leave=False) as bar:
-            for index, (frame, last) in enumerate(with_last(video.frames())):
-                self._session.feed(frame.load(), stamp_ns=frame.offset_ns, last=last)
-                if last or index % per_step == per_step - 1:
-                    self._settle()
-                    # What is left at the end was asked for between the last frame and the end.
-                    now_s = frame.offset_ns / 1e9
-                    self._ask(max(video.duration_s, now_s + 1 / rate) if last else now_s)
-                    bar.update()
+            for step, events in enumerate(play_steps(self._session, frames(), lossless=False), 1):
+                self._show(events)
+                # Frames are read one ahead, but for the last.
+                now_s = stamps_ns[min(step * per_step, len(stamps_ns)) - 1] / 1e9
+                self._ask(now_s)
+                bar.update()
+            # What is left at the end was asked for between the last frame and the end.
+            self._ask(max(video.duration_s, now_s + 1 / rate))
         if self._questions:
             raise ValueError(f'{_late(self._questions[0])}: the video ends at {now_s:g} s')
 
@@ -62,12 +71,10 @@ class Watch:
         while self._questions and self._questions[0][0] <= now_s:
             question = self._questions.pop(0)[1]
             self._asked[self._session.ask(question)] = question
-            self._settle()
+            self._show(settle(self._session, lossless=False))
 
-    def _settle(self) -> None:
-        if not self._session.wait_idle(SETTLE_S):
-            raise ValueError(f'the model did not come to rest within {SETTLE_S:.0f} s')
-        for event in self._session.drain():
+    def _show(self, events: Iterable[Event]) -> None:
+        for event in events:
             if isinstance(event, TextDelta) and event.stream_id == NARRATION:
                 if event.sentence:
                     _say(f'{event.stamp_ns / 1e9:7.1f} s  {event.sentence}')
@@ -77,8 +84,6 @@ class Watch:
                 if event.final:
                     _say(f'{event.stamp_ns / 1e9:7.1f} s  {self._asked[event.stream_id]} '
                          f'→ {text.strip()}')
-            elif isinstance(event, Trouble):
-                raise ValueError(event.message)
             elif isinstance(event, QuestionState) and event.state == 'rejected':
                 _note(f'not answered: {event.reason}')
             elif isinstance(event, Restarted) and event.reason == 'capacity':
@@ -172,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _watch(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ClipError) as error:
         _note(f'error: {error}')
         return 1
     except KeyboardInterrupt:

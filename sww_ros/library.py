@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from sww_ros.frames import NANOSECONDS, with_last
+from sww_ros.frames import NANOSECONDS
+from sww_ros.streaming.clip_loop import play_steps
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, TextDelta, Trouble
+from sww_ros.streaming.events import NARRATION, TextDelta
 from sww_ros.streaming.session import Session
-
-_POLL_S = 0.1
 
 
 class Sentence(NamedTuple):
@@ -50,24 +50,12 @@ def narrate(video: str | os.PathLike | Iterable[np.ndarray], model: str | os.Pat
 def _narrate(video: str | os.PathLike | Iterable[np.ndarray], model: str | os.PathLike,
              config: SessionConfig | None) -> Iterator[Sentence]:
     with Session.open(model, config) as session:
-        per_step = session.info['frames_per_step']
         frames = _frames(video, session.info['frame_rate'])
-        for index, ((pixels, stamp_ns), last) in enumerate(with_last(frames)):
-            session.feed(pixels, stamp_ns=stamp_ns, last=last)
-            if last or index % per_step == per_step - 1:
-                yield from _sentences(session)
-
-
-def _sentences(session: Session) -> Iterator[Sentence]:
-    """Yield the sentences that are said until the session rests."""
-    rests = False
-    while not rests:
-        rests = session.wait_idle(_POLL_S)
-        for event in session.drain():
-            if isinstance(event, Trouble):
-                raise RuntimeError(event.message)
-            if isinstance(event, TextDelta) and event.stream_id == NARRATION and event.sentence:
-                yield Sentence(event.stamp_ns / NANOSECONDS, event.sentence)
+        for events in play_steps(session, frames, patience_s=math.inf, lossless=False):
+            for event in events:
+                if (isinstance(event, TextDelta) and event.stream_id == NARRATION
+                        and event.sentence):
+                    yield Sentence(event.stamp_ns / NANOSECONDS, event.sentence)
 
 
 def _frames(video: str | os.PathLike | Iterable[np.ndarray],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sww_ros.demo.domain import DOMAINS, lock_domain
+from sww_ros.demo.processes import DOMAINS, lock_domain
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = (

@@ -8,10 +8,9 @@ from statistics import median
 
 import pytest
 
-from sww_ros.benchmark import everything, full_load, gap, hazard, lanes, overlap, roofline
-from sww_ros.benchmark.__main__ import NAMES, main
-from sww_ros.benchmark.models import frame_side, noise, tireless
-from sww_ros.benchmark.timed import TimedSession, mean_seconds
+from sww_ros.benchmark import full_load, gap, hazard, lanes, overlap, roofline
+from sww_ros.benchmark.__main__ import FULL, NAMES, QUICK, main
+from sww_ros.benchmark.models import TimedSession, frame_side, mean_seconds, noise, tireless
 from sww_ros.demo.report import full_load_in_words
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
 from sww_ros.streaming.config import SessionConfig
@@ -257,11 +256,11 @@ def test_overlap_sums_up():
 
 
 def test_all_runs_every_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
-    assert {options[0] for options in everything.FULL.values()} == {*NAMES} - {'all'}
-    assert {options[0] for options in everything.QUICK.values()} == {*NAMES} - {'all'}
-    monkeypatch.setitem(everything.QUICK, 'hazard', ['hazard', '--lengths', '1'])
-    monkeypatch.setitem(everything.QUICK, 'step', ['step', '--models', 'builtin', '--repeats',
-                                                   '1', '--context', '20'])
+    assert {options[0] for options in FULL.values()} == {*NAMES} - {'all'}
+    assert {options[0] for options in QUICK.values()} == {*NAMES} - {'all'}
+    monkeypatch.setitem(QUICK, 'hazard', ['hazard', '--lengths', '1'])
+    monkeypatch.setitem(QUICK, 'step', ['step', '--models', 'builtin', '--repeats', '1',
+                                        '--context', '20'])
     assert main(['all', '--quick', '--out', str(tmp_path / 'new'), '--only', 'step',
                  'hazard']) == 1
     out, err = capfd.readouterr()

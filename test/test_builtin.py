@@ -17,11 +17,11 @@ from transformers import (
 from sww_ros.__main__ import main as watch
 from sww_ros.evaluation.replay import main as replay
 from sww_ros.models.loading import builtin_path, load
+from sww_ros.shapes.checkpoint import SPECIAL
 from sww_ros.shapes.endurance import measure
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
 from sww_ros.shapes.score import Score, play
-from sww_ros.shapes.tokens import SPECIAL
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.session import Session
 

@@ -21,17 +21,23 @@ import pytest
 from test_console import chunk
 from test_readers import write_video
 
-from sww_ros.demo import picture
-from sww_ros.demo.advice import advice, own_questions
-from sww_ros.demo.options import Options, bounded, in_words, parse
+from experiments import demo_strip
+from sww_ros.demo.options import DemoOptions, advice, bounded, in_words, own_questions, parse
 from sww_ros.demo.processes import ChildDied, Household
-from sww_ros.demo.record import Exchange, Piece, Record, Sentence, Step
+from sww_ros.demo.record import (
+    DemoRecord,
+    Exchange,
+    NarratedSentence,
+    Piece,
+    Step,
+    spread,
+    summarize,
+)
 from sww_ros.demo.report import report
-from sww_ros.demo.summary import spread, summarize
-from sww_ros.demo.truth import Witness
 from sww_ros.shapes import questions
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
+from sww_ros.shapes.truth import Witness
 from sww_ros.terminal.display import PlainDisplay, seconds_since
 from sww_ros.terminal.transcript import Line
 
@@ -69,6 +75,27 @@ def test_who_begins_anew_may_say_again_who_is_there(witness: Witness):
     assert witness.judge(first.claim.sentence, at(6.0)) is None
 
 
+def test_who_has_another_colour_by_now_may_be_said_to_be_there_again():
+    witness = Witness(generate(7, 30.0, 'normal', 2), START_NS)
+    painted = next(fact for fact in witness.scene.facts if fact.claim.kind == 'becomes')
+    stamp_ns = at(painted.visible_s + 0.1)
+    sentence = f'A {painted.claim.argument} {painted.claim.shape} appears.'
+    assert witness.judge(sentence, stamp_ns) is None
+    witness.restarted(stamp_ns)
+    fact = witness.judge(sentence, stamp_ns)
+    assert (fact.claim.sentence, fact.object_id) == (sentence, painted.object_id)
+    assert witness.judge(sentence, stamp_ns) is None
+
+
+def test_what_a_restart_allowed_and_was_not_said_is_no_news_after_the_next(witness: Witness):
+    first = witness.scene.facts[0]
+    assert witness.judge(first.claim.sentence, at(5.0)) is first
+    witness.restarted(at(5.0))
+    witness.restarted(at(6.0))
+    assert witness.judge(first.claim.sentence, at(7.0)) is first
+    assert witness.judge(first.claim.sentence, at(7.0)) is None
+
+
 def test_the_announced_scene_is_the_same_scene(witness: Witness):
     told = json.dumps(dict(seed=7, seconds=30.0, difficulty='normal', max_objects=2,
                            start_stamp_ns=START_NS))
@@ -88,15 +115,15 @@ def test_questions_differ_in_kind_and_have_true_answers(witness: Witness):
 
 # Figures.
 
-def make_record(witness: Witness | None) -> Record:
+def make_record(witness: Witness | None) -> DemoRecord:
     frames = dict(received=20, perceived=4, dropped=16)
-    record = Record('builtin', 'scene 7', START_NS, 5.0, 6.5, witness, dict(
+    record = DemoRecord('builtin', 'scene 7', START_NS, 5.0, 6.5, witness, dict(
         seed=7, seconds=30.0, difficulty='normal', max_objects=2))
     record.steps = [Step(0, at(n + 0.5), 2_000_000, 8_000_000, 1_000_000 if n < 9 else None,
                          0.25 * (n % 2), frames) for n in range(10)]
     said = Line('narration', 'A purple square appears.', at(1.5), at(2.5), at(1.6), 0.1, 5)
-    record.sentences = [Sentence(said), Sentence(Line('narration', 'Nonsense.', at(3.5), at(3.5),
-                                                      at(3.6), 0.1, 2))]
+    nonsense = Line('narration', 'Nonsense.', at(3.5), at(3.5), at(3.6), 0.1, 2)
+    record.sentences = [NarratedSentence(said), NarratedSentence(nonsense)]
     if witness is not None:
         record.sentences[0].fact = witness.scene.facts[0]
     record.exchanges = [
@@ -134,7 +161,7 @@ def test_video_has_no_truth_and_silence_no_figures():
     summary = summarize(make_record(None))
     assert summary['truth'] is None and 'hazard' not in summary['latency']
     assert 'true' not in summary['narration'][0]
-    empty = summarize(Record('builtin', 'scene 7'))
+    empty = summarize(DemoRecord('builtin', 'scene 7'))
     assert empty['frames'] is None and empty['overlap_ratio'] is None
     stream = io.StringIO()
     for told in (summary, empty):
@@ -168,18 +195,18 @@ def test_spread():
 def test_picture_shows_what_was_said(witness: Witness, tmp_path: Path):
     pytest.importorskip('matplotlib')
     summary = summarize(make_record(witness))
-    assert [moment['time'] for moment in picture.moments(summary)] == [1.5, 3.5, 3.5]
-    assert len(picture.moments(summary, count=2)) == 2
+    assert [moment['time'] for moment in demo_strip.moments(summary)] == [1.5, 3.5, 3.5]
+    assert len(demo_strip.moments(summary, count=2)) == 2
     (tmp_path / 'summary.json').write_text(json.dumps(summary))
     out = tmp_path / 'demo.png'
-    assert picture.main([str(tmp_path / 'summary.json'), str(out)]) == 0
+    assert demo_strip.main([str(tmp_path / 'summary.json'), str(out)]) == 0
     assert out.read_bytes().startswith(b'\x89PNG') and out.stat().st_size < 800_000
 
 
 def test_picture_of_a_video_is_refused_in_words(tmp_path: Path, capsys):
     path = tmp_path / 'summary.json'
     path.write_text(json.dumps(summarize(make_record(None)) | dict(scene=None)))
-    assert picture.main([str(path), str(tmp_path / 'demo.png')]) == 1
+    assert demo_strip.main([str(path), str(tmp_path / 'demo.png')]) == 1
     assert 'not a video' in capsys.readouterr().err
 
 
@@ -188,21 +215,22 @@ def test_picture_of_a_video_is_refused_in_words(tmp_path: Path, capsys):
 def test_an_answer_waits_for_the_sentence_that_began_before_its_question():
     pytest.importorskip('rclpy')
     from sww_ros.demo.director import Director
-    from sww_ros.demo.listener import Event
+    from sww_ros.demo.listener import DemoEvent
     stream = io.StringIO()
     display = PlainDisplay(stream, seconds_since(0), ordered=True)
-    director = Director(Options(video='a.mp4'), display, 0.0)
+    director = Director(DemoOptions(video='a.mp4'), display, 0.0)
     # What is said when: the sentence ends after the answer.
     for said in (chunk('A red', 0, stamp=1.0), chunk('Two.', 0, 'q1', stamp=2.0),
                  chunk('', 1, 'q1', final='stop', stamp=2.1)):
-        director._hear_text(Event('text', said, 0))
+        director._hear_text(DemoEvent('text', said, 0))
     director.record.exchanges.append(Exchange('How many?', asked_ns=2_400_000_000))
     display.question('How many?', 2_400_000_000)
     # The service's response comes last.
-    director._hear_text(Event('text', chunk(' one.', 1, sentence='A red one.', stamp=3.0), 0))
+    director._hear_text(DemoEvent('text', chunk(' one.', 1, sentence='A red one.', stamp=3.0), 0))
     assert stream.getvalue().splitlines() == [
         '   1.5 s  A red one.  (0.50 s)', '   2.4 s  question: How many?']
-    director._hear_asked(Event('asked', (0, SimpleNamespace(accepted=True, question_id='q1')), 0))
+    accepted = SimpleNamespace(accepted=True, question_id='q1')
+    director._hear_asked(DemoEvent('asked', (0, accepted), 0))
     assert stream.getvalue().splitlines()[2:] == [
         '   2.5 s  answer: Two.  (0.50 s)  not taught to read this']
 
@@ -216,7 +244,7 @@ def test_the_script_is_there():
 
 
 def test_options_have_one_set_of_defaults():
-    assert parse([]) == Options()
+    assert parse([]) == DemoOptions()
     assert parse(['--questions', 'a?', 'b?']).questions == ('a?', 'b?')
 
 
@@ -245,21 +273,21 @@ def test_times_have_digits_that_mean_something(seconds: float, words: str):
 
 
 def test_the_builtin_says_what_it_knows_where_that_matters():
-    assert advice(Options()) == []
-    assert advice(Options(video='a.mp4', model='/some/model')) == []
-    known, = advice(Options(video='a.mp4'))
+    assert advice(DemoOptions()) == []
+    assert advice(DemoOptions(video='a.mp4', model='/some/model')) == []
+    known, = advice(DemoOptions(video='a.mp4'))
     assert 'knows coloured shapes' in known and '--model' in known
-    readable = Options(questions=('What colour is the circle?', 'how many SHAPES are there?'))
+    readable = DemoOptions(questions=('What colour is the circle?', 'how many SHAPES are there?'))
     assert advice(readable) == []
-    unread, = advice(Options(questions=('What do you see?', 'Where is the square?')))
+    unread, = advice(DemoOptions(questions=('What do you see?', 'Where is the square?')))
     assert '"What do you see?"' in unread and 'Where is the square' not in unread
     assert 'How many shapes are there?' in unread
 
 
 def test_the_demo_asks_of_a_video_what_the_model_can_read():
-    assert all(map(questions.is_known, own_questions(Options(video='a.mp4'))))
-    assert own_questions(Options(video='a.mp4', model='/some/model'))[0] == 'What do you see?'
-    assert own_questions(Options(questions=('Why?',))) == ('Why?',)
+    assert all(map(questions.is_known, own_questions(DemoOptions(video='a.mp4'))))
+    assert own_questions(DemoOptions(video='a.mp4', model='/some/model'))[0] == 'What do you see?'
+    assert own_questions(DemoOptions(questions=('Why?',))) == ('Why?',)
 
 
 def test_a_video_bounds_the_run(tmp_path: Path, capsys):
@@ -369,7 +397,7 @@ def test_demo_does_not_warn_of_its_own_world(ros_domain: int, tmp_path: Path):
         out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, out + err
     assert 'unlike its world' not in out
-    for question in own_questions(Options(video=str(video))):
+    for question in own_questions(DemoOptions(video=str(video))):
         assert f'answer: {question}' in out
 
 

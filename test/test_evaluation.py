@@ -15,11 +15,10 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from sww_ros.evaluation import playing
+from sww_ros.evaluation import clip_player
 from sww_ros.evaluation.__main__ import main
+from sww_ros.evaluation.clip_player import ClipError, Player, lateness
 from sww_ros.evaluation.clips import read_clips
-from sww_ros.evaluation.lateness import lateness
-from sww_ros.evaluation.playing import ClipError, Player
 from sww_ros.evaluation.random_model import (
     QWEN2_5_VL_3B,
     SMALL,
@@ -238,11 +237,11 @@ def live_tokens(checkpoint: Checkpoint, frames: np.ndarray, prompt: str, limit: 
                 ) -> tuple[list[int], str]:
     """Return what the live engine says offline at stock positions: its tokens and the text."""
     with player(checkpoint, 'offline', trace=True, position_encoding='offline',
-                max_rest_tokens=limit) as playing_it:
+                max_rest_tokens=limit) as playing:
         # The second clip of a session, so that what is left of the first would show.
-        playing_it.play(noise(2, seed=9), 'Something else.')
-        text = playing_it.play(frames, prompt).text
-        predicted = playing_it._session.trace().predicted
+        playing.play(noise(2, seed=9), 'Something else.')
+        text = playing.play(frames, prompt).text
+        predicted = playing._session.trace().predicted
     return predicted[predicted >= 0].tolist(), text
 
 
@@ -291,8 +290,9 @@ def test_offline_text_of_trained_weights_is_what_the_stock_model_generates(built
 
 def test_wait_k_does_not_depend_on_how_fast_it_is_fed(small, builtin, monkeypatch):
     """Step by step, or all frames at once with both sides at work."""
-    monkeypatch.setattr(playing, 'time', SimpleNamespace(
-        sleep=lambda seconds: None, monotonic=lambda: 0.0, monotonic_ns=playing.time.monotonic_ns))
+    monkeypatch.setattr(clip_player, 'time', SimpleNamespace(
+        sleep=lambda seconds: None, monotonic=lambda: 0.0,
+        monotonic_ns=clip_player.time.monotonic_ns))
     # Interleaved positions depend on the text, and the text on when it is spoken.
     cases = [(small[1], mode, scheme) for mode in ('wait_k', 'random_wait_k')
              for scheme in SCHEMES if scheme != 'interleaved'] + [(builtin, 'wait_k', 'gdpe')]
@@ -300,37 +300,37 @@ def test_wait_k_does_not_depend_on_how_fast_it_is_fed(small, builtin, monkeypatc
         texts = []
         for live in (False, True):
             with player(checkpoint, mode, live, position_encoding=scheme,
-                        max_rest_tokens=5) as playing_it:
-                texts.append(playing_it.play(noise(6), 'What?').text)
+                        max_rest_tokens=5) as playing:
+                texts.append(playing.play(noise(6), 'What?').text)
         assert texts[0] == texts[1] and len(set(texts[0])) > 3, (mode, scheme)
 
 
 def test_frames_are_fed_in_real_time(small):
     _, checkpoint = small
-    with player(checkpoint, 'wait_k', live=True, max_rest_tokens=4) as playing_it:
-        begin = playing.time.monotonic()
-        played = playing_it.play(noise(1), 'What?')
-        assert playing.time.monotonic() - begin >= 0.5
+    with player(checkpoint, 'wait_k', live=True, max_rest_tokens=4) as playing:
+        begin = clip_player.time.monotonic()
+        played = playing.play(noise(1), 'What?')
+        assert clip_player.time.monotonic() - begin >= 0.5
     assert played.live_tail_s > 0
     assert lateness([played], 3, 1.0)['live_tail_s'] == played.live_tail_s
 
 
 def test_one_session_plays_all_clips_and_an_error_or_a_draw_begins_another(small, monkeypatch):
     opened = []
-    real = playing.Session
-    monkeypatch.setattr(playing, 'Session', lambda *a: opened.append(real(*a)) or opened[-1])
-    with player(small[1], 'wait_k', max_steps=3) as playing_it:
+    real = clip_player.Session
+    monkeypatch.setattr(clip_player, 'Session', lambda *a: opened.append(real(*a)) or opened[-1])
+    with player(small[1], 'wait_k', max_steps=3) as playing:
         for number, prompt in enumerate(['a', 'a', 'b']):
-            playing_it.play(noise(2), prompt, number)
+            playing.play(noise(2), prompt, number)
         assert len(opened) == 1
         with pytest.raises(ClipError, match='4 steps, 1 to 3 are taken'):
-            playing_it.play(noise(4), 'b')
+            playing.play(noise(4), 'b')
         with pytest.raises(ClipError, match='the prompt is empty'):
-            playing_it.play(noise(2), ' ')
-        playing_it.play(noise(2), 'b')
+            playing.play(noise(2), ' ')
+        playing.play(noise(2), 'b')
         assert len(opened) == 2
-    with player(small[1], 'random_wait_k', wait_k=5) as playing_it:
-        first, second, again = (playing_it.play(noise(8), 'a', n) for n in (1, 2, 1))
+    with player(small[1], 'random_wait_k', wait_k=5) as playing:
+        first, second, again = (playing.play(noise(8), 'a', n) for n in (1, 2, 1))
     assert first == again
     assert [part.tokens for part in first.said] != [part.tokens for part in second.said]
 

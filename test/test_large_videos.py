@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from sww_ros.evaluation import run
-from sww_ros.evaluation.playing import ClipError, Player
+from sww_ros.evaluation.clip_player import ClipError, Player
 from sww_ros.evaluation.random_model import SMALL, random_model, save_random
 from sww_ros.models.loading import load
 from sww_ros.streaming.perception import PixelSettings, fit_size, shrunk
 from sww_ros.training.clips import ClipMaker
 from sww_ros.training.data.frames import read_frames
 from sww_ros.training.data.records import Sample, VideoError
-from sww_ros.training.model import Settings
+from sww_ros.training.model import StreamSettings
 from sww_ros.training.recipe import Recipe
 
 STEPS = 20
@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory):
 def maker(checkpoint, **changes):
     recipe = Recipe(model='', data=(Path('a'),), out=Path('b'), **changes)
     tower = random_model(SMALL, 1)[0].model.visual
-    return ClipMaker(checkpoint, tower, recipe, Settings.of(checkpoint, recipe))
+    return ClipMaker(checkpoint, tower, recipe, StreamSettings.of(checkpoint, recipe))
 
 
 def peak_mb(work):

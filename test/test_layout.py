@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from test_positions import golden
 
-from sww_ros.evaluation import layout_picture
+from experiments import layouts
 from sww_ros.streaming.layout import ClipShape, describe, lay_out, main
 from sww_ros.streaming.positions import SCHEMES, VideoClock, make_scheme
 from sww_ros.streaming.schedule import WaitK
@@ -386,7 +386,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path, capsys):
 
 @pytest.mark.parametrize('name', SCHEMES)
 def test_the_picture_shows_what_the_code_lays_out(name):
-    one = layout_picture.drawing(name)
+    one = layouts.drawing(name)
     rows = sum(count for _, count in one.groups)
     assert one.positions.shape == (3, rows)
     assert one.mask.shape == (rows, rows)
@@ -395,7 +395,7 @@ def test_the_picture_shows_what_the_code_lays_out(name):
 
 def test_the_picture_is_drawn(tmp_path, capsys):
     pytest.importorskip('matplotlib')
-    assert layout_picture.main(['--out', str(tmp_path / 'layouts.png')]) == 0
+    assert layouts.main(['--out', str(tmp_path / 'layouts.png')]) == 0
     assert (tmp_path / 'layouts.png').read_bytes().startswith(b'\x89PNG')
-    assert layout_picture.main(['--out', str(tmp_path / 'no/such/folder.png')]) == 2
+    assert layouts.main(['--out', str(tmp_path / 'no/such/folder.png')]) == 2
     assert 'No such file' in capsys.readouterr().err

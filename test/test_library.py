@@ -15,7 +15,7 @@ from test_readers import write_video
 
 import sww_ros
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
-from sww_ros.shapes.architecture import FRAME_SIZE
+from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, generate
 from sww_ros.streaming import events

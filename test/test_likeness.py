@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sww_ros.shapes.likeness import difference
-from sww_ros.shapes.render import Renderer
+from sww_ros.shapes.render import Renderer, difference
 from sww_ros.shapes.scene import generate
 
 ROWS, COLUMNS = np.mgrid[:240, :320]

@@ -9,11 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
-from sww_ros.evaluation.metrics.bleu import bleu
-from sww_ros.evaluation.metrics.bleurt import Bleurt
-from sww_ros.evaluation.metrics.captions import score
-from sww_ros.evaluation.metrics.cider import cider
-from sww_ros.evaluation.metrics.words import words
+from sww_ros.evaluation.metrics import Bleurt, bleu, cider, score, words
 
 PUBLIC = json.loads((Path(__file__).parent / 'data/metrics/expected.json').read_text())
 NAMES = ['CIDEr', 'BLEU-1', 'BLEU-4', 'METEOR', 'ROUGE-L']

@@ -90,8 +90,12 @@ def installed() -> list[str]:
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in the ordinary format, of random weights: it says something all the time."""
-    from sww_ros.shapes.architecture import build_config, build_model, save_checkpoint
-    from sww_ros.shapes.tokens import build_tokenizer
+    from sww_ros.shapes.checkpoint import (
+        build_config,
+        build_model,
+        build_tokenizer,
+        save_checkpoint,
+    )
     tokenizer = build_tokenizer()
     folder = tmp_path_factory.mktemp('checkpoint')
     save_checkpoint(build_model(build_config(tokenizer, hidden=64, layers=2), seed=1), tokenizer,

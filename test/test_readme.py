@@ -3,8 +3,7 @@
 from pathlib import Path
 import re
 
-from sww_ros.benchmark.figures import rows
-from sww_ros.shapes.paper_figures import differences, ours, theirs
+from experiments.figures import differences, ours, rows, theirs
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -12,7 +11,7 @@ README = (ROOT / 'README.md').read_text()
 
 def test_the_table_is_that_of_the_measurements():
     for row in rows():
-        assert row in README, 'run python -m sww_ros.benchmark.figures and paste the table'
+        assert row in README, 'run python -m experiments.figures and paste the table'
 
 
 def test_everything_it_links_to_is_there():
@@ -30,4 +29,4 @@ def test_the_papers_tables_are_those_of_the_measurements():
     page = (ROOT / 'docs/paper.md').read_text()
     for table in (1, 2):
         for line in (*ours(table), *differences(table), *theirs(table)):
-            assert line in page, 'run python -m sww_ros.shapes.paper_figures and paste the tables'
+            assert line in page, 'run python -m experiments.figures and paste the tables'

@@ -6,20 +6,26 @@ import numpy as np
 import pytest
 import torch
 
-from sww_ros.shapes.architecture import FRAME_SIZE, build_config, build_model, save_checkpoint
 from sww_ros.shapes.batches import (
     GRID,
     IGNORE,
     Batcher,
-    Recipe,
+    BatchRecipe,
     cell_truths,
     frames_to_patches,
+)
+from sww_ros.shapes.checkpoint import (
+    FRAME_SIZE,
+    SILENCE,
+    build_config,
+    build_model,
+    build_tokenizer,
+    save_checkpoint,
 )
 from sww_ros.shapes.grammar import KINDS
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
-from sww_ros.shapes.tokens import SILENCE, build_tokenizer
-from sww_ros.shapes.train import ModelWithHeads, Settings, draw_recipe, train
+from sww_ros.shapes.train import ModelWithHeads, RunSettings, draw_recipe, train
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived
 from sww_ros.streaming.positions import SCHEMES
@@ -45,8 +51,8 @@ def tiny(tokenizer, tmp_path_factory):
 def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny, scheme, schedule):
     """The rows of a batch have the ids, positions and visibility of a live run of that clip."""
     steps, offline = 4, schedule == 'offline'
-    recipe = Recipe(clips=1, steps=steps, max_objects=2, questions=1, position_encoding=scheme,
-                    offline=offline)
+    recipe = BatchRecipe(clips=1, steps=steps, max_objects=2, questions=1, position_encoding=scheme,
+                         offline=offline)
     seed = next(seed for seed in range(99) if Batcher(tokenizer)._clip(
         recipe, np.random.default_rng(seed))['lanes'][0][2] == steps)
     batch = Batcher(tokenizer).make(recipe, np.random.default_rng(seed))
@@ -85,7 +91,7 @@ def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny, scheme, schedu
 
 def test_offline_batches_carry_the_tail_in_every_text(tokenizer):
     tail = tokenizer(VIDEO_TAIL)['input_ids']
-    recipe = Recipe(2, 5, 2, questions=2, position_encoding='offline', offline=True)
+    recipe = BatchRecipe(2, 5, 2, questions=2, position_encoding='offline', offline=True)
     batch = Batcher(tokenizer).make(recipe, np.random.default_rng(4))
     last = int(batch.visual[-1]) + 1
     assert batch.ids[:, last:last + 3].tolist() == [tail] * 2
@@ -95,7 +101,7 @@ def test_offline_batches_carry_the_tail_in_every_text(tokenizer):
 
 
 def test_labels_are_the_next_tokens_of_the_narration(tokenizer):
-    batch = Batcher(tokenizer).make(Recipe(2, 4, 2), np.random.default_rng(1))
+    batch = Batcher(tokenizer).make(BatchRecipe(2, 4, 2), np.random.default_rng(1))
     first_text = int(batch.visual[-1]) + 1
     told = batch.labels[:, first_text:batch.questions]
     assert (told != IGNORE).sum() == 2 * 4 * 3
@@ -106,7 +112,7 @@ def test_labels_are_the_next_tokens_of_the_narration(tokenizer):
 
 
 def test_questions_see_whole_steps_and_not_the_narration(tokenizer):
-    batch = Batcher(tokenizer).make(Recipe(3, 5, 2, questions=2), np.random.default_rng(2))
+    batch = Batcher(tokenizer).make(BatchRecipe(3, 5, 2, questions=2), np.random.default_rng(2))
     first, last = int(batch.visual[0]), int(batch.visual[-1]) + 1
     asked = batch.mask[:, 0, batch.questions:]
     assert not asked[:, :, last:batch.questions].any()
@@ -115,7 +121,7 @@ def test_questions_see_whole_steps_and_not_the_narration(tokenizer):
 
 def test_late_starts_keep_narration_and_video_together(tokenizer):
     def offset(late: int) -> int:
-        batch = Batcher(tokenizer).make(Recipe(1, 3, 1, late_start=late),
+        batch = Batcher(tokenizer).make(BatchRecipe(1, 3, 1, late_start=late),
                                         np.random.default_rng(3))
         first, last = int(batch.visual[0]), int(batch.visual[-1]) + 1
         return int(batch.positions[0, 0, last + 3] - batch.positions[0, 0, first])
@@ -154,7 +160,7 @@ def run(out, steps: int, **changes):
     settings = dict(out=out, steps=steps, clips=4, seed=3, workers=1, hidden=64, layers=2,
                     bf16=False, log_every=2, save_every=2)
     out.mkdir(exist_ok=True)
-    train(0, Settings(**{**settings, **changes}))
+    train(0, RunSettings(**{**settings, **changes}))
     return (out / 'model.safetensors').read_bytes()
 
 
@@ -163,17 +169,17 @@ def test_training_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in open(tmp_path / 'whole/training.jsonl')]
     assert [line['step'] for line in lines] == [2, 4]
     from sww_ros.shapes import train as module
-    honest = module.Trainer._step
+    honest = module.Worker._step
 
     def killed(self, step, batch):
         if step == 3:
             raise KeyboardInterrupt
         return honest(self, step, batch)
 
-    monkeypatch.setattr(module.Trainer, '_step', killed)
+    monkeypatch.setattr(module.Worker, '_step', killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / 'cut', 4)
-    monkeypatch.setattr(module.Trainer, '_step', honest)
+    monkeypatch.setattr(module.Worker, '_step', honest)
     assert run(tmp_path / 'cut', 4) == whole
 
 

@@ -1,18 +1,31 @@
 """The shapes world: seeded scenes, pictures, facts, questions, and a narration judged by them."""
 
+from pathlib import Path
+import subprocess
+import sys
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from sww_ros.shapes.checkpoint import build_tokenizer, conversation, sentences
 from sww_ros.shapes.grammar import KINDS, Claim, parse, split_sentences
-from sww_ros.shapes.judge import Utterance, judge, utterances
-from sww_ros.shapes.narration import facts_by_step, newest_frame_s, standing_questions, wanted
 from sww_ros.shapes.questions import KINDS as QUESTIONS
 from sww_ros.shapes.questions import answer, make
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import PRESETS, TICK_S, Difficulty, generate
-from sww_ros.shapes.tokens import build_tokenizer, conversation, sentences
+from sww_ros.shapes.truth import (
+    Utterance,
+    facts_by_step,
+    judge,
+    newest_frame_s,
+    standing_questions,
+    utterances,
+    wanted,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_seed_is_a_scene():
@@ -222,3 +235,13 @@ def test_lateness_and_omissions_are_counted():
 def test_pieces_make_utterances():
     pieces = [(' The', '', 4), (' end.', 'The end.', 5), (' A', '', 6)]
     assert utterances(pieces) == [Utterance('The end.', 4, 5)]
+
+
+def test_the_world_knows_neither_training_nor_scoring():
+    """Scenes, pictures, questions and truth go without torch and without the files of either."""
+    code = ('import sys\n'
+            'import sww_ros.shapes.render, sww_ros.shapes.truth\n'
+            'names = [name.removeprefix("sww_ros.shapes.") for name in sys.modules]\n'
+            'assert not {"torch", "transformers", "checkpoint", "batches", "train", "score",'
+            ' "endurance"} & {*names}')
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, timeout=100)

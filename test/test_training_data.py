@@ -11,10 +11,10 @@ import sys
 
 import numpy as np
 import pytest
+from render_clips import write_all
 from video_kit import GRAYS, needs_x264, shown, write_video
 
-from sww_ros.shapes.render_clips import write_all
-from sww_ros.shapes.tokens import build_tokenizer
+from sww_ros.shapes.checkpoint import build_tokenizer
 from sww_ros.training.clips import Dataset
 from sww_ros.training.data.annotations import Report, read_bag_captions, read_funqa, read_pe_video
 from sww_ros.training.data.frames import read_frames

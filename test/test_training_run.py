@@ -32,7 +32,7 @@ from sww_ros.training.clips import ClipMaker
 from sww_ros.training.data.annotations import Report
 from sww_ros.training.data.records import Sample, guess_form
 from sww_ros.training.loss import Loss
-from sww_ros.training.model import ADAPTER, Settings, export, load_model
+from sww_ros.training.model import ADAPTER, StreamSettings, export, load_model
 from sww_ros.training.progress import LOG
 from sww_ros.training.recipe import Recipe, parse
 from sww_ros.training.run import read_samples, train
@@ -70,7 +70,7 @@ def mean_loss(wanted: Recipe, model: str) -> float:
     """The loss of a checkpoint over all samples of a recipe."""
     wanted = replace(wanted, model=model, lora_rank=0, lora_alpha=0.0, lora_dropout=0.0)
     model = load_model(wanted)
-    settings = Settings.of(model.about, wanted)
+    settings = StreamSettings.of(model.about, wanted)
     maker = ClipMaker(model.about, model.stock.model.visual, wanted, settings)
     samples = read_samples(wanted, model.about.tokenizer, settings.defaults.prompt, Report())
     batch = pad([maker.make(sample, maker.read(sample)) for sample in samples])
@@ -395,7 +395,7 @@ def test_adapters_on_a_base_kept_in_bf16_train_and_merge(tmp_path):
     assert {weight.dtype for weight in model.trained.values()} == {torch.float32}
     assert {weight.dtype for weight in model.net.parameters()
             if not weight.requires_grad} == {torch.bfloat16}
-    settings = Settings.of(model.about, wanted)
+    settings = StreamSettings.of(model.about, wanted)
     maker = ClipMaker(model.about, model.stock.model.visual, wanted, settings)
     batch = pad([maker.make(Sample(Path('none'), 'What?', 'A thing.'), noise(2, 56, 56))])
     loss, losses = Loss(model, 'sdpa'), []

@@ -17,7 +17,7 @@ from sww_ros.streaming.session import Session
 from sww_ros.training.clips import ClipMaker
 from sww_ros.training.data.records import Sample
 from sww_ros.training.loss import Loss
-from sww_ros.training.model import Settings, prepare
+from sww_ros.training.model import StreamSettings, prepare
 from sww_ros.training.recipe import Recipe
 
 DATA = Path(__file__).parent / 'data/clips'
@@ -41,7 +41,7 @@ class Bench:
         """Turn to another recipe, with the weights as they are."""
         self.recipe = Recipe(model='', data=(DATA / 'pe_video.jsonl',), out=Path('unused'),
                              **changes)
-        self.settings = Settings.of(self.about, self.recipe)
+        self.settings = StreamSettings.of(self.about, self.recipe)
         self.model = prepare(self.net, self.about, self.recipe, '', torch.float32)
         self.maker = ClipMaker(self.about, self.net.model.visual, self.recipe, self.settings)
         return self

@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 import json
+import os
 from pathlib import Path
+import platform
 
-from sww_ros.benchmark.machine import machine
+import numpy as np
+import torch
+import transformers
+
+import sww_ros
 
 Draw = Callable[[dict, Path], None]
 
@@ -43,3 +49,20 @@ def finish(given: argparse.Namespace, result: dict, draw: Draw | None = None) ->
 def milliseconds(seconds: float) -> float:
     """Return seconds in milliseconds, to be read."""
     return round(seconds * 1e3, 4)
+
+
+def machine() -> dict:
+    """Return processor, cores, operating system and versions, ready for JSON."""
+    return dict(
+        processor=_processor(), cores=len(os.sched_getaffinity(0)), system=platform.platform(),
+        python=platform.python_version(), sww_ros=sww_ros.__version__, torch=torch.__version__,
+        transformers=transformers.__version__, numpy=np.__version__)
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.machine()

@@ -23,8 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sww_ros.benchmark.command import finish, make_parser, parse
-from sww_ros.benchmark.models import frame_side, noise, tireless
-from sww_ros.benchmark.timed import TimedSession, mean_seconds
+from sww_ros.benchmark.models import TimedSession, frame_side, mean_seconds, noise, tireless
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.choosing import Choice, choose_overlap
 from sww_ros.streaming.config import SessionConfig

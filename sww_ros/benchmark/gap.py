@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from sww_ros.benchmark.command import finish, make_parser, milliseconds, parse
 from sww_ros.benchmark.full_load import ENGINES, Side, choose, chosen_of, with_choice
-from sww_ros.benchmark.models import frame_side, noise, tireless
-from sww_ros.benchmark.timed import TimedSession
+from sww_ros.benchmark.models import TimedSession, frame_side, noise, tireless
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived, TextDelta

@@ -17,8 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sww_ros.benchmark.command import finish, make_parser, milliseconds, parse
-from sww_ros.benchmark.models import noise, tireless
-from sww_ros.benchmark.timed import Span, TimedSession
+from sww_ros.benchmark.models import Span, TimedSession, noise, tireless
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, FirstSight, TextDelta

@@ -20,8 +20,8 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
+from sww_ros.benchmark.command import machine
 from sww_ros.benchmark.contenders import WAIT_K, Contender, Contest, contenders, make_contest
-from sww_ros.benchmark.machine import machine
 from sww_ros.streaming.rules import RULES
 
 LENGTHS = (10, 20, 40, 80)

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 
-from sww_ros.demo.options import Options, bounded, in_words, parse
+from sww_ros.demo.options import DemoOptions, bounded, in_words, parse
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,14 +19,14 @@ def main(arguments: list[str] | None = None) -> int:
     begun_s = time.monotonic() - _age_s()
     options = bounded(parse(arguments))
     sys.stdout.reconfigure(errors='replace')
-    from sww_ros.demo.domain import claim_domain
+    from sww_ros.demo.processes import claim_domain
     from sww_ros.demo.processes import ChildDied
     from sww_ros.terminal.display import make_display
     claim_domain()
-    from sww_ros.demo.advice import advice
+    from sww_ros.demo.options import advice
     from sww_ros.demo.director import DemoError, Director
     from sww_ros.demo.report import report
-    from sww_ros.demo.summary import summarize
+    from sww_ros.demo.record import summarize
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     display = None
@@ -58,16 +58,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _write(options: Options, summary: dict) -> None:
+def _write(options: DemoOptions, summary: dict) -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(summary, indent=2) + '\n')
 
 
-def _measured(options: Options) -> dict | None:
+def _measured(options: DemoOptions) -> dict | None:
     """A camera leaves the built-in model idle most of the time: show what it can do."""
     if not options.is_show:
         return None
-    from sww_ros.demo.full_load import measure_full_load
+    from sww_ros.demo.report import measure_full_load
     from sww_ros.demo.report import report_full_load
     print('\n# measuring both sides at full load, with frames as fast as they can be perceived: '
           'a few seconds (Ctrl-C ends it)', flush=True)

@@ -8,15 +8,14 @@ from pathlib import Path
 import queue
 import time
 
-from sww_ros.demo.advice import own_questions, strange_picture, unread_note
-from sww_ros.demo.listener import Event, Listener
-from sww_ros.demo.options import Options
+from sww_ros.demo.listener import DemoEvent, Listener
+from sww_ros.demo.options import DemoOptions, own_questions, strange_picture, unread_note
 from sww_ros.demo.processes import Child, Household, command_of
-from sww_ros.demo.record import Exchange, Piece, Record, Sentence, Step
-from sww_ros.demo.truth import Witness
+from sww_ros.demo.record import DemoRecord, Exchange, NarratedSentence, Piece, Step
 from sww_ros.frames import NANOSECONDS
 from sww_ros.images import image_to_rgb
-from sww_ros.shapes.likeness import difference
+from sww_ros.shapes.render import difference
+from sww_ros.shapes.truth import Witness
 from sww_ros.terminal.display import Display, seconds_since
 from sww_ros.terminal.transcript import Line, Transcript, nanoseconds
 
@@ -42,7 +41,7 @@ class DemoError(RuntimeError):
 class Director:
     """One run: `play` returns its record."""
 
-    def __init__(self, options: Options, display: Display, begun_s: float) -> None:
+    def __init__(self, options: DemoOptions, display: Display, begun_s: float) -> None:
         """
         Prepare a run.
 
@@ -54,9 +53,9 @@ class Director:
         self._last_word_s = 0.0
         self._strange = False
         source = f'video {options.video}' if options.video else f'scene {options.seed}'
-        self.record = Record(options.model, source)
+        self.record = DemoRecord(options.model, source)
 
-    def play(self) -> Record:
+    def play(self) -> DemoRecord:
         """
         Run to the end of the scene or video.
 
@@ -176,18 +175,18 @@ class Director:
             return
         getattr(self, f'_hear_{event.kind}')(event)
 
-    def _hear_scene(self, event: Event) -> None:
+    def _hear_scene(self, event: DemoEvent) -> None:
         self.record.scene = json.loads(event.content.data)
         self.record.witness = Witness.from_json(event.content.data)
         self._begin(self.record.witness.start_ns)
 
-    def _hear_picture(self, event: Event) -> None:
+    def _hear_picture(self, event: DemoEvent) -> None:
         found = '' if self._strange else difference(image_to_rgb(event.content))
         if found:
             self._strange = True
             self._display.warn(strange_picture(found))
 
-    def _hear_step(self, event: Event) -> None:
+    def _hear_step(self, event: DemoEvent) -> None:
         step = Step.from_message(event.content)
         steps = self.record.steps
         if not self.record.start_ns:
@@ -201,7 +200,7 @@ class Director:
         self.record.ready_s = time.monotonic() - self._begun_s
         self._display.clock = seconds_since(start_ns)
 
-    def _hear_text(self, event: Event) -> None:
+    def _hear_text(self, event: DemoEvent) -> None:
         chunk = event.content
         if chunk.delta:
             self._last_word_s = time.monotonic()
@@ -219,14 +218,14 @@ class Director:
         self._display.grow([*self._transcript.open_lines, *self._early.values()])
 
     def _narrated(self, line: Line) -> None:
-        sentence, note = Sentence(line), ''
+        sentence, note = NarratedSentence(line), ''
         if (witness := self.record.witness) is not None:
             sentence.fact = witness.judge(line.text, line.last_seen_ns)
             note = '' if sentence.fact else 'not so'
         self.record.sentences.append(sentence)
         self._display.line(line, note)
 
-    def _hear_asked(self, event: Event) -> None:
+    def _hear_asked(self, event: DemoEvent) -> None:
         number, response = event.content
         exchange = self.record.exchanges[number]
         if response.accepted:

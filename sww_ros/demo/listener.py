@@ -36,7 +36,7 @@ LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
-class Event:
+class DemoEvent:
     """Something heard: kind text | step | scene | picture | asked, its content, and when [ns]."""
 
     kind: str
@@ -50,7 +50,7 @@ class Listener:
     def __init__(self) -> None:
         """Join ROS; signals stay with the main loop."""
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[DemoEvent] = queue.SimpleQueue()
         self._node = rclpy.create_node('demo')
         reliable = QoSProfile(depth=256, reliability=ReliabilityPolicy.RELIABLE)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -78,7 +78,7 @@ class Listener:
 
     def tell(self, kind: str, content: Any) -> None:
         """Put an event into the queue; any thread may."""
-        self.events.put(Event(kind, content, self.now_ns()))
+        self.events.put(DemoEvent(kind, content, self.now_ns()))
 
     def ask(self, number: int, question: str) -> None:
         """Ask the narrator; the event `asked` brings (number, response)."""

@@ -1,4 +1,4 @@
-"""What the demo can be told on its command line."""
+"""What the demo can be told on its command line, and what it asks and says beforehand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import shlex
 import sys
 
+from sww_ros.shapes import questions
+
 DEFAULT_SECONDS = 30.0
 DEFAULT_SEED = 299
 """Two shapes from the start on, and every kind of event within 30 s."""
@@ -18,7 +20,7 @@ SEEDS = (0, 2 ** 31 - 1)
 
 
 @dataclass(frozen=True)
-class Options:
+class DemoOptions:
     """`video` empty: a scene of the shapes world. `questions` None: the demo picks its own."""
 
     video: str = ''
@@ -40,7 +42,7 @@ class Options:
         return self.is_builtin and not self.video and self.questions is None
 
 
-def parse(arguments: list[str] | None = None) -> Options:
+def parse(arguments: list[str] | None = None) -> DemoOptions:
     """Return the options; a mistake ends the process with words and exit code 2."""
     parser = argparse.ArgumentParser(
         prog='scripts/demo', description='Narrates a moving scene, or a video, in the terminal, '
@@ -61,13 +63,13 @@ def parse(arguments: list[str] | None = None) -> Options:
     given = parser.parse_args(arguments)
     if given.json is not None and not given.json.absolute().parent.is_dir():
         parser.error(f'argument --json: there is no folder {given.json.absolute().parent}')
-    return Options(
+    return DemoOptions(
         video=given.video, seconds=given.seconds, seed=given.seed, model=given.model,
         questions=None if given.questions is None else tuple(given.questions), json=given.json,
         narrator=tuple(given.narrator_command))
 
 
-def bounded(options: Options) -> Options:
+def bounded(options: DemoOptions) -> DemoOptions:
     """
     Return the options with `seconds` no longer than the video.
 
@@ -115,3 +117,43 @@ def _number(text: str, kind: type, limits: tuple, words: str) -> float | int:
     if not limits[0] <= value <= limits[1]:
         raise argparse.ArgumentTypeError(f'must be {words.format(*limits)}, not {text!r}')
     return value
+
+
+GENERIC_QUESTIONS = ('What do you see?', 'How many things are there?', 'What moved last?')
+BUILTIN_QUESTIONS = ('How many shapes are there?', 'Which shape moved last?',
+                     'Is there a red circle?')
+
+KNOWS = ('the built-in model knows coloured shapes on plain ground and nothing else: of any other '
+         'video it tells of shapes that are not there; give a model of your own with --model PATH')
+
+
+def own_questions(options: DemoOptions) -> tuple[str, ...]:
+    """Return what is asked of a video: the user's questions, or some that the model can read."""
+    if options.questions is not None:
+        return options.questions
+    return BUILTIN_QUESTIONS if options.is_builtin else GENERIC_QUESTIONS
+
+
+def advice(options: DemoOptions) -> list[str]:
+    """Return what the user should know before the run, line by line."""
+    if not options.is_builtin:
+        return []
+    unread = [text for text in options.questions or () if not questions.is_known(text)]
+    return [KNOWS] * bool(options.video) + [_of_unread(unread)] * bool(unread)
+
+
+def strange_picture(difference: str) -> str:
+    """Return the warning for a picture that is unlike the built-in model's world, and in what."""
+    return f'this picture is unlike its world: {difference}. What is said of it is made up'
+
+
+def unread_note(options: DemoOptions, question: str) -> str:
+    """Return the remark after the answer to a question that the model cannot read, or nothing."""
+    return 'not taught to read this' if options.is_builtin and not questions.is_known(
+        question) else ''
+
+
+def _of_unread(texts: list[str]) -> str:
+    quoted = ', '.join(f'"{text}"' for text in texts)
+    return (f'the built-in model was not taught to read {quoted}: expect nonsense or nothing. It '
+            f'reads: {" ".join(questions.EXAMPLES)}')

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
+from pathlib import Path
+import subprocess
+import sys
+import tempfile
 from typing import TextIO
 
 from rich import box
@@ -133,3 +138,21 @@ def _facts(summary: dict, terminal: bool) -> Table:
         table.add_row('first word', f'{summary["first_word_s"]:.1f} s after the start, of which '
                       f'{summary["ready_s"]:.1f} s until the narrator watched')
     return table
+
+
+LIMIT_S = 60.0
+
+
+def measure_full_load(model: str) -> dict | None:
+    """Return the figures of sww_ros.benchmark.full_load, None if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, 'full_load.json')
+        try:
+            subprocess.run(
+                [sys.executable, '-m', 'sww_ros.benchmark.full_load', '--model', model,
+                 '--wait-k', '3', '--steps', '24', '--repeats', '5', '--chosen-only',
+                 '--json', str(file)],
+                check=True, timeout=LIMIT_S, capture_output=True)
+        except (subprocess.SubprocessError, OSError):
+            return None
+        return json.loads(file.read_text())

@@ -61,11 +61,11 @@ def _replay(trace: Trace, model: str, dtype: str) -> Verdict:
 def _in_words(trace: Trace, dtype: str, verdict: Verdict) -> str:
     how = (f'compared in {dtype}' if dtype == trace.dtype else
            f'recorded in {trace.dtype}, compared in {dtype}')
-    told = f'{verdict.compared} tokens {how}, {verdict.differing} differ'
+    words = f'{verdict.compared} tokens {how}, {verdict.differing} differ'
     if 'float16' in (trace.dtype + dtype):
-        told += (f', {verdict.rounding} of them only as that type rounds: the best two tokens '
-                 'were as good as equal')
-    return f'{told} ({trace.steps} steps, {len(trace.speakers)} speakers)'
+        words += (f', {verdict.rounding} of them only as that type rounds: the best two tokens '
+                  'were as good as equal')
+    return f'{words} ({trace.steps} steps, {len(trace.speakers)} speakers)'
 
 
 if __name__ == '__main__':

@@ -1,1 +1,1 @@
-"""A small rendered world of coloured shapes: scenes, narration, questions, scoring."""
+"""A small rendered world of coloured shapes; the training on it and the scores know the world."""

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from transformers import Qwen2Tokenizer
 
-from sww_ros.shapes.architecture import FRAME_SIZE, MAX_STEPS, MEAN, STD, WAIT_K
+from sww_ros.shapes.checkpoint import FRAME_SIZE, MAX_STEPS, MEAN, SILENCE, STD, SYSTEM, WAIT_K
 from sww_ros.shapes.grammar import COLORS, DIRECTIONS, KINDS, SHAPES
-from sww_ros.shapes.narration import NARRATE, facts_by_step, newest_frame_s
 from sww_ros.shapes.questions import make as make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Difficulty, Scene, generate
-from sww_ros.shapes.tokens import SILENCE, SYSTEM
+from sww_ros.shapes.truth import NARRATE, facts_by_step, newest_frame_s
 from sww_ros.streaming.layout import IGNORE, ClipShape, Layout, lay_out
 from sww_ros.streaming.positions import DEFAULT_SCHEME, VideoClock, make_scheme
 from sww_ros.streaming.prompt import ASSISTANT_HEAD, VIDEO_TAIL, prefix_parts, question_parts
@@ -29,7 +28,7 @@ AUXILIARY = dict(color=len(COLORS) + 1, shape=len(SHAPES) + 1, motion=len(DIRECT
 
 
 @dataclass
-class Batch:
+class ShapesBatch:
     """
     `patches` (B*S*36, 1176) float32; `ids`, `labels` (B, L); `positions` (3, B, L);
     `mask` (B, 1, L, L) bool; `cells` (B, S, 9, 4) truths for AUXILIARY; `visual` (S*9,) the
@@ -47,7 +46,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BatchRecipe:
     """What one batch is made of."""
 
     clips: int
@@ -144,7 +143,7 @@ class Batcher:
         self._tail = self._encode(VIDEO_TAIL)
         self._words = np.array([self._encode(' ' + word)[0] for word in (*COLORS, *SHAPES)])
 
-    def make(self, recipe: Recipe, rng: np.random.Generator) -> Batch:
+    def make(self, recipe: BatchRecipe, rng: np.random.Generator) -> ShapesBatch:
         prefix = self._encode(''.join(prefix_parts(SYSTEM, recipe.prompt)))
         clips = [self._clip(recipe, rng) for _ in range(recipe.clips)]
         layouts = self._layouts(recipe, len(prefix), clips)
@@ -167,7 +166,7 @@ class Batcher:
         # Clips differ in what their questions see, and in nothing else of the layout.
         sees = np.stack([one.rows.sees for one in layouts])
         rows = Rows(layout.rows.lane, layout.rows.step, sees)
-        return Batch(
+        return ShapesBatch(
             patches=torch.from_numpy(np.concatenate([clip['patches'] for clip in clips])),
             ids=torch.from_numpy(ids), labels=torch.from_numpy(labels),
             positions=torch.from_numpy(np.stack([one.positions for one in layouts], axis=1)),
@@ -175,7 +174,7 @@ class Batcher:
             cells=torch.from_numpy(np.stack([clip['cells'] for clip in clips])),
             visual=torch.from_numpy(layout.visual), questions=len(layout.came))
 
-    def _layouts(self, recipe: Recipe, prefix: int, clips: Sequence[dict]) -> list[Layout]:
+    def _layouts(self, recipe: BatchRecipe, prefix: int, clips: Sequence[dict]) -> list[Layout]:
         """Lay out each clip, all as long as the longest."""
         scheme = make_scheme(recipe.position_encoding, CLOCK)
         schedule = make_schedule('offline' if recipe.offline else 'wait_k', WAIT_K)
@@ -193,7 +192,7 @@ class Batcher:
         slips = np.isin(narration, self._words) & (rng.random(narration.shape) < share)
         narration[slips] = rng.choice(self._words, int(slips.sum()))
 
-    def _clip(self, recipe: Recipe, rng: np.random.Generator) -> dict:
+    def _clip(self, recipe: BatchRecipe, rng: np.random.Generator) -> dict:
         difficulty = Difficulty(max_objects=recipe.max_objects, noise=rng.uniform(0.1, 1.2),
                                 texture=rng.uniform(0.3, 1.3))
         scene = generate(int(rng.integers(1 << 40)) + 1_000_000, recipe.steps + 1.0, difficulty)
@@ -213,13 +212,13 @@ class Batcher:
                      *self._encode(''.join(question_parts(text)))]
             lanes.append((asked + self._encode(question.answer) + [self._end], len(asked), seen))
         if recipe.offline:
-            told = description_ids(scene, recipe.steps, phase, recipe.prompt, self._encode)
-            told.append(self._end)
+            narration = description_ids(scene, recipe.steps, phase, recipe.prompt, self._encode)
+            narration.append(self._end)
         else:
-            told = narration_ids(scene, recipe.steps, phase, recipe.prompt, self._silence,
-                                 self._encode)
+            narration = narration_ids(scene, recipe.steps, phase, recipe.prompt, self._silence,
+                                      self._encode)
         return dict(
-            patches=frames_to_patches(frames), lanes=lanes, narration=told,
+            patches=frames_to_patches(frames), lanes=lanes, narration=narration,
             cells=cell_truths(scene, recipe.steps, phase))
 
 

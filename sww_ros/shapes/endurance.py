@@ -15,14 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sww_ros.shapes import questions
-from sww_ros.shapes.architecture import FRAME_SIZE
-from sww_ros.shapes.grammar import Claim
-from sww_ros.shapes.judge import Utterance, judge, utterances
-from sww_ros.shapes.narration import newest_frame_s
+from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Scene, generate
-from sww_ros.streaming.events import NARRATION, Event, FramesDropped, TextDelta, Trouble
+from sww_ros.shapes.truth import Utterance, in_view, judge, newest_frame_s, utterances
+from sww_ros.streaming.clip_loop import play_steps, settle
+from sww_ros.streaming.events import NARRATION, Event, TextDelta
 from sww_ros.streaming.session import Session
 
 SOON_STEPS = 6
@@ -38,23 +36,17 @@ def measure(session: Session, seed: int, steps: int, max_objects: int = 2) -> di
 
     What is in view when a stream begins anew may be told again.
 
-    :raises RuntimeError: for a run in which frames were lost or an error occurred
+    :raises ClipError: for a run in which frames were lost or an error occurred
     """
     scene = generate(seed, steps + 1.0, max_objects=max_objects)
     renderer = Renderer(scene, FRAME_SIZE, FRAME_SIZE)
     session.reset()
-    session.wait_idle()
-    session.drain()
+    list(settle(session, lossless=False))
     events: list[Event] = []
-    for step in tqdm(range(steps), desc='one stream', unit='step', disable=None):
-        for frame in (2 * step, 2 * step + 1):
-            session.feed(renderer.frame(frame * TICK_S), stamp_ns=frame)
-        if not session.wait_idle(60.0):
-            raise RuntimeError(f'step {step}: the engine did not come to rest within 60 s')
-        events += session.drain()
-    trouble = [event for event in events if isinstance(event, (Trouble, FramesDropped))]
-    if trouble:
-        raise RuntimeError(f'the run is no fair one: {trouble[0]}')
+    frames = ((renderer.frame(frame * TICK_S), frame) for frame in range(2 * steps))
+    for new in tqdm(play_steps(session, frames, ends=False), desc='one stream', total=steps,
+                    unit='step', disable=None):
+        events += new
     return _figures(scene, events, steps, session.info['max_steps'])
 
 
@@ -69,7 +61,9 @@ def _figures(scene: Scene, events: Iterable[Event], steps: int, max_steps: int) 
         spoken += utterances([(text.delta, text.sentence, begun + text.step)
                               for text in texts if text.video == video])
     begins = range(max_steps, steps, max_steps)
-    again = [(claim, step) for step in begins for claim in _in_view(scene, step)]
+    # Who is there when a stream begins anew, as far as the steps before show it.
+    again = [(fact.claim, step) for step in begins
+             for fact in in_view(scene, newest_frame_s(step - 1, 0.0))]
     verdict = judge(scene, spoken, steps, steps - UNOWED_STEPS, again=again)
     summary = verdict.summary()
     only_news = judge(scene, spoken, steps, steps - UNOWED_STEPS).summary()
@@ -92,12 +86,6 @@ def _soon(marks: Iterable[tuple[int, list[bool]]], max_steps: int) -> dict:
         found['soon_after_a_restart' if is_soon else 'otherwise'] += some
     return {name: dict(share=round(sum(some) / len(some), 4) if some else None, count=len(some))
             for name, some in found.items()}
-
-
-def _in_view(scene: Scene, step: int) -> list[Claim]:
-    """Who is there when the stream begins anew with a step, as far as the steps before show it."""
-    viewer = questions.Viewer(scene, newest_frame_s(step - 1, 0.0))
-    return [Claim('appears', known.color, known.shape) for known in viewer.present.values()]
 
 
 def main() -> None:

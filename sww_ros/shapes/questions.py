@@ -13,7 +13,7 @@ from sww_ros.shapes.scene import TICK_S, Fact, Scene
 
 
 @dataclass(frozen=True)
-class Question:
+class ShapesQuestion:
     """A question of a kind, with the one true answer at the time it was made for."""
 
     kind: str
@@ -163,7 +163,7 @@ def _pick(rng: np.random.Generator, choices):
 
 
 def make(scene: Scene, until_s: float, rng: np.random.Generator,
-         kind: str | None = None) -> Question | None:
+         kind: str | None = None) -> ShapesQuestion | None:
     """
     Make a question that one who has seen the scene up to `until_s` seconds can answer.
 
@@ -179,7 +179,7 @@ def make(scene: Scene, until_s: float, rng: np.random.Generator,
         about = entry.draw(viewer, rng)
         true_answer = entry.answer(viewer, **about)
         if true_answer is not None:
-            return Question(name, entry.template.format(**about), true_answer)
+            return ShapesQuestion(name, entry.template.format(**about), true_answer)
     return None
 
 

@@ -1,4 +1,8 @@
-"""Draws a scene at any time and size: textured background, light that varies, sensor noise."""
+"""
+Pictures of the shapes world: a scene at any time and size, and what could be none of it.
+
+Textured background, light that varies, sensor noise.
+"""
 
 from __future__ import annotations
 
@@ -107,3 +111,40 @@ class Renderer:
         if strength != 1:
             noise = np.round(noise * strength).astype(np.int16)
         return cv2.add(image, noise, dtype=cv2.CV_8U)
+
+
+SIDE = 84
+"""Pixels on a side that a picture is reduced to: what the built-in checkpoint sees."""
+
+LEVELS = (40, 215)
+MOST_TINT = 40
+MOST_OTHER = 0.045
+LEAST_GROUND = 0.8
+NEAR = 45
+"""How far a pixel of the ground may be from its median, in any channel of 0..255."""
+
+VIVID = 80
+"""How far the channels of a shape's pixels are apart at least."""
+
+
+def difference(picture: np.ndarray) -> str:
+    """
+    Return in words what keeps a picture from being one of the shapes world; empty if nothing does.
+
+    :param picture: (height, width, 3) uint8 RGB
+    """
+    small = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
+    ground = np.median(small.reshape(-1, 3), axis=0)
+    level, tint = ground.mean(), np.ptp(ground)
+    if not LEVELS[0] <= level <= LEVELS[1]:
+        return f'its ground is {"dark" if level < LEVELS[0] else "white"}, not of a middle gray'
+    if tint > MOST_TINT:
+        return 'its ground is coloured, not gray'
+    is_ground = np.abs(small - ground).max(axis=-1) < NEAR
+    is_shape = ~is_ground & (np.ptp(small, axis=-1) > VIVID)
+    other = 1 - (is_ground | is_shape).mean()
+    if other > MOST_OTHER:
+        return f'{other:.0%} of it is neither plain ground nor a vivid shape'
+    if is_ground.mean() < LEAST_GROUND:
+        return f'{1 - is_ground.mean():.0%} of it is no plain ground'
+    return ''

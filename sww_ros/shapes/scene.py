@@ -55,7 +55,7 @@ class Fact:
 
 
 @dataclass
-class Track:
+class ShapeTrack:
     """One shape's life: its looks, and its place and color on every tick (NaN, -1 while absent)."""
 
     object_id: int
@@ -72,7 +72,7 @@ class Scene:
     seed: int
     seconds: float
     difficulty: Difficulty
-    tracks: tuple[Track, ...]
+    tracks: tuple[ShapeTrack, ...]
     facts: tuple[Fact, ...]
 
     def facts_visible(self, until_s: float) -> list[Fact]:
@@ -84,7 +84,7 @@ class Scene:
 class _Body:
     """A shape while the script is being written."""
 
-    track: Track
+    track: ShapeTrack
     x: float
     y: float
     color: int
@@ -123,7 +123,7 @@ class _Writer:
     ticks: int
     bodies: list[_Body] = field(default_factory=list)
     leaving: list[_Body] = field(default_factory=list)
-    tracks: list[Track] = field(default_factory=list)
+    tracks: list[ShapeTrack] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     tick: int = 0
 
@@ -279,8 +279,9 @@ class _Writer:
                     y = float(np.clip(near.y + offset, low, high))
             if all(np.hypot(x - b.x, y - b.y) > 1.5 * (radius + b.radius)
                    for b in self.bodies + self.leaving):
-                track = Track(len(self.tracks), int(rng.integers(len(SHAPES))), radius,
-                              np.full((self.ticks, 2), np.nan), np.full(self.ticks, -1, np.int8))
+                track = ShapeTrack(
+                    len(self.tracks), int(rng.integers(len(SHAPES))), radius,
+                    np.full((self.ticks, 2), np.nan), np.full(self.ticks, -1, np.int8))
                 return _Body(track, float(x), float(y), int(rng.choice(free)),
                              float(rng.uniform(*d.speeds)))
         return None

@@ -16,21 +16,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from sww_ros.shapes.answers import Answers
-from sww_ros.shapes.architecture import FRAME_SIZE
-from sww_ros.shapes.judge import Verdict, judge, utterances
-from sww_ros.shapes.narration import NARRATE, newest_frame_s, standing_questions
-from sww_ros.shapes.questions import KINDS, Question, make
+from sww_ros.shapes.checkpoint import FRAME_SIZE
+from sww_ros.shapes.questions import KINDS, ShapesQuestion, make
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, generate
-from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import (
-    NARRATION,
-    FramesDropped,
-    Restarted,
-    TextDelta,
-    Trouble,
+from sww_ros.shapes.truth import (
+    NARRATE,
+    Answers,
+    Judgement,
+    judge,
+    newest_frame_s,
+    standing_questions,
+    utterances,
 )
+from sww_ros.streaming.clip_loop import ClipError, play_steps, settle
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import NARRATION, Event, Restarted, TextDelta
 from sww_ros.streaming.session import Session
 
 OWED_STEPS = 16
@@ -42,7 +43,7 @@ QUESTIONS = 3
 class Score:
     """Counts over scenes: the narration's verdict, and questions asked and answered by kind."""
 
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: Judgement = field(default_factory=Judgement)
     answers: Answers = field(default_factory=Answers)
     seeds: list[dict] = field(default_factory=list)
 
@@ -72,24 +73,21 @@ def play(session: Session, seed: int, max_objects: int, score: Score,
     phase = float(rng.random() * TICK_S)
     renderer = Renderer(scene, FRAME_SIZE, FRAME_SIZE)
     asked_at = sorted(rng.choice(np.arange(1, OWED_STEPS), QUESTIONS, replace=False).tolist())
-    questions: dict[str, Question] = {}
+    questions: dict[str, ShapesQuestion] = {}
     session.set_prompt(prompt)
-    _settle(session, seed)
-    session.drain()
-    for step in range(steps):
-        for frame in (2 * step, 2 * step + 1):
-            session.feed(renderer.frame(phase + frame * TICK_S), stamp_ns=frame)
-        _settle(session, seed)
+    list(settle(session, lossless=False))  # What is left of the scene before.
+    events: list[Event] = []
+    frames = ((renderer.frame(phase + frame * TICK_S), frame) for frame in range(2 * steps))
+    for step, new in enumerate(play_steps(session, frames, ends=False)):
+        events += new
         if step in asked_at:
             number = seed * QUESTIONS + asked_at.index(step)
             at = newest_frame_s(step, phase)
             question = make(scene, at, rng, KINDS[number % len(KINDS)]) or make(scene, at, rng)
             questions[session.ask(question.text)] = question
-            _settle(session, seed)
-    events = session.drain()
-    trouble = [event for event in events if isinstance(event, (Trouble, FramesDropped, Restarted))]
-    if trouble:
-        raise RuntimeError(f'seed {seed}: the run is no fair one: {trouble[0]}')
+            events += settle(session)
+    if any(isinstance(event, Restarted) for event in events):
+        raise ClipError(f'seed {seed}: the stream began anew')
     texts = [event for event in events if isinstance(event, TextDelta)]
     spoken = utterances([(t.delta, t.sentence, t.step) for t in texts
                          if t.stream_id == NARRATION])
@@ -103,11 +101,6 @@ def play(session: Session, seed: int, max_objects: int, score: Score,
     score.seeds.append(dict(
         seed=seed, **{k: v for k, v in verdict.summary().items() if k != 'grammatical'},
         false=verdict.false, answers=answers))
-
-
-def _settle(session: Session, seed: int) -> None:
-    if not session.wait_idle(60.0):
-        raise RuntimeError(f'seed {seed}: the engine did not come to rest within 60 s')
 
 
 def run(model: str, first_seed: int, count: int, max_objects: int,

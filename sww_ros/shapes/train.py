@@ -25,10 +25,9 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from sww_ros.shapes.architecture import build_config, build_model, save_checkpoint
-from sww_ros.shapes.batches import AUXILIARY, IGNORE, Batch, Batcher, Recipe
-from sww_ros.shapes.narration import NARRATE, standing_questions
-from sww_ros.shapes.tokens import build_tokenizer
+from sww_ros.shapes.batches import AUXILIARY, IGNORE, Batcher, BatchRecipe, ShapesBatch
+from sww_ros.shapes.checkpoint import build_config, build_model, build_tokenizer, save_checkpoint
+from sww_ros.shapes.truth import NARRATE, standing_questions
 from sww_ros.streaming.positions import DEFAULT_SCHEME, SCHEMES
 
 STEPS = 3200
@@ -82,7 +81,7 @@ class ModelWithHeads(nn.Module):
             x = x + block.mlp(block.norm2(x))
         return tower.merger(x.reshape(steps * 36, -1))
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    def forward(self, batch: ShapesBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
         """Return (loss, auxiliary loss, shares of right predictions by kind of token)."""
         seen = self.see(batch.patches)
         rows = batch.ids.shape[0]
@@ -92,11 +91,11 @@ class ModelWithHeads(nn.Module):
         out = self.model.model.language_model(
             inputs_embeds=embeds, position_ids=batch.positions, attention_mask=batch.mask,
             use_cache=False, output_hidden_states=True)
-        told = batch.labels != IGNORE
-        target = batch.labels[told]
-        logits = self.model.lm_head(out.last_hidden_state[told])
+        labelled = batch.labels != IGNORE
+        target = batch.labels[labelled]
+        logits = self.model.lm_head(out.last_hidden_state[labelled])
         cost = F.cross_entropy(logits, target, reduction='none')
-        asked = told.nonzero()[:, 1] >= batch.questions
+        asked = labelled.nonzero()[:, 1] >= batch.questions
         weight = torch.where(asked, 1.5, 1.0)
         loss = (cost * weight).sum() / weight.sum()
         middle = out.hidden_states[self.middle][:, batch.visual]
@@ -150,7 +149,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return x * cos + torch.cat([-b, a], dim=-1) * sin
 
 
-def draw_recipe(progress: float, clips: int, rng: np.random.Generator) -> Recipe:
+def draw_recipe(progress: float, clips: int, rng: np.random.Generator) -> BatchRecipe:
     """The curriculum: short clips of one shape first, then two and three shapes, longer clips."""
     if progress < 0.06:
         steps, objects = 8, 1
@@ -163,15 +162,15 @@ def draw_recipe(progress: float, clips: int, rng: np.random.Generator) -> Recipe
     if progress > 0.15 and rng.random() < 0.12:
         prompt = str(rng.choice(standing_questions()[1:]))
     late = int(rng.integers(1, 33)) if rng.random() < 0.25 else 0
-    return Recipe(clips=max(4, clips * 16 // max(steps, 8)) if steps != 8 else clips,
-                  steps=steps, max_objects=objects, prompt=prompt, late_start=late,
-                  corrupt=0.02 if progress > 0.25 else 0.0)
+    return BatchRecipe(clips=max(4, clips * 16 // max(steps, 8)) if steps != 8 else clips,
+                       steps=steps, max_objects=objects, prompt=prompt, late_start=late,
+                       corrupt=0.02 if progress > 0.25 else 0.0)
 
 
-def draw_short(progress: float, clips: int, rng: np.random.Generator) -> Recipe:
+def draw_short(progress: float, clips: int, rng: np.random.Generator) -> BatchRecipe:
     """The experiments' curriculum: clips of 8 steps, one shape first, then mostly two."""
     objects = 1 if progress < 0.3 or rng.random() < 0.25 else 2
-    return Recipe(clips=clips, steps=8, max_objects=objects)
+    return BatchRecipe(clips=clips, steps=8, max_objects=objects)
 
 
 CURRICULA = dict(builtin=draw_recipe, short=draw_short)
@@ -198,7 +197,7 @@ def learning_rate_scale(step: int, steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """What the command line says; `clips` of 16 steps make one batch over all workers."""
 
     out: Path
@@ -216,10 +215,10 @@ class Settings:
     curriculum: str = 'builtin'
 
 
-class Trainer:
+class Worker:
     """One worker's training run: the same weights everywhere, its own share of every batch."""
 
-    def __init__(self, settings: Settings, rank: int) -> None:
+    def __init__(self, settings: RunSettings, rank: int) -> None:
         self.settings, self.rank = settings, rank
         self.tokenizer = build_tokenizer()
         config = build_config(self.tokenizer, settings.hidden, settings.layers,
@@ -247,7 +246,7 @@ class Trainer:
                         optimizers=[o.state_dict() for o in self.optimizers]), partial)
         partial.replace(self.state_file)
 
-    def _prepare(self, step: int) -> Batch:
+    def _prepare(self, step: int) -> ShapesBatch:
         settings = self.settings
         recipe = CURRICULA[settings.curriculum](
             step / settings.steps, settings.clips // settings.workers,
@@ -267,7 +266,7 @@ class Trainer:
         for grad, part in zip(grads, flat.split([g.numel() for g in grads])):
             grad.copy_(part.view_as(grad))
 
-    def _step(self, step: int, batch: Batch) -> dict[str, float]:
+    def _step(self, step: int, batch: ShapesBatch) -> dict[str, float]:
         settings = self.settings
         scale = learning_rate_scale(step, settings.steps)
         for optimizer, rate in zip(self.optimizers, (MUON_LR, ADAM_LR)):
@@ -315,20 +314,20 @@ class Trainer:
             print(f'saved to {settings.out}', flush=True)
 
 
-def train(rank: int, settings: Settings) -> None:
+def train(rank: int, settings: RunSettings) -> None:
     """Run one worker; gradients are averaged over all of them after every batch."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     if settings.workers > 1:
         dist.init_process_group('gloo', init_method=f'file://{settings.out.resolve()}/.rendezvous',
                                 rank=rank, world_size=settings.workers)
-    trainer = Trainer(settings, rank)
+    worker = Worker(settings, rank)
     if rank == 0:
-        count = sum(p.numel() for n, p in trainer.model.named_parameters()
+        count = sum(p.numel() for n, p in worker.model.named_parameters()
                     if n.startswith('model') or n == 'patch')
         print(f'{count / 1e6:.2f} M parameters, {settings.workers} workers, '
-              f'steps {trainer.first} to {settings.steps}', flush=True)
-    trainer.run()
+              f'steps {worker.first} to {settings.steps}', flush=True)
+    worker.run()
     if settings.workers > 1:
         dist.destroy_process_group()
 
@@ -354,7 +353,7 @@ def main() -> None:
                         help='describe and answer once the clip has been seen whole')
     parser.add_argument('--curriculum', choices=CURRICULA, default='builtin',
                         help='which clips (default: %(default)s)')
-    settings = Settings(**vars(parser.parse_args()))
+    settings = RunSettings(**vars(parser.parse_args()))
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / '.rendezvous').unlink(missing_ok=True)
     if settings.workers == 1:

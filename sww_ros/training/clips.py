@@ -27,7 +27,7 @@ from sww_ros.streaming.trace import VIDEO
 from sww_ros.streaming.visibility import Rows
 from sww_ros.training.data.frames import READ_FACTOR, read_frames
 from sww_ros.training.data.records import Sample, VideoError
-from sww_ros.training.model import Settings
+from sww_ros.training.model import StreamSettings
 from sww_ros.training.recipe import Recipe
 
 _LOG = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class ClipMaker:
     """Makes clips for one checkpoint and recipe; may be used by several threads."""
 
     def __init__(self, about: Checkpoint, tower: torch.nn.Module, recipe: Recipe,
-                 settings: Settings) -> None:
+                 settings: StreamSettings) -> None:
         """
         Take what the clips depend on.
 
@@ -220,7 +220,7 @@ class ClipMaker:
         return Clip(torch.cat(patches), (len(patches), *grid), rows)
 
 
-class Feed:
+class ClipFeed:
     """
     Clips by their place in the training, from 0, through as many epochs as there are.
 

@@ -29,14 +29,14 @@ ADAPTER = 'adapter'
 
 
 @dataclass(frozen=True)
-class Settings:
+class StreamSettings:
     """The checkpoint's own settings, with what the recipe changes."""
 
     defaults: StreamDefaults
     pixels: PixelSettings
 
     @staticmethod
-    def of(about: Checkpoint, recipe: Recipe) -> Settings:
+    def of(about: Checkpoint, recipe: Recipe) -> StreamSettings:
         """
         Put a checkpoint's settings and a recipe together.
 
@@ -56,7 +56,7 @@ class Settings:
                                  f'{recipe.max_pixels}')
             pixels = replace(pixels, max_pixels=recipe.max_pixels,
                              min_pixels=min(pixels.min_pixels, recipe.max_pixels))
-        return Settings(defaults, pixels)
+        return StreamSettings(defaults, pixels)
 
     def entry(self) -> dict:
         """The `speak_while_watching` entry of the trained checkpoint's config."""
@@ -173,7 +173,7 @@ def _adapted(net: Qwen2_5_VLForConditionalGeneration, recipe: Recipe) -> torch.n
         target_modules=ADAPTED, bias='none'))
 
 
-def export(model: TrainedModel, settings: Settings, out: Path) -> None:
+def export(model: TrainedModel, settings: StreamSettings, out: Path) -> None:
     """
     Write weights, config, tokenizer and processor; adapters are saved, then merged.
 

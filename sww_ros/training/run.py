@@ -11,7 +11,7 @@ from sww_ros.training.clips import ClipMaker
 from sww_ros.training.data.annotations import Report, read_annotations
 from sww_ros.training.data.records import Limits, Sample, check_there
 from sww_ros.training.loss import choose
-from sww_ros.training.model import Settings, export, load_model, own_words
+from sww_ros.training.model import StreamSettings, export, load_model, own_words
 from sww_ros.training.progress import LOG, clear_all, latest
 from sww_ros.training.recipe import Recipe
 from sww_ros.training.trainer import Trainer
@@ -43,7 +43,7 @@ def train(recipe: Recipe) -> None:
     show(*recipe.lines(own_words(model.about)),
          f'attention    {attention} on {accelerator.num_processes} x {accelerator.device.type}, '
          f'{accelerator.mixed_precision.replace("no", "fp32")}')
-    settings = Settings.of(model.about, recipe)
+    settings = StreamSettings.of(model.about, recipe)
     report = Report()
     samples = read_samples(recipe, model.about.tokenizer, settings.defaults.prompt, report)
     show(str(report))

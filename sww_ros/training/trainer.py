@@ -23,7 +23,7 @@ import torch
 
 from sww_ros.frames import with_last
 from sww_ros.training.batches import Batch, packed, padded
-from sww_ros.training.clips import Clip, ClipMaker, Feed
+from sww_ros.training.clips import Clip, ClipFeed, ClipMaker
 from sww_ros.training.data.records import Sample
 from sww_ros.training.loss import BLOCK, Loss
 from sww_ros.training.model import TrainedModel
@@ -102,7 +102,7 @@ class Trainer:
                       if state else 0)
         self._progress = Progress(recipe.out, self.updates, self.first, recipe.log_every,
                                   accelerator.is_main_process, recipe.tensorboard)
-        self._feed = Feed(samples, maker, recipe.seed, recipe.readers, self._progress.warn)
+        self._feed = ClipFeed(samples, maker, recipe.seed, recipe.readers, self._progress.warn)
 
     def run(self) -> None:
         """

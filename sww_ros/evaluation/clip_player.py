@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, median
 import time
 
 import numpy as np
 
+from sww_ros.frames import with_last
 from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.clip_loop import ClipError, play_steps, settle
 from sww_ros.streaming.config import SessionConfig, check_prompt
-from sww_ros.streaming.events import (
-    NARRATION,
-    Event,
-    FramesDropped,
-    Restarted,
-    StepPerceived,
-    TextDelta,
-    Trouble,
-)
+from sww_ros.streaming.events import NARRATION, Event, Restarted, StepPerceived, TextDelta
 from sww_ros.streaming.session import Session
 
-SETTLE_S = 900.0
-"""How long the engine may take to come to rest after a step, or after a clip fed in real time."""
 _HARMLESS = ('ended', 'prompt')
 """Restarts that belong to going from one clip to the next."""
-
-
-class ClipError(RuntimeError):
-    """A clip whose run is no fair one, with the reason; its text must not be scored."""
 
 
 @dataclass(frozen=True)
@@ -124,16 +113,18 @@ class Player:
                 tokens = len(self._checkpoint.encode('', wanted))
                 config = replace(config, schedule_seed=config.schedule_seed + number,
                                  wait_k=max(1, tokens // steps) if tokens else config.wait_k)
-            session, heard = self._open(config), _Heard()
-            feed = self._feed_live if self._live else self._feed_steps
-            fed_ns = feed(session, frames, heard)
-            if heard.steps != steps:
-                raise ClipError(f'{heard.steps} of {steps} steps were perceived')
+            session, spoken = self._open(config), _Spoken()
+            fed_ns = self._feed_live(session, frames) if self._live else 0
+            for events in ([settle(session)] if self._live
+                           else play_steps(session, self._stamped(frames))):
+                spoken.take(events)
+            if spoken.steps != steps:
+                raise ClipError(f'{spoken.steps} of {steps} steps were perceived')
         except (ClipError, ValueError) as error:
             self.close()
             raise ClipError(str(error)) from error
-        tail = (heard.last_ns - fed_ns) / 1e9 if self._live and heard.last_ns else None
-        return Played(steps, heard.said, tail)
+        tail = (spoken.last_ns - fed_ns) / 1e9 if self._live and spoken.last_ns else None
+        return Played(steps, spoken.said, tail)
 
     def _open(self, config: SessionConfig) -> Session:
         session = self._session
@@ -143,39 +134,24 @@ class Player:
             self._session = Session(self._checkpoint, config)
         elif config.prompt and config.prompt != self._session.info['prompt']:
             self._session.set_prompt(config.prompt)
-            _settle(self._session)
+            # What is cut by the new prompt belongs to the clip before.
+            list(settle(self._session, lossless=False))
         return self._session
 
-    def _feed_steps(self, session: Session, frames: Sequence[np.ndarray], heard: _Heard) -> int:
-        for index in range(len(frames)):
-            self._feed(session, frames, index)
-            if (index + 1) % self.frames_per_step == 0 or index + 1 == len(frames):
-                fed_ns = time.monotonic_ns()
-                _settle(session)
-                heard.take(session.drain())
-        return fed_ns
+    def _stamped(self, frames: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
+        return ((frame, round(index / self.frame_rate * 1e9))
+                for index, frame in enumerate(frames))
 
-    def _feed_live(self, session: Session, frames: Sequence[np.ndarray], heard: _Heard) -> int:
+    def _feed_live(self, session: Session, frames: Sequence[np.ndarray]) -> int:
+        """Feed frames in real time; return when the last one was."""
         begin = time.monotonic()
-        for index in range(len(frames)):
+        for index, ((frame, stamp_ns), last) in enumerate(with_last(self._stamped(frames))):
             time.sleep(max(0.0, begin + index / self.frame_rate - time.monotonic()))
-            self._feed(session, frames, index)
-        fed_ns = time.monotonic_ns()
-        _settle(session)
-        heard.take(session.drain())
-        return fed_ns
-
-    def _feed(self, session: Session, frames: Sequence[np.ndarray], index: int) -> None:
-        session.feed(frames[index], stamp_ns=round(index / self.frame_rate * 1e9),
-                     last=index + 1 == len(frames))
+            session.feed(frame, stamp_ns=stamp_ns, last=last)
+        return time.monotonic_ns()
 
 
-def _settle(session: Session) -> None:
-    if not session.wait_idle(SETTLE_S):
-        raise ClipError(f'the engine did not come to rest within {SETTLE_S:.0f} s')
-
-
-class _Heard:
+class _Spoken:
     """What the events of one clip say."""
 
     def __init__(self) -> None:
@@ -199,14 +175,7 @@ class _Heard:
 
         :raises ClipError: for what makes the run an unfair one
         """
-        events = list(events)
         for event in events:
-            # First: it is why frames were dropped, which is told before it.
-            if isinstance(event, Trouble):
-                raise ClipError(f'trouble in the engine: {event.message}')
-        for event in events:
-            if isinstance(event, FramesDropped):
-                raise ClipError(f'{event.count} frames were dropped ({event.reason})')
             if isinstance(event, Restarted) and (event.reason not in _HARMLESS or self.steps):
                 raise ClipError(f'the stream began anew ({event.reason})')
             if isinstance(event, StepPerceived):
@@ -214,3 +183,39 @@ class _Heard:
             elif isinstance(event, TextDelta) and event.stream_id == NARRATION and event.delta:
                 self._parts.append((max(self.steps, event.steps_seen), event.delta))
                 self.last_ns = event.emitted_ns
+
+
+def lateness(clips: Sequence[Played], wait_k: int, seconds_per_step: float) -> dict[str, float]:
+    """
+    Say when the tokens were spoken, in the time of the videos.
+
+    All is counted in steps perceived when a token was spoken, so that it says the same on every
+    machine; one step stands for `seconds_per_step`. Tokens spoken at a clip's last step, those
+    that the schedule grants that step among them, come after its end: nothing was left to watch.
+
+    - `first_step`, `first_s`: how much of the clip had been watched when the first token was
+      spoken, in steps (1 is the least) and in seconds; offline, all of it.
+    - `before_end`: the share of all tokens that was spoken before the end, 0 offline.
+    - `tail_s`: how long a listener who hears `wait_k` tokens a step, the pace of the stream, goes
+      on listening once the clip has ended: tokens after the end / wait_k * seconds_per_step.
+    - `tokens`: per clip. `silent`: clips of which nothing was said; they count in `tokens` only.
+    - `live_tail_s`: measured seconds from the last frame to the last token, if fed in real time.
+
+    Each but `before_end` and `silent` is a mean and, as `median_...`, a median over clips.
+    """
+    spoken = [clip for clip in clips if clip.said]
+    after = [sum(part.tokens for part in clip.said if part.step >= clip.steps) for clip in spoken]
+    total = [sum(part.tokens for part in clip.said) for clip in clips]
+    values = dict(
+        first_step=[clip.said[0].step for clip in spoken],
+        first_s=[clip.said[0].step * seconds_per_step for clip in spoken],
+        tail_s=[count / wait_k * seconds_per_step for count in after],
+        tokens=total,
+        live_tail_s=[clip.live_tail_s for clip in spoken if clip.live_tail_s is not None])
+    found: dict[str, float] = dict(silent=len(clips) - len(spoken))
+    if spoken:
+        found['before_end'] = 1 - sum(after) / sum(total)
+    for name, each in values.items():
+        if each:
+            found |= {name: fmean(each), f'median_{name}': median(each)}
+    return found

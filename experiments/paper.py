@@ -1,7 +1,7 @@
 """
 The paper's tables, measured again on the shapes world.
 
-`python -m sww_ros.shapes.paper --table 1 --out FOLDER --json docs/paper/table1.json` trains every
+`python -m experiments.paper --table 1 --out FOLDER --json docs/paper/table1.json` trains every
 row with every seed, scores them through the live engine, and writes means and intervals. It can
 be stopped: what is trained or scored already is not done again. `--table 2` uses the same
 checkpoints and tests the streaming ones at random wait-K.
@@ -24,7 +24,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from sww_ros.shapes.clips import MAX_OBJECTS, QUESTIONS, RANDOM_K, STEPS, score_clips
+from experiments.paper_clips import MAX_OBJECTS, QUESTIONS, RANDOM_K, STEPS, score_clips
 
 TRAINING_STEPS, CLIPS, HIDDEN, LAYERS = 400, 48, 128, 4
 FIRST_SCENE, SCENES = 1000, 100
@@ -125,7 +125,7 @@ def run_one(folder: Path, row: Row, seed: int, wanted: tuple[str, ...], scenes: 
         _run(command, folder.with_suffix('.log'))
     for schedule in wanted:
         if not _scores(folder, schedule, scenes):
-            _run([sys.executable, '-m', 'sww_ros.shapes.paper', '--score', str(folder),
+            _run([sys.executable, '-m', 'experiments.paper', '--score', str(folder),
                   '--schedule', schedule, '--scenes', str(scenes)], folder.with_suffix('.log'))
 
 
@@ -189,7 +189,7 @@ def words(figure: dict, metric: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, score and write one table."""
-    parser = argparse.ArgumentParser(prog='python -m sww_ros.shapes.paper',
+    parser = argparse.ArgumentParser(prog='python -m experiments.paper',
                                      description=__doc__.split('\n')[1])
     parser.add_argument('--table', type=int, choices=(1, 2), default=1)
     parser.add_argument('--out', type=Path, default=Path('paper-runs'),

@@ -1,7 +1,7 @@
 """
 The five layouts of one small clip and their masks, as a picture drawn from the code itself.
 
-`python -m sww_ros.evaluation.layout_picture --out docs/layouts.png` draws a prefix of 4 tokens,
+`python -m experiments.layouts --out docs/layouts.png` draws a prefix of 4 tokens,
 3 steps of 2 x 2 and K = 2; it needs matplotlib, which is not among the package's dependencies.
 """
 

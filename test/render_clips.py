@@ -1,7 +1,7 @@
 """
 Renders the clips that the tests train on: the shapes world in the forms of PE-Video and FunQA.
 
-`python -m sww_ros.shapes.render_clips --out test/data/clips`
+`python test/render_clips.py --out test/data/clips`
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 import av
 import numpy as np
 
-from sww_ros.shapes.narration import NARRATE, wanted
+from sww_ros.shapes.checkpoint import build_tokenizer
 from sww_ros.shapes.questions import make as make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import Difficulty, Scene, generate
-from sww_ros.shapes.tokens import build_tokenizer
+from sww_ros.shapes.truth import NARRATE, wanted
 from sww_ros.training.data.records import PAPER
 
 CLIPS = 10

@@ -7,27 +7,34 @@ offline: what the paper's tables measure, where the truth is known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from sww_ros.evaluation.metrics.captions import score as caption_scores
+from sww_ros.evaluation.metrics import score as caption_scores
 from sww_ros.models.loading import load
-from sww_ros.shapes.answers import Answers
-from sww_ros.shapes.architecture import FRAME_SIZE, WAIT_K
 from sww_ros.shapes.batches import narration_ids
-from sww_ros.shapes.judge import Verdict, judge, utterances
-from sww_ros.shapes.narration import NARRATE, facts_by_step, newest_frame_s
-from sww_ros.shapes.questions import Question
+from sww_ros.shapes.checkpoint import FRAME_SIZE, WAIT_K
+from sww_ros.shapes.questions import ShapesQuestion
 from sww_ros.shapes.questions import make as make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Scene, generate
+from sww_ros.shapes.truth import (
+    NARRATE,
+    Answers,
+    Judgement,
+    facts_by_step,
+    judge,
+    newest_frame_s,
+    utterances,
+)
 from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.clip_loop import play_steps, settle
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, FramesDropped, TextDelta, Trouble
+from sww_ros.streaming.events import NARRATION, Event, TextDelta
 from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.session import Session
 
@@ -44,7 +51,7 @@ RANDOM_K = 4
 class Tally:
     """Counts and texts over clips."""
 
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: Judgement = field(default_factory=Judgement)
     answers: Answers = field(default_factory=Answers)
     spoken: list[str] = field(default_factory=list)
     wanted: list[str] = field(default_factory=list)
@@ -64,7 +71,11 @@ class _Clip:
     scene: Scene
     phase_s: float
     frames: list[np.ndarray]
-    asked: list[tuple[int, Question]]
+    asked: list[tuple[int, ShapesQuestion]]
+
+    def stamped(self, steps: int) -> Iterator[tuple[np.ndarray, int]]:
+        """Frames of the first so many steps, with their stamps."""
+        return ((frame, index) for index, frame in enumerate(self.frames[:2 * steps]))
 
     @staticmethod
     def of(seed: int) -> _Clip:
@@ -105,15 +116,15 @@ def score_clips(model: str | Path, schedule: str, seeds: Iterable[int]) -> dict:
 
 def _score_streaming(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
                      tally: Tally) -> None:
-    answers = {}
+    answers, events = {}, []
     with Session(checkpoint, config) as session:
-        for step in range(1, STEPS + 1):
-            _feed(session, clip, step)
+        for step, new in enumerate(play_steps(session, clip.stamped(STEPS), ends=False), 1):
+            events += new
             for at, question in clip.asked:
                 if at == step:
                     answers[session.ask(question.text)] = question
-            _settle(session)
-        texts = _texts(session)
+            events += settle(session)
+    texts = _texts(events)
     schedule = make_schedule(config.schedule, config.wait_k, config.schedule_seed)
     counts = [schedule.granted(step + 1) - schedule.granted(step) for step in range(STEPS)]
     silence = checkpoint.vocabulary.silence
@@ -129,39 +140,20 @@ def _score_offline(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
                    tally: Tally) -> None:
     with Session(checkpoint, config) as session:
         for end in {STEPS, *(at for at, _ in clip.asked)}:
-            for step in range(1, end + 1):
-                _feed(session, clip, step, last=step == end)
-            _settle(session)
-            narrated = _texts(session)
+            events = []
+            for new in play_steps(session, clip.stamped(end)):
+                events += new
             if end == STEPS:
-                _note(tally, clip, narrated, ' '.join(
+                _note(tally, clip, _texts(events), ' '.join(
                     fact.claim.sentence for facts in facts_by_step(
                         clip.scene, STEPS, clip.phase_s) for fact in facts), STEPS)
             for at, question in clip.asked:
                 if at == end:
                     question_id = session.ask(question.text)
-                    _settle(session)
-                    tally.answers.mark(question, _texts(session), question_id)
+                    tally.answers.mark(question, _texts(settle(session)), question_id)
 
 
-def _feed(session: Session, clip: _Clip, step: int, last: bool = False) -> None:
-    first, second = clip.frames[2 * step - 2:2 * step]
-    session.feed(first)
-    session.feed(second, last=last)
-    if not last:
-        _settle(session)
-
-
-def _settle(session: Session) -> None:
-    if not session.wait_idle(60.0):
-        raise RuntimeError('the engine did not come to rest within 60 s')
-
-
-def _texts(session: Session) -> list[TextDelta]:
-    events = session.drain()
-    for event in events:
-        if isinstance(event, (Trouble, FramesDropped)):
-            raise RuntimeError(f'the run is no fair one: {event}')
+def _texts(events: Iterable[Event]) -> list[TextDelta]:
     return [event for event in events if isinstance(event, TextDelta)]
 
 

@@ -1,7 +1,7 @@
 """
 Draws a run of the demo: a strip of frames with the words spoken under them.
 
-`python -m sww_ros.demo.picture SUMMARY.json PICTURE.png`, of what `scripts/demo --json` wrote.
+`python -m experiments.demo_strip SUMMARY.json PICTURE.png`, of what `scripts/demo --json` wrote.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _write(axis, moment: dict) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Draw; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog='python -m sww_ros.demo.picture',
+        prog='python -m experiments.demo_strip',
         description='Draws a strip of frames with the words that the demo spoke under them.')
     parser.add_argument('summary', type=Path, help='what scripts/demo --json wrote')
     parser.add_argument('picture', type=Path, help='the PNG file to write')
