@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sww_ros.settings import add_option
-from sww_ros.sources.readers import PictureFolder, VideoFile
+from sww_ros.sources.readers import PictureFolder, VideoFile, open_video
 from sww_ros.streaming.clip_loop import ClipError, play_steps, settle
 from sww_ros.streaming.config import BY_NAME, SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import NARRATION, Event, QuestionState, Restarted, TextDelta
@@ -128,16 +128,6 @@ def _late(question: tuple[float, str]) -> str:
     return f'cannot ask {question[1]!r} at {question[0]:g} s'
 
 
-def _open_video(path: Path, rate: float = 0.0) -> VideoFile | PictureFolder:
-    if not path.exists():
-        raise ValueError(f'there is no video {path}')
-    if path.is_dir():
-        return PictureFolder(path, rate)
-    if not path.is_file():
-        raise ValueError(f'the video {path} is neither a file nor a folder of pictures')
-    return VideoFile(path, rate)
-
-
 def _check_questions(questions: list[tuple[float, str]], duration_s: float) -> None:
     for question in questions:
         # A length of 0 is one that the file does not tell.
@@ -194,7 +184,7 @@ def _watch(options: argparse.Namespace) -> None:
     # Whatever is wrong with the rest is said before minutes go into a model.
     if options.trace:
         _check_trace(options.trace)
-    video = _open_video(options.video)
+    video = open_video(options.video)
     if isinstance(video, VideoFile):
         _check_questions(options.ask, video.duration_s)
     _note(f'loading the model {options.model}')
@@ -205,7 +195,7 @@ def _watch(options: argparse.Namespace) -> None:
         for kind in ('mismatch', 'warning'):
             if info[kind]:
                 _note(f'warning: {info[kind]}')
-        video = _open_video(options.video, info['frame_rate'])
+        video = open_video(options.video, info['frame_rate'])
         _check_questions(options.ask, video.duration_s)
         Watch(session, options.ask).run(video)
         if options.trace:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from sww_ros.streaming.clip_loop import play_steps
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, TextDelta
 from sww_ros.streaming.session import Session
+
+if TYPE_CHECKING:
+    from sww_ros.sources.readers import PictureFolder, VideoFile
 
 
 class Sentence(NamedTuple):
@@ -40,7 +43,7 @@ def narrate(video: str | os.PathLike | Iterable[np.ndarray], model: str | os.Pat
     :raises RuntimeError: when the model fails, on the way
     """
     if isinstance(video, (str, os.PathLike)):
-        _open(Path(video))
+        _open(video)
     elif not isinstance(video, Iterable):
         raise ValueError('video must be a video file, a folder of pictures, or frames, '
                          f'not {video!r}')
@@ -62,15 +65,13 @@ def _frames(video: str | os.PathLike | Iterable[np.ndarray],
             rate: float) -> Iterator[tuple[np.ndarray, int]]:
     """Yield frames and their times from the start [ns]."""
     if isinstance(video, (str, os.PathLike)):
-        for frame in _open(Path(video), rate).frames():
+        for frame in _open(video, rate).frames():
             yield frame.load(), frame.offset_ns
     else:
         for index, pixels in enumerate(video):
             yield pixels, round(index * NANOSECONDS / rate)
 
 
-def _open(path: Path, rate: float = 0.0):
-    # Here, as frames that are given need no OpenCV.
-    from sww_ros.sources.readers import PictureFolder, VideoFile
-    path = path.expanduser()
-    return (PictureFolder if path.is_dir() else VideoFile)(path, rate)
+def _open(video: str | os.PathLike, rate: float = 0.0) -> VideoFile | PictureFolder:
+    from sww_ros.sources.readers import open_video  # Frames that are given need no OpenCV.
+    return open_video(Path(video).expanduser(), rate)

@@ -39,7 +39,7 @@ def strange(tmp_path, video):
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize('kind, words', [
-    ('missing', 'there is no video'), ('fifo', 'is neither a file nor a folder'),
+    ('missing', 'No such file'), ('fifo', 'is neither a file nor a folder'),
     ('empty', 'no pictures in'), ('text', 'cannot read the video')])
 def test_a_video_that_cannot_be_read_loads_nothing(unloaded, strange, capsys, kind, words):
     assert main([str(strange[kind])]) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import functools
 import sys
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -34,6 +36,18 @@ HEALTH_S = 1.0
 
 CLOCK_JUMP = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.5),
                            on_clock_change=False)
+
+
+def answered(serve: Callable) -> Callable:
+    """Decorate what serves a request: the message that it returns, or why not, is the response."""
+    @functools.wraps(serve)
+    def respond(self: Narrator, request, response):
+        try:
+            response.message, response.success = serve(self, request), True
+        except (ValueError, EngineError) as error:
+            response.message = str(error)
+        return response
+    return respond
 
 
 class Narrator(ManagedNode):
@@ -81,9 +95,7 @@ class Narrator(ManagedNode):
 
     def release(self) -> None:
         self._released = True
-        self._active = False
-        self._camera.unsubscribe()
-        self._free_engine()
+        self._stop()
 
     def destroy_node(self) -> None:
         self._questions.close()
@@ -153,15 +165,18 @@ class Narrator(ManagedNode):
 
     @logged
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._active = False
-        self._camera.unsubscribe()
-        self._free_engine()
+        self._stop()
         return TransitionCallbackReturn.SUCCESS
 
     def _start(self) -> None:
         self._autostart.cancel()
         if not (self.change(self.trigger_configure) and self.change(self.trigger_activate)):
             self.end(1)
+
+    def _stop(self) -> None:
+        self._active = False
+        self._camera.unsubscribe()
+        self._free_engine()
 
     def _free_engine(self) -> None:
         engine, self._engine = self._engine, None
@@ -212,42 +227,25 @@ class Narrator(ManagedNode):
 
     # Services and parameters.
 
-    def _serve_prompt(self, request: SetPrompt.Request,
-                      response: SetPrompt.Response) -> SetPrompt.Response:
-        prompt = request.prompt or self.get_parameter('prompt').value
-        try:
-            engine = self._active_engine()
-            prompt = prompt or engine.info['default_prompt']
-            engine.set_prompt(prompt)
-        except (ValueError, EngineError) as error:
-            response.message = str(error)
-            return response
-        response.success = True
-        response.message = f'the stream begins anew with: {prompt}'
-        return response
+    @answered
+    def _serve_prompt(self, request: SetPrompt.Request) -> str:
+        engine = self._active_engine()
+        prompt = (request.prompt or self.get_parameter('prompt').value
+                  or engine.info['default_prompt'])
+        engine.set_prompt(prompt)
+        return f'the stream begins anew with: {prompt}'
 
-    def _serve_reset(self, request: Trigger.Request,
-                     response: Trigger.Response) -> Trigger.Response:
-        try:
-            self._active_engine()
-        except EngineError as error:
-            response.message = str(error)
-            return response
+    @answered
+    def _serve_reset(self, request: Trigger.Request) -> str:
+        self._active_engine()
         self._begin_anew('reset requested')
-        response.success = True
-        return response
+        return ''
 
-    def _serve_pause(self, request: SetBool.Request,
-                     response: SetBool.Response) -> SetBool.Response:
-        try:
-            self._active_engine().pause(request.data)
-        except EngineError as error:
-            response.message = str(error)
-            return response
+    @answered
+    def _serve_pause(self, request: SetBool.Request) -> str:
+        self._active_engine().pause(request.data)
         self._camera.paused = request.data
-        response.success = True
-        response.message = 'paused' if request.data else 'watching'
-        return response
+        return 'paused' if request.data else 'watching'
 
     def _check_parameters(self, changes: list[Parameter]):
         return narrator_parameters.check(

@@ -187,6 +187,20 @@ class CameraDevice:
 Reader = VideoFile | PictureFolder | CameraDevice
 
 
+def open_video(path: Path, rate: float = 0.0, loop: bool = False) -> VideoFile | PictureFolder:
+    """
+    Open a video file or a folder of pictures.
+
+    :param rate: frames per second; 0: its own
+    :raises ValueError: for what is not there or cannot be read
+    """
+    if path.is_dir():
+        return PictureFolder(path, rate, loop)
+    if path.exists() and not path.is_file():  # A pipe would be waited for.
+        raise ValueError(f'the video {path} is neither a file nor a folder of pictures')
+    return VideoFile(path, rate, loop)
+
+
 def open_reader(source: str, rate: float = 0.0, loop: bool = False) -> Reader:
     """
     Open a video file, a folder of pictures, or a camera: `/dev/videoN` or its number N.
@@ -200,10 +214,8 @@ def open_reader(source: str, rate: float = 0.0, loop: bool = False) -> Reader:
     path = Path(source).expanduser()
     if source.isdigit():
         return CameraDevice(int(source), rate)
-    if path.is_dir():
-        return PictureFolder(path, rate, loop)
     if path.is_char_device():
         return CameraDevice(str(path), rate)
     if not path.exists():
         raise ValueError(f'there is no file, folder or camera {source}')
-    return VideoFile(path, rate, loop)
+    return open_video(path, rate, loop)
