@@ -24,8 +24,8 @@ from sww_ros.streaming.events import NARRATION, Event, QuestionState, Restarted,
 from sww_ros.streaming.session import Session
 
 OPTIONS = ('allow_download', 'prompt', 'position_encoding', 'position_gap', 'schedule',
-           'schedule_seed', 'wait_k', 'repetition_penalty', 'max_steps', 'reserved_steps',
-           'max_rest_tokens', 'device', 'dtype')
+           'schedule_seed', 'wait_k', 'repetition_penalty', 'max_steps', 'capacity', 'memory',
+           'reserved_steps', 'max_rest_tokens', 'device', 'dtype')
 """The settings of a session that the command line gives."""
 
 

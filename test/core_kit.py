@@ -7,6 +7,8 @@ from sww_ros.streaming.core import Core
 from sww_ros.streaming.events import NARRATION, Event, StepPerceived, TextDelta
 from sww_ros.streaming.jobs import (
     Asked,
+    Carried,
+    Carry,
     Decode,
     Decoded,
     Failed,
@@ -19,16 +21,18 @@ from sww_ros.streaming.jobs import (
     Perceived,
     Spoken,
 )
+from sww_ros.streaming.relay import Relay
 
 
 class Play:
     """A core, all that it has told, and the time, which rises by one with every call."""
 
     def __init__(self, *, serial: bool = False, max_steps: int = 100, wait_k: int = 2,
-                 **settings: object) -> None:
+                 relay: Relay | None = None, **settings: object) -> None:
         self.core = Core(
             SessionConfig(**{'max_pending_frames': 64, **settings}), prompt='Tell.',
-            wait_k=wait_k, max_steps=max_steps, frames_per_step=2, serial=serial)
+            wait_k=wait_k, max_steps=relay.max_steps if relay else max_steps,
+            frames_per_step=2, serial=serial, relay=relay)
         self.events: list[Event] = []
         self.now = 0
 
@@ -57,6 +61,8 @@ class Play:
             return self.tell(Opened(job))
         if isinstance(job, Perceive):
             return self.tell(Perceived(job))
+        if isinstance(job, Carry):
+            return self.tell(Carried(job))
         spoken = Spoken(kind, 'a' * (kind == 'text'), unfinished='a' * (kind == 'text'))
         return self.tell(Decoded(job, (spoken,) * len(job.turns)))
 

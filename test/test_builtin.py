@@ -67,7 +67,7 @@ def test_it_narrates_and_answers_unseen_scenes():
 
 def test_one_stream_is_scored_across_its_restarts():
     """A small sample of docs/benchmarks/endurance.json."""
-    with Session.open(config=SessionConfig(overlap='fused')) as session:
+    with Session.open(config=SessionConfig(overlap='fused', memory=0)) as session:
         found = measure(session, seed=3001, steps=120)
     assert (found['restarts'], found['max_steps']) == (2, 48)
     assert found['sentences'] > 30
@@ -122,8 +122,8 @@ def test_a_video_that_is_too_long_is_told(video, monkeypatch, capsys):
     asked, honest = [], Session.open
     monkeypatch.setattr(Session, 'open',
                         lambda model, config: asked.append(config) or honest(model, config))
-    assert watch([str(video), '--max-steps', '6', '--position-encoding', 'gipe', '--position-gap',
-                  '500', '--schedule', 'random_wait_k', '--schedule-seed', '3',
+    assert watch([str(video), '--max-steps', '6', '--memory', '0', '--position-encoding', 'gipe',
+                  '--position-gap', '500', '--schedule', 'random_wait_k', '--schedule-seed', '3',
                   '--max-rest-tokens', '5']) == 0
     config, = asked
     assert (config.position_gap, config.schedule_seed, config.max_rest_tokens) == (500, 3, 5)

@@ -175,6 +175,8 @@ def test_what_has_been_seen_is_of_the_current_video():
     assert not streams.seen
     streams.follow(replace(step, video=1), NOW)
     assert streams.seen
+    streams.follow(Restarted('relay', 1), NOW)
+    assert streams.seen
     streams.follow(Restarted('capacity', 2), NOW)
     assert not streams.seen
     streams.follow(replace(step, video=2), NOW)

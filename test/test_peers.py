@@ -57,7 +57,8 @@ def engine_said(contest: Contest, position_encoding: str, schedule: str = 'wait_
                 steps: int = STEPS) -> tuple[list[int], torch.Tensor]:
     config = SessionConfig(
         position_encoding=position_encoding, overlap='serial', schedule=schedule, wait_k=WAIT_K,
-        record_trace=True, max_steps=STEPS, max_pending_frames=2 * STEPS, max_rest_tokens=WAIT_K)
+        record_trace=True, max_steps=STEPS, memory=0, max_pending_frames=2 * STEPS,
+        max_rest_tokens=WAIT_K)
     with Session(contest.checkpoint, config) as session:
         for index in range(2 * steps):
             session.feed(contest.frames[index],

@@ -135,7 +135,7 @@ class EngineContender:
         config = SessionConfig(
             overlap=self.overlap, position_encoding=self.position_encoding, schedule='wait_k',
             wait_k=WAIT_K, threads=self.threads, max_steps=steps + 1, max_answer_tokens=sentence,
-            max_pending_frames=2 * steps)
+            max_pending_frames=2 * steps, memory=0)
         with Session(self.contest.checkpoint, config) as session:
             for frame in frames[:2 * steps]:
                 session.feed(frame)

@@ -71,7 +71,8 @@ def run_once(checkpoint: Checkpoint, frames: Sequence[np.ndarray], side: Side,
     wait_k = wait_k or checkpoint.defaults.wait_k
     config = SessionConfig(
         overlap=side.overlap, position_encoding=side.position_encoding, schedule='wait_k',
-        threads=side.threads, wait_k=wait_k, max_steps=len(frames), max_pending_frames=len(frames))
+        threads=side.threads, wait_k=wait_k, max_steps=len(frames), memory=0,
+        max_pending_frames=len(frames))
     with TimedSession(checkpoint, config) as session:
         start = time.monotonic()
         for frame in frames:

@@ -44,7 +44,7 @@ def gaps_s(checkpoint: Checkpoint, frames: Sequence[np.ndarray], side: Side, tok
     """
     config = SessionConfig(
         overlap=side.overlap, position_encoding='gdpe', threads=side.threads, narrate=False,
-        max_answer_tokens=tokens + WARM_TOKENS, max_steps=100_000,
+        max_answer_tokens=tokens + WARM_TOKENS, max_steps=100_000, memory=0,
         max_pending_frames=max(8, 2 * before))
     with TimedSession(checkpoint, config) as session:
         for index in range(2 * before):

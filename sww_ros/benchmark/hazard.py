@@ -43,7 +43,7 @@ def latency_s(checkpoint: Checkpoint, frames: Sequence[np.ndarray], side: Side,
     """
     config = SessionConfig(
         overlap=side.overlap, position_encoding=side.position_encoding, threads=side.threads,
-        wait_k=tokens, max_steps=4, max_pending_frames=8)
+        wait_k=tokens, max_steps=4, memory=0, max_pending_frames=8)
     with Session(checkpoint, config) as session:
         for index in range(2):
             came_ns = time.monotonic_ns()

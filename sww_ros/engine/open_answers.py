@@ -81,7 +81,7 @@ class OpenAnswers:
             self._newest_video = max(self._newest_video, event.video)
         if isinstance(event, StepPerceived) and not self._begins_anew:
             self.seen = True
-        if isinstance(event, Restarted):
+        if isinstance(event, Restarted) and event.reason != 'relay':
             self.seen = self._begins_anew = False
         if isinstance(event, QuestionState) and event.state == 'rejected':
             return [event, *self.end([event.question_id], now_ns)]

@@ -69,8 +69,9 @@ class Player:
         self.frames_per_step = settings.temporal_patch_size
         self.frame_rate = self.frames_per_step / checkpoint.defaults.seconds_per_step
         self._live, self._checkpoint = live, checkpoint
-        # Whoever is slower than the video shall hear of it late, not miss a part of it.
-        self._config = replace(config, max_pending_frames=max(
+        # Whoever is slower than the video shall hear of it late, not miss a part of it. A clip is
+        # one stream to its end, as in training.
+        self._config = replace(config, memory=0, max_pending_frames=max(
             config.max_pending_frames, config.max_steps * self.frames_per_step))
         self._session: Session | None = None
 

@@ -261,6 +261,9 @@ class Reporter:
             self._answers.explain(event.stream_id, event.message)
 
     def _restarted(self, event: Restarted) -> None:
+        if event.reason == 'relay':
+            self._log.debug('another stream goes on with the video')
+            return
         self._log.info(f'the stream begins anew ({event.reason})')
         self._publish(self._steps.clear())
 

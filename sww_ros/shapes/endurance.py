@@ -20,6 +20,7 @@ from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Scene, generate
 from sww_ros.shapes.truth import Utterance, in_view, judge, newest_frame_s, utterances
 from sww_ros.streaming.clip_loop import play_steps, settle
+from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, Event, TextDelta
 from sww_ros.streaming.session import Session
 
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=5000, help='length (default: %(default)s)')
     parser.add_argument('--json', type=Path, help='file for the figures')
     arguments = parser.parse_args()
-    with Session.open(arguments.model) as session:
+    with Session.open(arguments.model, SessionConfig(memory=0)) as session:
         result = dict(model=arguments.model, **measure(session, arguments.seed, arguments.steps))
     print(json.dumps(result, indent=1))
     if arguments.json:

@@ -124,7 +124,7 @@ class _Trial:
         self._checkpoint = checkpoint
         self._config = replace(
             config, overlap=way.overlap, threads=way.threads, record_trace=False, narrate=True,
-            max_pending_frames=1000, max_steps=1000)
+            max_pending_frames=1000, max_steps=1000, memory=0)
         frames = checkpoint.perception.settings.temporal_patch_size
         size = (frames, *working_size(checkpoint, config), 3)
         self._frames = np.random.default_rng(0).integers(0, 256, size, np.uint8)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sww_ros.settings import LIBRARY, LIVE, setting, settings_of
 from sww_ros.streaming import positions
+from sww_ros.streaming.relay import Relay, room_for
 from sww_ros.streaming.schedule import MAX_WAIT_K, SCHEDULES
 
 if TYPE_CHECKING:  # It checks its prompt here.
@@ -80,8 +81,14 @@ class SessionConfig:
         False, 'Whether narration is over with its first turn; if not, a checkpoint that ends its '
         'turn opens another with the next step.', changes=LIBRARY)
     max_steps: int = setting(
-        0, 'Steps of video that are remembered; the stream begins anew when it is reached; 0: as '
-        'the checkpoint allows.', high=MAX_STEPS)
+        0, 'The most steps of video in one stream; 0: as the checkpoint allows.', high=MAX_STEPS)
+    capacity: int = setting(
+        0, 'Steps of video with which a stream is relieved by the next one, as soon as a sentence '
+        'ends; 0: what leaves a sixth of max_steps for that.', high=MAX_STEPS)
+    memory: int = setting(
+        -1, 'How many of the last steps, and the words about them, the next stream begins with; 0: '
+        'none, the video begins anew after max_steps; -1: two fifths of capacity.', low=-1,
+        high=MAX_STEPS)
     reserved_steps: int = setting(
         0, 'Steps of video before the positions of text in offline positions, where text is spoken '
         'before the video has ended; 0: as the checkpoint was trained, or max_steps if that is '
@@ -127,7 +134,7 @@ class SessionConfig:
         :raises ValueError: for settings that do not go together
         """
         defaults = checkpoint.defaults
-        max_steps = self.max_steps or defaults.max_steps
+        max_steps = self.max_steps or max(defaults.max_steps, room_for(self.capacity))
         # Text that began before the video has ended must not meet its positions.
         reserved = self.reserved_steps or max(defaults.max_steps, max_steps)
         penalty = self.repetition_penalty or checkpoint.repetition_penalty
@@ -139,6 +146,11 @@ class SessionConfig:
             position_encoding=self.position_encoding or defaults.position_encoding,
             position_gap=self.position_gap or defaults.position_gap,
             wait_k=self.wait_k or defaults.wait_k, max_steps=max_steps, reserved_steps=reserved)
+        # With interleaved positions text and video are one lane, and offline nothing is said yet.
+        relay = (None if 'interleaved' == found.position_encoding or self.schedule == 'offline'
+                 else Relay.plan(max_steps, self.capacity, self.memory))
+        found = replace(found, capacity=relay.capacity if relay else max_steps,
+                        memory=relay.memory if relay else 0)
         if reserved < max_steps and found.position_encoding == 'offline':
             raise ValueError(f'reserved_steps must be at least max_steps, {max_steps}, not '
                              f'{reserved}: the text would be where later video is')

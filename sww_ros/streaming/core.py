@@ -2,10 +2,11 @@
 The core of a session: the one place where anything is decided, and where nothing is computed.
 
 A pure state machine in the way of h11: no thread, lock, clock, randomness or tensor. All that
-affects its state is in this file and in what it owns (frames.py, the budget of schedule.py).
-`handle(input)` is the only transition, and returns what to tell the listener. `next_perception`
-and `next_decode` hand out jobs that are derived from the state, so there is no wake-up to lose:
-whoever runs jobs asks again after every input. At most one job of each kind is out at a time.
+affects its state is in this file and in what it owns (frames.py, relay.py, the budget of
+schedule.py). `handle(input)` is the only transition, and returns what to tell the listener.
+`next_perception`, `next_piece` and `next_decode` hand out jobs that are derived from the state, so
+there is no wake-up to lose: whoever runs jobs asks again after every input. At most one decode
+step and one other job are out at a time.
 What comes back about a video or a question that has been forgotten meanwhile changes nothing.
 
 Calls need one lock around each of them; jobs run outside of it.
@@ -33,6 +34,8 @@ from sww_ros.streaming.frames import PendingFrames
 from sww_ros.streaming.jobs import (
     Asked,
     Cancelled,
+    Carried,
+    Carry,
     Closed,
     Decode,
     Decoded,
@@ -53,7 +56,10 @@ from sww_ros.streaming.jobs import (
     Ticked,
     Turn,
     Video,
+    Word,
+    Words,
 )
+from sww_ros.streaming.relay import Relay, is_abreast, next_piece, owed, take_over
 from sww_ros.streaming.schedule import NarrationBudget, make_schedule
 
 MAX_FAILURES = 3
@@ -79,18 +85,21 @@ class Core:
     :param config: the session's settings, of which those of the model and the machine are not read
     :param serial: whether the video's positions depend on the text, so that a step can only be
         perceived once all that may be said has been said
+    :param relay: when streams are relieved; without, the video begins anew when one is full
     """
 
     def __init__(self, config: SessionConfig, *, prompt: str, wait_k: int, max_steps: int,
-                 frames_per_step: int, serial: bool = False) -> None:
+                 frames_per_step: int, serial: bool = False,
+                 relay: Relay | None = None) -> None:
         self.prompt, self.wait_k, self.max_steps, self.serial = prompt, wait_k, max_steps, serial
         self.paused = self.closed = False
         self._config = config
         self._frames = PendingFrames(frames_per_step, config.max_pending_frames)
+        self._relay, self._streams, self._pieces = relay, 0, 0
         self.video = self._make_video(0)
         self._answers: dict[str, Question] = {}
         self._queue: deque[Question] = deque()
-        self._perceiving: Open | Perceive | None = None
+        self._perceiving: Open | Perceive | Carry | None = None
         self._decoding: Decode | None = None
         self._decoded: deque[tuple[int, int]] = deque(maxlen=4096)
         self._decodes_first = 0
@@ -108,7 +117,7 @@ class Core:
         :raises ValueError: for a question whose id is in use; nothing has changed then
         """
         self._now = now_ns
-        if isinstance(given, (Opened, Perceived)):
+        if isinstance(given, (Opened, Perceived, Carried)):
             self._perceiving = None
         elif isinstance(given, Decoded):
             self._decoding = None
@@ -118,22 +127,37 @@ class Core:
         if not self.closed:
             _HANDLERS[type(given)](self, given)
             self._admit()  # Before the video is left of which a step was waited for.
+            self._relieve()  # Before it is left for lack of room.
             self._begin_next_video()
         events, self._events = self._events, []
         return events
 
-    def next_perception(self) -> Open | Perceive | None:
-        """Hand out what is to be perceived now, if anything; it is out until it comes back."""
-        if self._perceiving is None and self._perception_due:
-            video = self.video
-            if not video.opened:
-                self._perceiving = Open(video)
-            else:
-                frames = self._frames.take()
-                # A stream that is only spoken of at its end has to end once it is full.
-                full = (self._config.schedule == 'offline'
-                        and len(video.steps) + 1 >= self.max_steps)
-                self._perceiving = Perceive(video, frames, frames[-1].last or full)
+    def next_perception(self) -> Open | Perceive | Carry | None:
+        """
+        Hand out what is to be perceived now, if anything; it is out until it comes back.
+
+        A piece of a successor goes before a step that waits where it can wait no longer.
+        """
+        if self._perceiving is not None or not self._perception_due:
+            return None
+        video, frames = self.video, self._frames
+        if self._piece_due and (self._is_full or self._pieces < self._relay.pieces):
+            return self.next_piece()
+        if not video.opened:
+            self._perceiving = Open(video)
+        elif not self._is_full:
+            taken, self._pieces = frames.take(), 0
+            # A stream that is only spoken of at its end has to end once it is full.
+            full = (self._config.schedule == 'offline'
+                    and len(video.steps) + 1 >= self.max_steps)
+            self._perceiving = Perceive(video, taken, taken[-1].last or full,
+                                        video.successor if is_abreast(video) else None)
+        return self._perceiving
+
+    def next_piece(self) -> Open | Carry | None:
+        """Hand out a piece of the preparation of a successor, which frames go before."""
+        if self._perceiving is None and self._piece_due:
+            self._perceiving, self._pieces = next_piece(self.video), self._pieces + 1
             return self._perceiving
         return None
 
@@ -146,7 +170,7 @@ class Core:
         if self.closed or self._decoding is not None or (self.serial and self._perceiving):
             return None
         if turns := self._turns(riding):
-            self._decoding = Decode(tuple(turns), now_ns, riding)
+            self._decoding = Decode(tuple(turns), now_ns, riding, self._words_due(turns))
             return self._decoding
         return None
 
@@ -165,14 +189,14 @@ class Core:
         """Whether nothing goes on, nothing would without another input, and no question waits."""
         return self.closed or not (
             self._perceiving or self._decoding or self._queue or self._perception_due
-            or self._turns())
+            or self._piece_due or self._turns())
 
     @property
     def deadline_ns(self) -> int | None:
         """When to send `Ticked`: a question then has waited too long for something to see."""
         timeout_ns = round(self._config.question_timeout_s * 1e9)
         sees_soon = self.video.steps or self._frames.complete or (
-            isinstance(self._perceiving, Perceive) and self._perceiving.video is self.video)
+            isinstance(self._perceiving, Perceive) and self._concerns(self._perceiving))
         if self.closed or not timeout_ns or not self._queue or sees_soon:
             return None
         return max(self._queue[0].asked_ns, self._blind_ns) + timeout_ns
@@ -194,6 +218,31 @@ class Core:
         if not self._frames.complete or (video.ended and self._is_owed(video)):
             return False
         return not (self.serial and self._turns())
+
+    @property
+    def _piece_due(self) -> bool:
+        successor = self.video.successor
+        return not self.closed and successor is not None and not is_abreast(self.video)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.video.steps) >= self.max_steps
+
+    def _concerns(self, job: Open | Perceive | Carry) -> bool:
+        """Whether a job is about the stream that is spoken of now."""
+        return self.video is job.video or (
+            isinstance(job, Perceive) and self.video is job.also)
+
+    def _words_due(self, turns: list[Turn]) -> Words | None:
+        """What to put into a narration lane beside the narration's turn, or before it."""
+        video = self.video
+        if all(turn.question for turn in turns):
+            return None
+        if video.fed < len(video.words):
+            return Words(video, tuple(video.words[video.fed:]))
+        if is_abreast(video) and (words := owed(video)).words:
+            return words
+        return None
 
     def _is_owed(self, video: Video) -> bool:
         """Whether something is left to say of a video that has ended."""
@@ -292,21 +341,31 @@ class Core:
     def _perceived(self, given: Perceived) -> None:
         job, video, frames = given.job, given.job.video, given.job.frames
         self._failures['perception'] = 0
-        is_current, index = video is self.video, len(video.steps)
+        is_current, index = self._concerns(job), len(video.steps)
         if is_current or (self._decoding and self._decoding.riding is job):
             before = video.steps[-1].frames_total if video.steps else 0
-            video.steps.append(StepInfo(frames[-1].stamp_ns, before + len(frames)))
+            for stream in (video, job.also) if job.also else (video,):
+                stream.steps.append(StepInfo(frames[-1].stamp_ns, before + len(frames)))
         if not is_current:
             return  # Its frames were dropped when it was forgotten; answers in its pass saw it.
+        current = self.video
         self._decodes_first = self.wait_k if self._frames.complete else 0
-        video.ended = job.last
-        video.budget.perceived(len(video.steps), video.ended)
+        current.ended = job.last
+        if job.last:
+            current.successor = None
+        current.budget.perceived(len(current.steps), current.ended)
         self._tell(StepPerceived(
-            index=index, stamp_ns=frames[-1].stamp_ns, frames=len(frames),
+            index=video.base + index, stamp_ns=frames[-1].stamp_ns, frames=len(frames),
             received_ns=frames[-1].received_ns, fed_ns=frames[-1].fed_ns,
             started_ns=given.started_ns, preprocessed_ns=given.preprocessed_ns,
             vision_ns=given.vision_ns, perceived_ns=given.perceived_ns,
             overlap_ns=self._overlap_ns(given), video=video.number))
+
+    def _carried(self, given: Carried) -> None:
+        job = given.job
+        if job.video is self.video.successor:
+            job.video.steps.append(job.source.steps[job.index])
+            job.video.fed += len(job.words)
 
     def _overlap_ns(self, given: Perceived) -> int:
         """How long decoding ran too while a step was perceived by a thread of its own."""
@@ -323,14 +382,17 @@ class Core:
         self._decoded.append((job.started_ns, given.decoded_ns))
         live = [(turn, spoken) for turn, spoken in zip(job.turns, given.spoken, strict=True)
                 if self._is_live(turn)]
-        sighted = {turn.video: turn.video.sighted for turn, _ in live}
+        if job.words:
+            job.words.video.fed += len(job.words.words)
+        sighted = {turn.video.sights: turn.video.sights.count for turn, _ in live}
         for turn, _ in live:
             self._sight(turn, job.started_ns, given.decoded_ns)
         for turn, spoken in live:
             if spoken is not None:
                 speak = self._narrate if turn.question is None else self._answer
-                speak(turn, spoken, _Moment(turn.video, turn.sees, job.started_ns,
-                                            turn.sees > sighted[turn.video]))
+                video = turn.video
+                speak(turn, spoken, _Moment(video, turn.sees, job.started_ns,
+                                            video.base + turn.sees > sighted[video.sights]))
 
     def _is_live(self, turn: Turn) -> bool:
         if turn.question is None:
@@ -339,14 +401,18 @@ class Core:
 
     def _sight(self, turn: Turn, started_ns: int, decoded_ns: int) -> None:
         """Tell of the steps that this decode step was the first to see."""
-        video = turn.video
-        for index in range(video.sighted, turn.sees):
-            self._tell(FirstSight(index, video.steps[index].stamp_ns, started_ns, decoded_ns,
-                                  video.number))
-        video.sighted = max(video.sighted, turn.sees)
+        video, sights = turn.video, turn.video.sights
+        end = video.base + turn.sees
+        for index in range(max(sights.count, video.base), end):
+            stamp_ns = video.steps[index - video.base].stamp_ns
+            self._tell(FirstSight(index, stamp_ns, started_ns, decoded_ns, video.number))
+        sights.count = max(sights.count, end)
 
     def _narrate(self, turn: Turn, spoken: Spoken, moment: _Moment) -> None:
-        budget = turn.video.budget
+        video, budget = turn.video, turn.video.budget
+        video.words.append(Word(spoken.token, turn.owner, turn.sees))
+        video.fed += 1
+        video.unfinished = bool(spoken.unfinished)
         resting, reason = budget.in_rest, 'length'
         budget.spend()
         if spoken.kind == 'silence' and resting:
@@ -360,7 +426,7 @@ class Core:
             else:
                 budget.rest()
         if budget.ended and budget.left <= 0:
-            turn.video.spoken = True
+            video.spoken = True
             self._tell_text(NARRATION, moment, spoken.delta,
                             spoken.sentence or spoken.unfinished, reason)
         elif spoken.delta or spoken.sentence:
@@ -388,9 +454,12 @@ class Core:
         for job in given.jobs:
             if isinstance(job, Decode):
                 relevant |= any(map(self._is_live, job.turns))
-            elif job.video is self.video:
+            elif self._concerns(job):
                 relevant = True
                 self._drop('bad', _count(job))
+            elif job.video is self.video.successor:
+                # The stream goes on as it is, and is not relieved.
+                self.video.successor, self.video.alone = None, True
         self._tell(Trouble(given.message, '', fatal))
         if fatal:
             self._close('error')
@@ -399,6 +468,29 @@ class Core:
 
     # What follows from them.
 
+    def _relieve(self) -> None:
+        """Have a stream that nears its capacity relieved, once that cuts nothing."""
+        if self._relay is None or self.video.ended:
+            return
+        if is_abreast(self.video) and self._may_hand_over():
+            self.video = take_over(self.video)
+            self._tell(Restarted('relay', self.video.number))
+        video = self.video
+        if (video.successor is None and not video.alone
+                and len(video.steps) >= self._relay.capacity):
+            self._streams += 1
+            video.successor = self._relay.successor(video, self._streams)
+
+    def _may_hand_over(self) -> bool:
+        """Between two sentences; within one only where a step waits and there is no room."""
+        video = self.video
+        if self._decoding and any(turn.question is None for turn in self._decoding.turns):
+            return False  # Its token goes on from the lane that is to be left.
+        if not self._config.narrate or video.spoken or self._is_full and self._frames.complete:
+            return True
+        # What is said next has to be about a step that the successor has.
+        return not video.unfinished and video.budget.owner > video.successor.first
+
     def _begin_next_video(self) -> None:
         """Turn to another video, once its first step is there and the last one is told of."""
         video = self.video
@@ -406,7 +498,7 @@ class Core:
             return
         if video.ended or (self._frames.cut and video.steps):
             self._switch('ended')
-        elif len(video.steps) >= self.max_steps:
+        elif self._is_full and video.successor is None:
             self._switch('capacity')
 
     def _admit(self) -> None:
@@ -430,7 +522,8 @@ class Core:
         old = self.video
         if old.steps:
             self._blind_ns = self._now
-        if self._perceiving is not None and self._perceiving.video is old:
+        old.successor = None
+        if self._perceiving is not None and self._concerns(self._perceiving):
             self._drop('reset', _count(self._perceiving))
         if self._config.narrate and not old.spoken:
             self._tell_text(NARRATION, self._moment_of(old), reason=reason)
@@ -440,7 +533,7 @@ class Core:
     def _close(self, reason: str) -> None:
         self._end_all(reason)
         count = self._frames.clear()
-        if self._perceiving is not None and self._perceiving.video is self.video:
+        if self._perceiving is not None and self._concerns(self._perceiving):
             count += _count(self._perceiving)
         self._drop('closed', count)
         self.closed = True
@@ -463,10 +556,13 @@ class Core:
         config = self._config
         schedule = make_schedule(config.schedule, self.wait_k, config.schedule_seed)
         cap = CAP_STEPS * self.wait_k if config.schedule == 'live' else None
-        return Video(number, self.prompt, NarrationBudget(schedule, cap, config.max_rest_tokens))
+        self._streams += 1
+        return Video(number, self.prompt, NarrationBudget(schedule, cap, config.max_rest_tokens),
+                     self._streams)
 
     def _moment_of(self, video: Video) -> _Moment:
-        return _Moment(video, video.sighted, self._now)
+        sighted = min(video.sights.count - video.base, len(video.steps))
+        return _Moment(video, max(0, sighted), self._now)
 
     # What is told.
 
@@ -485,6 +581,7 @@ class Core:
             self._seq[stream_id] = seq + 1
         video, steps = moment.video, moment.steps
         info = video.steps[steps - 1] if steps else StepInfo(0, 0)
+        steps += video.base if steps else 0
         self._tell(TextDelta(
             stream_id=stream_id, seq=seq, delta=delta, sentence=sentence, final=bool(reason),
             finish_reason=reason, step=steps - 1, steps_seen=steps,
@@ -501,5 +598,5 @@ def _count(job: Job) -> int:
 _HANDLERS = {
     Fed: Core._fed, Asked: Core._asked, Cancelled: Core._cancelled, Prompted: Core._prompted,
     Reset: Core._reset, Paused: Core._paused, Ticked: Core._ticked, Closed: Core._closed,
-    Opened: Core._opened, Perceived: Core._perceived, Decoded: Core._was_decoded,
-    Failed: Core._failed}
+    Opened: Core._opened, Perceived: Core._perceived, Carried: Core._carried,
+    Decoded: Core._was_decoded, Failed: Core._failed}

@@ -114,7 +114,12 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Restarted:
-    """A new video began (reset | prompt | capacity | ended | error); steps count from 0 again."""
+    """
+    A new video began (reset | prompt | capacity | ended | error); steps count from 0 again.
+
+    With the reason `relay` the same video goes on in another stream, with its last steps and the
+    words about them: `video`, steps, frames, `seq` and sentences go on too.
+    """
 
     type: ClassVar[str] = 'restarted'
     reason: str

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 import math
 
 import numpy as np
 import torch
 
 from sww_ros.streaming.decoder import Chunk, Decoder
+from sww_ros.streaming.jobs import Word
 from sww_ros.streaming.kv import Lane, LaneView
 from sww_ros.streaming.positions import Track
 from sww_ros.streaming.text import TextAssembler
@@ -55,9 +57,9 @@ class TextLane:
     """
     One speaker: the cache it writes to, the track it is placed on, the tokens yet to be fed.
 
-    It is used by the generating thread alone. With interleaved positions the narration's cache
-    is the visual lane itself; both sides are one thread then. `record` is kept where the session
-    records a trace.
+    It is used by the generating thread alone, once its stream is abreast of the one before. With
+    interleaved positions the narration's cache is the visual lane itself; both sides are one
+    thread then. `record` is kept where the session records a trace.
     """
 
     def __init__(self, stream_id: str, decoder: Decoder, cache: Lane, track: Track,
@@ -77,16 +79,19 @@ class TextLane:
         self.spoken = 0
         self.begun = False
         self.ready: torch.Tensor | None = None
-        self._decoder, self._cache, self._track = decoder, cache, track
+        self._decoder, self.cache, self._track = decoder, cache, track
         self._pending, self._owner, self._next_owner = list(head), 1, 1
         self._penalty = repetition_penalty
         self._used, self._next_turn = {*before, *head}, list(next_turn)
 
     def end_turn(self) -> str:
         """Have the next turn opened in place of the token chosen; return what was unfinished."""
+        self._open_turn()
+        return self.text.flush()
+
+    def _open_turn(self) -> None:
         if self._next_turn:
             self._pending, self._owner = list(self._next_turn), 0
-        return self.text.flush()
 
     @property
     def pending(self) -> int:
@@ -104,22 +109,44 @@ class TextLane:
         """
         ids, placed = self._place(owner, sees, rows)
         self.begun = True
-        return Chunk(self._cache, self._decoder.embed(ids), torch.from_numpy(placed), context,
+        return Chunk(self.cache, self._decoder.embed(ids), torch.from_numpy(placed), context,
                      predict=not self._pending)
+
+    def repeat(self, words: Sequence[Word], vocabulary: Vocabulary,
+               ) -> Iterator[tuple[int, list[int], np.ndarray]]:
+        """
+        Take over words that were chosen in another lane; the last one is pending then.
+
+        Yields, for those that see alike, how many steps they see, and ids and positions (3, n) of
+        the rows before them, which have to be in the cache when it goes on.
+        """
+        row = len(self.cache)
+        for sees, group in groupby(words, lambda word: word.sees):
+            ids, placed = [], []
+            for word in group:
+                more, where = self._place(word.owner, sees, row=row)
+                row += len(more)
+                ids += more
+                placed.append(where)
+                self._take(word.token, vocabulary.silence)
+                if word.token in vocabulary.stop:
+                    self._open_turn()
+            self.begun = True
+            yield sees, ids, np.concatenate(placed, axis=1)
 
     def hand_over(self) -> tuple[list[int], np.ndarray]:
         """Give up the pending tokens and their positions (3, n), to go before the next step."""
         return self._place(1, 0)
 
-    def _place(self, owner: int, sees: int,
-               rows: int | None = None) -> tuple[list[int], np.ndarray]:
+    def _place(self, owner: int, sees: int, rows: int | None = None,
+               row: int | None = None) -> tuple[list[int], np.ndarray]:
         """The pending tokens belong to the step for which they were chosen, not to the next."""
         rows = self.pending if rows is None else rows
         ids, self._pending = self._pending[:rows], self._pending[rows:]
         placed = self._track.place(len(ids), self._owner or owner)
         self._next_owner = owner
         if self.record:
-            self.record.add(ids, len(self._cache), placed, sees)
+            self.record.add(ids, len(self.cache) if row is None else row, placed, sees)
         return ids, placed
 
     def looked(self, logits: torch.Tensor, row: int, position: np.ndarray) -> None:
@@ -147,9 +174,13 @@ class TextLane:
         if self.record:
             self.record.logits.append(logits.clone())
             self.record.predicted[-1] = token
+        self._take(token, silence)
+        return token
+
+    def _take(self, token: int, silence: int) -> None:
+        """Have a token that was chosen fed with the next."""
         if token != silence:
             self._used.add(token)
         self.ready = None
         self._pending, self._owner = [token], self._next_owner
         self.spoken += 1
-        return token

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sww_ros.streaming.schedule import NarrationBudget
 
@@ -37,23 +37,55 @@ class StepInfo:
     frames_total: int
 
 
+class Word(NamedTuple):
+    """
+    A token that the narration has spoken, silence included (a value, to the core).
+
+    It belongs to the text of step `owner`, from 1, and was chosen seeing `sees` steps.
+    """
+
+    token: int
+    owner: int
+    sees: int
+
+
+@dataclass(eq=False)
+class Sights:
+    """How many steps of a video, over all its streams, some token could see."""
+
+    count: int = 0
+
+
 @dataclass(eq=False)
 class Video:
     """
-    One video, from its prompt to the last word about it.
+    One stream: a video from its prompt to the last word about it, or a part of one.
+
+    Where a stream is relieved (relay.py), its successor goes on with the same video, under the
+    same `number`; `base` counts the video's steps before its own first, `first` those of the
+    stream that it is to relieve. `stream` numbers all streams of a session.
 
     `opened` says that its prefix is in the cache, `ended` that its last step is perceived,
-    `spoken` that its narration is over, `sighted` how many steps some token could see.
+    `spoken` that its narration is over, `unfinished` that it is within a sentence. `words` are
+    what its narration has said, the first `fed` of which its own cache has been given.
     """
 
     number: int
     prompt: str
     budget: NarrationBudget
+    stream: int = 0
+    base: int = 0
+    first: int = 0
     steps: list[StepInfo] = field(default_factory=list)
     opened: bool = False
     ended: bool = False
     spoken: bool = False
-    sighted: int = 0
+    unfinished: bool = False
+    sights: Sights = field(default_factory=Sights)
+    words: list[Word] = field(default_factory=list)
+    fed: int = 0
+    successor: Video | None = None
+    alone: bool = False
     work: object = None
 
 
@@ -77,18 +109,46 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Open:
-    """Prefill the prefix of a video."""
+    """Prefill the prefix of a video, or of a stream that is to relieve `source`."""
 
     video: Video
+    source: Video | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Perceive:
-    """Perceive the frames of one step; with `last` the video ends with it."""
+    """
+    Perceive the frames of one step; with `last` the video ends with it.
+
+    The step goes into `also` too: the successor of the stream, which is abreast of it.
+    """
 
     video: Video
     frames: tuple[Frame, ...]
     last: bool
+    also: Video | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Carry:
+    """
+    Put step `index` of the stream `source` into its successor `video`, as it was embedded.
+
+    Before it go `words`, which see the steps that are there already.
+    """
+
+    video: Video
+    source: Video
+    index: int
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """What the narration has said before, to be put into its lane over the stream `video`."""
+
+    video: Video
+    words: tuple[Word, ...]
 
 
 @dataclass(frozen=True)
@@ -111,15 +171,17 @@ class Decode:
     """
     One decode step over all speakers that have something to say, neighbours by video.
 
-    With `riding` it goes into the pass that perceives a step, which its turns may see.
+    With `riding` it goes into the pass that perceives a step, which its turns may see. `words`
+    are due in the lane of a stream that has just taken over, or of one that will.
     """
 
     turns: tuple[Turn, ...]
     started_ns: int
     riding: Perceive | None = None
+    words: Words | None = None
 
 
-Job = Open | Perceive | Decode
+Job = Open | Perceive | Carry | Decode
 
 
 # Inputs.
@@ -194,18 +256,27 @@ class Perceived:
 
 
 @dataclass(frozen=True)
+class Carried:
+    """A job is done: the successor has one more step, and the words before it."""
+
+    job: Carry
+
+
+@dataclass(frozen=True)
 class Spoken:
     """
     What a turn has come to: a token of `kind` text | silence | stop.
 
     `delta` is the new text, `sentence` the whole sentence if one ends here, `unfinished` what
-    has been said since the last one, which is told where the text ends with this token.
+    has been said since the last one, which is told where the text ends with this token. `token`
+    is the token itself, to the core just a value.
     """
 
     kind: str
     delta: str = ''
     sentence: str = ''
     unfinished: str = ''
+    token: int = -1
 
 
 @dataclass(frozen=True)
@@ -227,4 +298,4 @@ class Failed:
 
 
 Input = (Fed | Asked | Cancelled | Prompted | Reset | Paused | Ticked | Closed
-         | Opened | Perceived | Decoded | Failed)
+         | Opened | Perceived | Carried | Decoded | Failed)

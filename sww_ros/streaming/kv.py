@@ -138,6 +138,11 @@ class SideLane(Lane):
             context.whole[:, :, :, margin - length:margin] = rows
         return context.whole
 
+    def follow_beside(self, context: LaneView, length: int) -> None:
+        """Take over rows that another process has written before those of `context`."""
+        self._beside = context.whole
+        self._view = LaneView(context.whole[:, :, :, :context.margin], length)
+
     def leave(self) -> None:
         """Lie by itself, as other lanes do."""
         if self._beside is not None:

@@ -21,7 +21,19 @@ import warnings
 import numpy as np
 import torch
 
-from sww_ros.streaming.jobs import Decode, Frame, Input, Open, Opened, Perceive, Perceived, Video
+from sww_ros.streaming.jobs import (
+    Carried,
+    Carry,
+    Decode,
+    Frame,
+    Input,
+    Open,
+    Opened,
+    Perceive,
+    Perceived,
+    Video,
+    Word,
+)
 from sww_ros.streaming.kv import Lane
 from sww_ros.streaming.runner import ModelRunner, describe
 from sww_ros.wire import Channel
@@ -84,21 +96,45 @@ class ForkingRunner(ModelRunner):
             self.pid = 0
 
     def _open(self, job: Open) -> Opened:
-        job.video.work = stream = self._begin(job.video)
-        self._follow(stream.lane, self._call(dict(open=job.video.number, prompt=job.video.prompt)))
+        video, source = job.video, job.source
+        video.work = stream = self._begin(video, source)
+        reply = self._call(dict(open=video.stream, prompt=video.prompt, first=video.first,
+                                source=source.stream if source else None))
+        self._follow(reply, stream.lane)
         return Opened(job)
 
+    def _carry(self, job: Carry) -> Carried:
+        stream, source, words = job.video.work, job.source.work, job.words
+        narration = stream.narration
+        stops = sum(word.token in self._checkpoint.vocabulary.stop for word in words)
+        rows = narration.pending + len(words) + stops * len(self._next_turn)
+        if stream.owed or len(narration.cache) + rows > self._margin:
+            # Only what lies beside the visual lane is shared: the generating side has to do it.
+            stream.owed += words
+            words = ()
+        reply = self._call(dict(carry=job.video.stream, source=job.source.stream, index=job.index,
+                                words=words))
+        for _ in narration.repeat(words, self._checkpoint.vocabulary):
+            pass  # Computed already; what is pending, and where, is to be known here too.
+        stream.place_step()
+        self._follow(reply, stream.lane)
+        narration.cache.follow_beside(stream.lane.view(), reply['narrated'])
+        stream.patches += source.patches[job.index:job.index + 1]
+        return Carried(job)
+
     def _perceive(self, job: Perceive, riding: Decode | None = None) -> list[Input]:
-        stream = job.video.work
+        stream, also = job.video.work, job.also
         if not stream.size[0]:
             self._choose_size(stream, job.frames[0])
+        streams = [stream, also.work] if also else [stream]
         shapes = [frame.pixels.shape for frame in job.frames]
         pixels = b''.join(np.ascontiguousarray(frame.pixels).data for frame in job.frames)
-        reply = self._call(dict(shapes=shapes, last=job.last), pixels)
-        stream.place_step(job.last)
-        self._follow(stream.lane, reply)
-        if reply['patches'] is not None:
-            stream.patches.append(reply['patches'])
+        reply = self._call(dict(perceive=job.video.stream, also=also.stream if also else None,
+                                shapes=shapes, last=job.last), pixels)
+        for each in streams:
+            each.place_step(job.last)
+            each.patches += reply['patches']
+        self._follow(reply, *[each.lane for each in streams])
         return [Perceived(job, *(reply[stage] for stage in STAGES))]
 
     def _call(self, header: dict, pixels: bytes = b'') -> dict:
@@ -113,15 +149,17 @@ class ForkingRunner(ModelRunner):
         reply, payload = message
         if 'error' in reply:
             raise ChildError(reply['error'])
-        reply['patches'] = _from_bytes(payload, *reply.pop('recorded')) if payload else None
+        reply['patches'] = [_from_bytes(payload, *reply.pop('recorded'))] if payload else []
         return reply
 
-    def _follow(self, lane: Lane, reply: dict) -> None:
-        """Take over the buffer and the length that the child has published."""
-        if shape := reply['moved_to']:
-            _, (fd,), _, _ = socket.recv_fds(self._socket, 1, 1)
-            lane.follow(_mapped(fd, shape, self._checkpoint.decoder.dtype), reply['margin'])
-        lane.publish(reply['rows'])
+    def _follow(self, reply: dict, *lanes: Lane) -> None:
+        """Take over the buffers and the lengths that the child has published."""
+        for lane, (rows, shape) in zip(lanes, reply['lanes'], strict=True):
+            if shape:
+                _, (fd,), _, _ = socket.recv_fds(self._socket, 1, 1)
+                buffer = _mapped(fd, shape, self._checkpoint.decoder.dtype)
+                lane.follow(buffer, self._margin)
+            lane.publish(rows)
 
 
 class _Child(ModelRunner):
@@ -145,7 +183,8 @@ class _Child(ModelRunner):
         os.closerange(3, sock.fileno())
         os.closerange(sock.fileno() + 1, FAR_FD)
         self._socket, self._channel = sock, Channel(sock)
-        self._video, self._shared = None, {}
+        self._videos: dict[int, Video] = {}
+        self._shared: dict[int, int] = {}
         self._prove()
         while (message := self._channel.receive()) is not None:
             try:
@@ -159,11 +198,10 @@ class _Child(ModelRunner):
         """Do a small piece of all that will be done, and say so."""
         unit = self._checkpoint.perception.settings.unit
         frame = Frame(np.zeros((2 * unit, 2 * unit, 3), np.uint8))
-        self._video = Video(-1, 'x', None)
-        self._open(Open(self._video))
-        stream = self._video.work
-        stream.size, stream.grid = (2 * unit, 2 * unit), (2, 2)
-        self._perceive(Perceive(self._video, (frame,), False))
+        video = Video(-1, 'x', None)
+        self._open(Open(video))
+        video.work.size, video.work.grid = (2 * unit, 2 * unit), (2, 2)
+        self._perceive(Perceive(video, (frame,), False))
         self._close_shared()
         self._channel.send({'computes': True})
 
@@ -174,37 +212,62 @@ class _Child(ModelRunner):
 
     def _obey(self, header: dict, pixels: bytearray) -> None:
         if 'open' in header:
-            self._video = Video(header['open'], header['prompt'], None)
-            self._open(Open(self._video))
-            self._reply({}, None)
-            return
+            self._begin_stream(header)
+        elif 'carry' in header:
+            self._carry_step(header)
+        else:
+            self._perceive_step(header, pixels)
+
+    def _begin_stream(self, header: dict) -> None:
+        source = self._videos.get(header['source'])
+        video = Video(0, header['prompt'], None, header['open'], first=header['first'])
+        # Of a video there are two streams at most, and of those before it none is perceived.
+        self._videos = {each.stream: each for each in (source, video) if each}
+        self._open(Open(video, source))
+        self._reply({}, video.work.lane)
+
+    def _carry_step(self, header: dict) -> None:
+        video = self._videos[header['carry']]
+        words = tuple(Word(*word) for word in header['words'])
+        self._carry(Carry(video, self._videos[header['source']], header['index'], words))
+        lane, narration = video.work.lane, video.work.narration.cache
+        narration.beside(lane.view(), 0)  # It stays behind when the lane has to grow.
+        self._reply(dict(narrated=len(narration)), lane)
+
+    def _perceive_step(self, header: dict, pixels: bytearray) -> None:
         frames, start = [], 0
         for shape in header['shapes']:
             size = math.prod(shape)
             frame = np.frombuffer(pixels, np.uint8, size, start).reshape(shape)
             frames.append(Frame(frame))
             start += size
-        [done] = self._perceive(Perceive(self._video, tuple(frames), header['last']))
-        recorded = self._video.work.patches
+        video, also = self._videos[header['perceive']], self._videos.get(header['also'])
+        # What was relieved by this one is not perceived any more.
+        self._videos = {number: each for number, each in self._videos.items()
+                        if number >= video.stream}
+        [done] = self._perceive(Perceive(video, tuple(frames), header['last'], also))
+        streams = [each.work for each in (video, also) if each]
+        patches = [stream.patches.pop() for stream in streams if stream.patches]
         self._reply({stage: getattr(done, stage) for stage in STAGES},
-                    recorded.pop() if recorded else None)
+                    *[stream.lane for stream in streams], patches=patches[:1])
 
-    def _reply(self, header: dict, patches: torch.Tensor | None) -> None:
-        lane = self._video.work.lane
-        view = lane.view()
-        buffer = view.kv if view.whole is None else view.whole
-        fd = self._shared.pop(buffer.data_ptr(), None)
+    def _reply(self, header: dict, *lanes: Lane, patches: Sequence[torch.Tensor] = ()) -> None:
+        """Tell what has been published, and hand over the buffers that are new."""
+        buffers = [view.kv if view.whole is None else view.whole
+                   for view in (lane.view() for lane in lanes)]
+        fds = [self._shared.pop(buffer.data_ptr(), None) for buffer in buffers]
         self._close_shared()
-        header |= dict(rows=len(lane), margin=view.margin,
-                       moved_to=tuple(buffer.shape) if fd is not None else None)
+        header['lanes'] = [(len(lane), None if fd is None else tuple(buffer.shape))
+                           for lane, buffer, fd in zip(lanes, buffers, fds)]
         payload = b''
-        if patches is not None:
-            header['recorded'] = tuple(patches.shape), str(patches.dtype).removeprefix('torch.')
-            payload = patches.view(torch.uint8).numpy().data
+        for each in patches:
+            header['recorded'] = tuple(each.shape), str(each.dtype).removeprefix('torch.')
+            payload = each.view(torch.uint8).numpy().data
         self._channel.send(header, payload)
-        if fd is not None:
-            socket.send_fds(self._socket, [b'.'], [fd])
-            os.close(fd)
+        for fd in fds:
+            if fd is not None:
+                socket.send_fds(self._socket, [b'.'], [fd])
+                os.close(fd)
 
     def _new_video_lane(self, rows: int) -> Lane:
         return self._checkpoint.decoder.new_lane(rows, self._allocate, self._margin)

@@ -12,8 +12,8 @@ Rule = Callable[[Core, int], Sequence[Job]]
 
 
 def perception(core: Core, now_ns: int) -> Sequence[Job]:
-    """Perceive, and nothing else."""
-    job = core.next_perception()
+    """Perceive, and between frames prepare the stream that comes next."""
+    job = core.next_perception() or core.next_piece()
     return [job] if job else []
 
 
@@ -23,12 +23,17 @@ def generation(core: Core, now_ns: int) -> Sequence[Job]:
     return [job] if job else []
 
 
+def _steps(core: Core, now_ns: int) -> Sequence[Job]:
+    job = core.next_perception()
+    return [job] if job else []
+
+
 def one_at_a_time(core: Core, now_ns: int) -> Sequence[Job]:
     """Perceive a step as soon as it is there, between two tokens of a sentence."""
-    first, second = perception, generation
+    first, second = _steps, generation
     if not core.prefers_perception:
         first, second = second, first
-    return first(core, now_ns) or second(core, now_ns)
+    return first(core, now_ns) or second(core, now_ns) or perception(core, now_ns)
 
 
 def fused(core: Core, now_ns: int) -> Sequence[Job]:

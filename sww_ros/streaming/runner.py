@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 import time
 
@@ -13,6 +14,8 @@ from sww_ros.streaming.decoder import Chunk
 from sww_ros.streaming.events import NARRATION
 from sww_ros.streaming.generation import TextLane
 from sww_ros.streaming.jobs import (
+    Carried,
+    Carry,
     Decode,
     Decoded,
     Frame,
@@ -25,11 +28,13 @@ from sww_ros.streaming.jobs import (
     Spoken,
     Turn,
     Video,
+    Word,
 )
 from sww_ros.streaming.kv import Lane, LaneView
 from sww_ros.streaming.pace import working_size
 from sww_ros.streaming.positions import Scheme, Track
 from sww_ros.streaming.prompt import ASSISTANT_HEAD, NEXT_TURN, VIDEO_TAIL, prefix_parts
+from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.stream import Stream
 
@@ -55,6 +60,7 @@ class ModelRunner:
         :param config: as `SessionConfig.resolved` returns it
         """
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
+        self._relay = Relay.plan(config.max_steps, config.capacity, config.memory)
         self._silence = checkpoint.vocabulary.silence
         self._next_turn = checkpoint.encode(NEXT_TURN)
         self.decode_steps = 0
@@ -66,21 +72,24 @@ class ModelRunner:
         job = jobs[0]
         if isinstance(job, Open):
             return [self._open(job)]
+        if isinstance(job, Carry):
+            return [self._carry(job)]
         return self._perceive(job) if isinstance(job, Perceive) else [self._decode(job)]
 
     def close(self) -> None:
         """Free what it holds beside memory; no job runs any more."""
 
     def _open(self, job: Open) -> Opened:
-        job.video.work = stream = self._begin(job.video)
+        job.video.work = stream = self._begin(job.video, job.source)
         stream.prefill_prefix()
         return Opened(job)
 
-    def _begin(self, video: Video) -> Stream:
+    def _begin(self, video: Video, source: Video | None) -> Stream:
         checkpoint, config = self._checkpoint, self._config
         prefix = checkpoint.encode(*prefix_parts(checkpoint.defaults.system, video.prompt))
         head = checkpoint.encode(ASSISTANT_HEAD)
-        schedule = make_schedule(config.schedule, config.wait_k, config.schedule_seed)
+        schedule = (source.work.schedule.after(video.first) if source else
+                    make_schedule(config.schedule, config.wait_k, config.schedule_seed))
         timeline = self._scheme.timeline(
             len(prefix), granted=schedule.granted, head_tokens=len(head),
             reserved_steps=0 if config.schedule == 'offline' else config.reserved_steps)
@@ -90,8 +99,11 @@ class ModelRunner:
             lane if self._scheme.serial else checkpoint.decoder.new_side_lane(len(head) + 64),
             self._next_turn)
         stream = Stream(checkpoint.decoder, self._scheme, timeline, prefix,
-                        checkpoint.encode(VIDEO_TAIL), lane, narration)
+                        checkpoint.encode(VIDEO_TAIL), lane, narration, schedule,
+                        deque(maxlen=self._relay.kept if self._relay else 0))
         _keep_record(stream, narration)
+        if source:
+            _go_on(stream, source.work)
         return stream
 
     def _new_video_lane(self, rows: int) -> Lane:
@@ -132,17 +144,27 @@ class ModelRunner:
         preprocessed = time.monotonic_ns()
         embeds = perception.embed(patches, *stream.size)
         seen = time.monotonic_ns()
-        chunk = stream.step_chunk(embeds, job.last)
-        turns = riding.turns if riding else ()
-        due, chunks = self._chunks(turns, (stream, chunk))
-        logits = self._checkpoint.decoder.step([chunk, *chunks])
+        streams = [stream, job.also.work] if job.also else [stream]
+        chunk, *also = [each.step_chunk(embeds, job.last) for each in streams]
+        beside = self._words_beside(riding) if riding else []
+        due, chunks = self._chunks(riding.turns if riding else (), (stream, chunk))
+        logits = self._checkpoint.decoder.step([chunk, *chunks, *also, *beside])
         stream.perceived(chunk, logits[0])
         if self._config.record_trace:
-            stream.patches.append(patches)
+            for each in streams:
+                each.patches.append(patches)
         done = [Perceived(job, started, preprocessed, seen, time.monotonic_ns())]
         if riding:
-            done.append(self._choose(riding, due, logits[1:]))
+            done.append(self._choose(riding, due, logits[1:1 + len(chunks)]))
         return done
+
+    def _carry(self, job: Carry) -> Carried:
+        stream, source = job.video.work, job.source.work
+        words = self._repeat(stream, job.words)
+        chunk = stream.step_chunk(source.step_as_embedded(job.index))
+        self._checkpoint.decoder.step([chunk, *words])
+        stream.patches += source.patches[job.index:job.index + 1]
+        return Carried(job)
 
     def _choose_size(self, stream: Stream, frame: Frame) -> None:
         """Fix the size of all frames of a stream: as configured, or fitted to the first one."""
@@ -152,9 +174,28 @@ class ModelRunner:
     # Generation.
 
     def _decode(self, job: Decode) -> Decoded:
+        beside = self._words_beside(job)
         due, chunks = self._chunks(job.turns)
-        logits = self._checkpoint.decoder.step(chunks) if chunks else []
-        return self._choose(job, due, logits)
+        logits = self._checkpoint.decoder.step([*chunks, *beside]) if chunks or beside else []
+        return self._choose(job, due, logits[:len(chunks)])
+
+    def _words_beside(self, job: Decode) -> list[Chunk]:
+        """Put words into a lane first where its turn comes now; else return what goes beside."""
+        due = job.words
+        narrated = next((turn.video for turn in job.turns if turn.question is None), None)
+        if due and due.video is not narrated:
+            return self._repeat(due.video.work, due.words)
+        return self._repeat(narrated.work, due.words if due else (), False) if narrated else []
+
+    def _repeat(self, stream: Stream, words: Sequence[Word], beside: bool = True) -> list[Chunk]:
+        """Put words into the narration's lane; what may go beside in another pass is returned."""
+        words, stream.owed = [*stream.owed, *words], []
+        passes = len({word.sees for word in words})
+        for number, chunk in enumerate(stream.repeat(words, self._checkpoint.vocabulary), 1):
+            if beside and number == passes:
+                return [chunk]
+            self._checkpoint.decoder.step([chunk])
+        return []
 
     def _chunks(self, turns: Sequence[Turn], riding: tuple[Stream, Chunk] | None = None,
                 ) -> tuple[list[TextLane], list[Chunk]]:
@@ -216,11 +257,19 @@ class ModelRunner:
     def _speak(self, lane: TextLane, row: torch.Tensor) -> Spoken:
         token = lane.choose(row, self._silence)
         if token == self._silence:
-            return Spoken('silence', unfinished=lane.text.unfinished)
+            return Spoken('silence', unfinished=lane.text.unfinished, token=token)
         if token in self._checkpoint.vocabulary.stop:
-            return Spoken('stop', sentence=lane.end_turn())
+            return Spoken('stop', sentence=lane.end_turn(), token=token)
         delta, sentence = lane.text.add(token)
-        return Spoken('text', delta, sentence, lane.text.unfinished)
+        return Spoken('text', delta, sentence, lane.text.unfinished, token)
+
+
+def _go_on(stream: Stream, source: Stream) -> None:
+    """Have a stream go on with the video and the text of another one."""
+    stream.size, stream.grid = source.size, source.grid
+    stream.narration.text = source.narration.text
+    if stream.narration.record:
+        stream.before = source
 
 
 def _keep_record(stream: Stream, lane: TextLane) -> None:

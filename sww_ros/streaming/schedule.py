@@ -9,6 +9,7 @@ before the step is spoken about: OSPE reserves its positions by it.
 from __future__ import annotations
 
 from bisect import bisect_right
+import copy
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,9 @@ class Schedule(Protocol):
     def sees(self, index: int, perceived: int) -> int:
         """How many of `perceived` steps the row that predicts token `index` sees."""
 
+    def after(self, steps: int) -> Schedule:
+        """Return the schedule of what follows the first `steps` steps, counted from there."""
+
 
 class Live:
     """As fast as both sides can: K tokens a step, each sees all that is perceived."""
@@ -45,6 +49,9 @@ class Live:
 
     def sees(self, index: int, perceived: int) -> int:
         return perceived
+
+    def after(self, steps: int) -> Live:
+        return self
 
 
 class WaitK(Live):
@@ -80,6 +87,12 @@ class RandomWaitK:
     def sees(self, index: int, perceived: int) -> int:
         return min(self.step_of(index), perceived)
 
+    def after(self, steps: int) -> RandomWaitK:
+        before, rest = self.granted(steps), copy.copy(self)
+        rest._rng = copy.deepcopy(self._rng)
+        rest._totals = [total - before for total in self._totals[steps:]]
+        return rest
+
 
 class Offline:
     """Nothing is said before the video has ended; every token sees it whole."""
@@ -92,6 +105,9 @@ class Offline:
 
     def sees(self, index: int, perceived: int) -> int:
         return perceived
+
+    def after(self, steps: int) -> Offline:
+        return self
 
 
 def make_schedule(name: str, wait_k: int, seed: int = 0) -> Schedule:
@@ -168,6 +184,14 @@ class NarrationBudget:
         is_last = self.ended and step >= self.steps
         everything = self._cap is not None or is_last
         self.index = max(self.index, self._granted if everything else self.schedule.granted(step))
+
+    def after(self, steps: int) -> NarrationBudget:
+        """Return what is left once `steps` steps are forgotten; what they still grant is too."""
+        before, rest = self.schedule.granted(steps), copy.copy(self)
+        rest.schedule, rest.steps = self.schedule.after(steps), self.steps - steps
+        rest.index = max(0, self.index - before)
+        rest._granted = max(rest.index, self._granted - before)
+        return rest
 
     def close(self) -> None:
         """Grant nothing any more."""

@@ -42,6 +42,7 @@ from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import Scheme, VideoClock, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.prompt import question_parts
+from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import Rule
 from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.trace import Trace
@@ -85,7 +86,8 @@ class Session:
         self._core = Core(
             settings, prompt=settings.prompt, wait_k=settings.wait_k, max_steps=settings.max_steps,
             frames_per_step=checkpoint.perception.settings.temporal_patch_size,
-            serial=scheme.serial)
+            serial=scheme.serial,
+            relay=Relay.plan(settings.max_steps, settings.capacity, settings.memory))
         # The one lock: it guards the core, and wakes whoever waits for a job or for rest.
         self._changed = threading.Condition()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -140,6 +142,7 @@ class Session:
             dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._core.wait_k, max_steps=self._core.max_steps,
+            capacity=self._settings.capacity, memory=self._settings.memory,
             repetition_penalty=self._settings.repetition_penalty,
             schedule=self.config.schedule, overlap=self._overlap,
             threads=max(1, self.config.threads),
@@ -243,10 +246,21 @@ class Session:
 
         :raises ValueError: when the session does not record (`record_trace`)
         """
+        return self.traces()[-1]
+
+    def traces(self) -> list[Trace]:
+        """
+        Return the records of all streams of the current video, each of which relieved the last.
+
+        :raises ValueError: when the session does not record (`record_trace`)
+        """
         if not self.config.record_trace:
             raise ValueError('this session records no trace: set record_trace')
-        stream = self._core.video.work
-        return Trace.of(stream, stream.records)
+        found, stream = [], self._core.video.work
+        while stream is not None:
+            found.append(Trace.of(stream, stream.records))
+            stream = stream.before
+        return found[::-1]
 
     def close(self) -> None:
         """End all questions and `events()`; what is computed just now is finished first."""

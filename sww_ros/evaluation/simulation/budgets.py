@@ -44,8 +44,9 @@ def _accounts(reading: Reading) -> Iterator[tuple[Moment, _Account, int | None]]
         if type(given) is Decoded and not moment.closed:
             for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):
                 if live and turn.question is None and spoken is not None:
-                    yield moment, account, turn.owner
-                    account.spoke(turn.owner, spoken.kind == 'stop')
+                    owner = turn.video.base + turn.owner
+                    yield moment, account, owner
+                    account.spoke(owner, spoken.kind == 'stop')
         elif type(given) is Perceived and any(
                 isinstance(event, StepPerceived) for event in moment.entry.events):
             account.perceived(given.job.last)
@@ -99,7 +100,7 @@ def what_may_be_said_is_said(reading: Reading) -> Iterator[str]:
             if account.since < settings.wait_k and not account.rested:
                 yield f'{account.since} tokens since the last step'
         elif settings.schedule != 'offline':
-            for step in range(1, account.steps + 1):
+            for step in range(1 + moment.base, account.steps + 1):
                 due = schedule.granted(step) - schedule.granted(step - 1)
                 if account.by_step[step] < due and step not in account.given_up:
                     yield f'{account.by_step[step]} tokens about step {step}'

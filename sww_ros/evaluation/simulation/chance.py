@@ -44,6 +44,8 @@ _MOODS = tuple((tuple(weights), tuple(weights.values()), failing, sides)
 _WORDS = 'ttttSShsse'
 _TAILS = ('t', 's', 'e', 'tsSe', 'tttS', 'h')
 _NAMES = 'abcdef'
+# Most steps of a stream, its capacity, and how many are carried over.
+_RELAYS = ((3, 2, 1), (4, 2, 1), (4, 3, 1), (4, 3, 2), (6, 4, 2), (6, 3, 2), (8, 4, 3), (12, 6, 5))
 
 
 def random_script(seed: int) -> Script:
@@ -62,10 +64,14 @@ def random_script(seed: int) -> Script:
 
 def random_settings(chance: random.Random) -> Settings:
     """Return settings as they come up, small, so that every limit is met."""
+    max_steps = chance.choice((1, 2, 3, 4, 50))
+    relay = None
+    if chance.random() < 0.5:
+        max_steps, *relay = chance.choice(_RELAYS)
     return Settings(
         overlap=chance.choice(tuple(EXECUTORS)), serial=chance.random() < 0.2,
         schedule=chance.choice(SCHEDULES), schedule_seed=chance.randrange(3),
-        wait_k=chance.randint(1, 3), max_steps=chance.choice((1, 2, 3, 4, 50)),
+        wait_k=chance.randint(1, 3), max_steps=max_steps, relay=relay and tuple(relay),
         frames_per_step=chance.choice((1, 1, 2, 3)), max_pending_frames=chance.choice((1, 2, 4, 8)),
         max_answers=chance.randint(1, 3), max_queued=chance.randint(0, 2),
         question_policy=chance.choice(QUESTION_POLICIES),

@@ -30,7 +30,7 @@ from sww_ros.evaluation.simulation.script import (
 )
 from sww_ros.evaluation.simulation.world import World
 from sww_ros.streaming.core import Core
-from sww_ros.streaming.jobs import Decode, Job
+from sww_ros.streaming.jobs import Decode, Job, Word
 
 MOST_INPUTS = 6
 _THEMES = dict(
@@ -42,11 +42,13 @@ _SMALL = dict(wait_k=1, max_steps=2, max_answers=1, max_queued=1, max_answer_tok
               max_rest_tokens=1)
 _EXECUTORS = (
     dict(overlap='threads'), dict(overlap='serial', schedule='offline'),
-    dict(overlap='fused', schedule='wait_k'), dict(overlap='serial', serial=True))
+    dict(overlap='fused', schedule='wait_k'), dict(overlap='serial', serial=True),
+    dict(overlap='threads', max_steps=3, relay=(2, 1)))
 # What differs between two states that go on alike: times, numbers, and what was said.
 _IMMATERIAL = frozenset((
     '_blind_ns', '_config', '_decoded', '_events', '_now', '_seq', 'asked_ns', 'fed_ns', 'number',
-    'pixels', 'prompt', 'received_ns', 'stamp_ns', 'started_ns', 'unfinished', 'words'))
+    'pixels', 'prompt', 'received_ns', 'rest', 'stamp_ns', 'started_ns', 'stream', 'tokens',
+    'told'))
 
 
 class Found(NamedTuple):
@@ -117,8 +119,10 @@ def scopes(most_of_all: int = 4) -> list[Scope]:
     every = tuple(dict.fromkeys(move for theme in _THEMES.values() for move in theme))
     found = []
     for executor in _EXECUTORS:
-        settings = Settings(**_SMALL, **executor)
-        found += [Scope(settings, theme) for theme in _THEMES.values()]
+        settings = Settings(**_SMALL | executor)
+        # Where streams are relieved too, there are many more states.
+        most = MOST_INPUTS - (settings.relay is not None)
+        found += [Scope(settings, theme, most) for theme in _THEMES.values()]
         found += [Scope(settings, every, most_of_all),
                   Scope(settings, every, most_of_all - 1, fails=True)]
     return found
@@ -133,6 +137,8 @@ def _state(world: World) -> int:
 def _canonical(value: object, met: dict[int, int]) -> object:
     """Plain data that is equal for objects which are alike, and refer to each other alike."""
     kind = type(value)
+    if kind is Word:
+        return value.owner, value.sees
     if kind in (int, str, bool, float) or value is None:
         return value
     if kind in (tuple, list, deque):

@@ -10,22 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 from sww_ros.streaming import core as core_module
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.events import NARRATION
 from sww_ros.streaming.frames import PendingFrames
-from sww_ros.streaming.jobs import Decode, Decoded, Open, Paused
+from sww_ros.streaming.jobs import Decode, Decoded, Open, Paused, Sights, Words
+from sww_ros.streaming.relay import Relay, owed
 from sww_ros.streaming.schedule import NarrationBudget
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A wrong member in place of an honest one; `make` is given the honest one."""
+    """A wrong member of a class or module in place of an honest one, which `make` is given."""
 
     name: str
     words: str
-    kind: type
+    kind: type | ModuleType
     member: str
     make: Callable
 
@@ -48,7 +50,7 @@ def seeded(fault: Fault) -> Iterator[None]:
         handlers.update(dict.fromkeys(inputs, honest))
 
 
-def _fault(kind: type, member: str) -> Callable:
+def _fault(kind: type | ModuleType, member: str) -> Callable:
     def keep(make: Callable) -> Callable:
         words = ' '.join(make.__doc__.split())
         FAULTS.append(Fault(make.__name__.strip('_'), words, kind, member, make))
@@ -279,6 +281,167 @@ def _a_prompt_is_lost(honest):
         if not isinstance(core._perceiving, Open):
             honest(core, given)
     return prompted
+
+
+# The relay.
+
+@_fault(Core, '_may_hand_over')
+def _a_hand_over_cuts_a_sentence(honest):
+    """A stream is relieved as soon as the next one is prepared, in mid-sentence."""
+    def may_hand_over(core):
+        core.video.unfinished, unfinished = False, core.video.unfinished
+        found = honest(core)
+        core.video.unfinished = unfinished
+        return found
+    return may_hand_over
+
+
+@_fault(Core, '_may_hand_over')
+def _a_hand_over_loses_a_token(honest):
+    """A stream is relieved while a token of its narration is computed, which is lost then."""
+    def may_hand_over(core):
+        core._decoding, decoding = None, core._decoding
+        found = honest(core)
+        core._decoding = decoding
+        return found
+    return may_hand_over
+
+
+@_fault(Core, '_may_hand_over')
+def _a_hand_over_skips_steps(honest):
+    """A stream is relieved before the narration has come to the steps that are carried over."""
+    def may_hand_over(core):
+        successor = core.video.successor
+        successor.first, first = 0, successor.first
+        found = honest(core)
+        successor.first = first
+        return found
+    return may_hand_over
+
+
+@_fault(core_module, 'is_abreast')
+def _a_hand_over_comes_too_early(honest):
+    """The newest step is missing in the stream that takes over."""
+    def is_abreast(video):
+        successor = video.successor
+        return successor is not None and bool(successor.steps) and (
+            successor.first + len(successor.steps) >= len(video.steps) - 1)
+    return is_abreast
+
+
+@_fault(core_module, 'take_over')
+def _the_last_words_are_forgotten(honest):
+    """What was said between the last piece and the hand-over is missing in the next stream."""
+    def take_over(video):
+        successor = honest(video)
+        successor.fed = len(successor.words)
+        return successor
+    return take_over
+
+
+@_fault(Core, '_carried')
+def _words_are_carried_twice(honest):
+    """What went with one piece goes with the next one again."""
+    def carried(core, given):
+        honest(core, given)
+        given.job.video.fed = 0
+    return carried
+
+
+@_fault(Core, '_perceived')
+def _a_step_is_carried_twice(honest):
+    """A step that went into both streams is carried over as well."""
+    def perceived(core, given):
+        honest(core, given)
+        if given.job.also and given.job.also.steps:
+            given.job.also.steps.pop()
+    return perceived
+
+
+@_fault(core_module, 'take_over')
+def _a_hand_over_is_another_video(honest):
+    """The stream that takes over counts as the next video."""
+    def take_over(video):
+        successor = honest(video)
+        successor.number += 1
+        return successor
+    return take_over
+
+
+@_fault(Relay, 'successor')
+def _steps_count_from_0_again(honest):
+    """The stream that takes over does not know how many steps the video had before."""
+    def successor(relay, video, stream):
+        found = honest(relay, video, stream)
+        found.base = 0
+        return found
+    return successor
+
+
+@_fault(core_module, 'take_over')
+def _the_budget_is_not_handed_over(honest):
+    """The next stream's narration spends the budget by the old stream's count of steps."""
+    def take_over(video):
+        successor = honest(video)
+        successor.budget = video.budget
+        return successor
+    return take_over
+
+
+@_fault(core_module, 'take_over')
+def _what_was_seen_is_seen_again(honest):
+    """The steps that are carried over are told to be seen for the first time."""
+    def take_over(video):
+        successor = honest(video)
+        successor.sights = Sights(successor.base)
+        return successor
+    return take_over
+
+
+@_fault(Core, 'next_piece')
+def _a_step_waits_for_all_pieces(honest):
+    """A frame is not looked at before the next stream is prepared."""
+    def next_piece(core):
+        core._pieces = -1
+        return honest(core)
+    return next_piece
+
+
+@_fault(Core, '_failed')
+def _a_piece_that_fails_is_tried_again(honest):
+    """A successor that cannot be prepared is begun again and again."""
+    def failed(core, given):
+        honest(core, given)
+        core.video.alone = False
+    return failed
+
+
+@_fault(Core, '_switch')
+def _a_reset_spares_a_successor(honest):
+    """A stream that was to relieve one that is forgotten relieves the next video's."""
+    def switch(core, reason):
+        successor = core.video.successor
+        honest(core, reason)
+        core.video.successor = successor
+    return switch
+
+
+@_fault(Core, '_words_due')
+def _both_sides_write_a_narration(honest):
+    """Words are put into a stream beside a piece that does the same."""
+    def words_due(core, turns):
+        successor = core.video.successor
+        if (found := honest(core, turns)) or not successor or not successor.opened:
+            return found
+        words = [word for word in owed(core.video).words if word.sees <= len(successor.steps)]
+        return Words(successor, tuple(words)) if words and turns[-1].question is None else None
+    return words_due
+
+
+@_fault(Core, '_is_full')
+def _a_full_stream_goes_on(honest):
+    """A stream that waits to be relieved gets more steps than it may have."""
+    return property(lambda core: False if core.video.successor else honest.fget(core))
 
 
 # Pauses and frames.

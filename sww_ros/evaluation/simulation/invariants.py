@@ -8,6 +8,7 @@ from sww_ros.evaluation.simulation.budgets import BUDGETS
 from sww_ros.evaluation.simulation.life import LIFE
 from sww_ros.evaluation.simulation.questions import QUESTIONS
 from sww_ros.evaluation.simulation.reading import Reading
+from sww_ros.evaluation.simulation.relaying import RELAYING
 from sww_ros.evaluation.simulation.script import Script
 from sww_ros.evaluation.simulation.seeing import SEEING
 from sww_ros.evaluation.simulation.speaking import SPEAKING
@@ -18,7 +19,7 @@ Invariant = Callable[[Reading], Iterator[str]]
 """Yields in words what breaks it."""
 
 INVARIANTS: tuple[Invariant, ...] = (
-    *QUESTIONS, *WATCHING, *LIFE, *SPEAKING, *SEEING, *BUDGETS)
+    *QUESTIONS, *WATCHING, *LIFE, *SPEAKING, *SEEING, *BUDGETS, *RELAYING)
 
 
 def violations(script: Script) -> list[str]:

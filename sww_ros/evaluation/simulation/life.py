@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sww_ros.evaluation.simulation.reading import Reading
+from sww_ros.evaluation.simulation.relaying import is_piece
 from sww_ros.evaluation.simulation.world import MOST_JOBS, Taken
 from sww_ros.streaming.core import MAX_FAILURES
 from sww_ros.streaming.events import Restarted, Trouble
@@ -68,8 +69,8 @@ def a_failure_begins_anew_what_it_concerns(reading: Reading) -> Iterator[str]:
             fatal = any(isinstance(event, Trouble) and event.fatal
                         for event in moment.entry.events)
             concerns = any(moment.live) or any(
-                not isinstance(job, Decode) and job.video.number == moment.video
-                for job in given.jobs)
+                not isinstance(job, Decode) and not is_piece(job)
+                and job.video.number == moment.video for job in given.jobs)
             if ('error' in again) != (concerns and not fatal):
                 yield f'{given.message} restarts {again}'
 

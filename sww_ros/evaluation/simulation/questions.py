@@ -201,7 +201,7 @@ def waiting_for_a_video_has_an_end(reading: Reading) -> Iterator[str]:
         for event in entry.events:
             if isinstance(event, StepPerceived):
                 sees, perceiving = True, False
-            elif isinstance(event, Restarted):
+            elif isinstance(event, Restarted) and event.reason != 'relay':
                 blind_since, sees = entry.now if sees else blind_since, False
                 perceiving = False
             elif isinstance(event, TextDelta) and event.finish_reason == 'no_video':

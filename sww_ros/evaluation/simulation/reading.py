@@ -6,7 +6,7 @@ It goes by inputs and by what was told alone, and knows nothing of how the core 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,16 +25,19 @@ from sww_ros.streaming.events import (
 )
 from sww_ros.streaming.jobs import (
     Asked,
+    Carried,
     Closed,
     Decode,
     Decoded,
     Failed,
     Fed,
     Job,
+    Open,
     Paused,
     Perceived,
     Prompted,
     Turn,
+    Video,
 )
 
 
@@ -53,8 +56,9 @@ class Moment:
 
     `open` are questions by id, oldest first; `steps` are those told of the current `video`;
     `spoken` says that its narration is over. Of a decode step's turns, `live` says whether they
-    count, and `cached` how many steps of their video there are to be seen: those told, and one
-    that came back late with a token of an answer in its pass.
+    count, and `cached` how many steps of their stream there are to be seen: those told, and one
+    that came back late with a token of an answer in its pass. `base` counts the steps of the
+    video before its current stream.
     """
 
     entry: Entry
@@ -65,6 +69,7 @@ class Moment:
     paused: bool
     closed: bool
     prompt: str
+    base: int
     open: dict[str, Asking]
     frames: int
     open_after: dict[str, Asking] | None = None
@@ -102,9 +107,13 @@ class Reading:
         self._prompt = 'p0'
         self._open: dict[str, Asking] = {}
         self._ridden: set[Job | None] = set()
+        self._stream: Video | None = None
+        self._coming: Video | None = None
+        self._cached: Counter[Video] = Counter()
         for entry in log:
             moment = Moment(entry, self._video, self._steps, self._spoken, self._ended,
-                            self._paused, self._closed, self._prompt, self._open, self._frames)
+                            self._paused, self._closed, self._prompt,
+                            self._stream.base if self._stream else 0, self._open, self._frames)
             if type(entry) is Told:
                 self._read(moment, entry)
                 self.told.append(moment)
@@ -123,18 +132,23 @@ class Reading:
 
     def _see(self, moment: Moment, jobs: Sequence[Job]) -> None:
         job = jobs[-1]
-        if type(job) is Decode:
+        if type(job) is Open:
+            if job.source is None:
+                self._stream = job.video
+            else:
+                self._coming = job.video
+        elif type(job) is Decode:
             self._ridden.add(job.riding)
             moment.live = tuple(map(self._is_live, job.turns))
             moment.cached = tuple(
-                len(self.steps_of[turn.video.number])
+                self._cached[turn.video]
                 + (job.riding is not None and job.riding.video is turn.video)
                 for turn in job.turns)
 
     def _is_live(self, turn: Turn) -> bool:
         """Whether a turn is the current narrator's, or an open question's."""
         if turn.question is None:
-            return turn.video.number == self._video and not self._spoken
+            return turn.video is self._stream and not self._spoken
         asking = self._open.get(turn.question.question_id)
         return (asking is not None and asking.video is not None
                 and asking.asked_ns == turn.question.asked_ns)
@@ -149,8 +163,11 @@ class Reading:
                                 if hasattr(job, 'turns') for turn in job.turns)
         elif kind is Perceived and (given.job.video.number == self._video
                                     or given.job in self._ridden):
+            self._cached.update(each for each in (given.job.video, given.job.also) if each)
             steps, frames = self.steps_of[given.job.video.number], given.job.frames
             steps.append(((steps[-1][0] if steps else 0) + len(frames), frames[-1].stamp_ns))
+        elif kind is Carried:
+            self._cached[given.job.video] += 1
         if not self._closed:
             self._take_in(entry, given, kind)
         for event in entry.events:
@@ -176,7 +193,11 @@ class Reading:
             self._prompt = given.prompt
 
     def _restarted(self, event: Restarted) -> None:
-        self._video, self._steps, self._spoken, self._ended = event.video, 0, False, False
+        if event.reason == 'relay':
+            self._stream, self._coming = self._coming, None
+        else:
+            self._video, self._steps, self._spoken, self._ended = event.video, 0, False, False
+            self._stream = self._coming = None
 
     def _step(self, event: StepPerceived) -> None:
         self._steps += 1

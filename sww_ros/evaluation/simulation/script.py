@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.core import Core
+from sww_ros.streaming.relay import Relay
 
 
 class _Brief:
@@ -25,7 +26,11 @@ class _Brief:
 
 @dataclass(frozen=True, repr=False)
 class Settings(_Brief):
-    """What a core is made with, and which of `world.EXECUTORS` drives it."""
+    """
+    What a core is made with, and which of `world.EXECUTORS` drives it.
+
+    `relay` is capacity and memory, where streams are relieved.
+    """
 
     overlap: str = 'threads'
     serial: bool = False
@@ -33,6 +38,7 @@ class Settings(_Brief):
     schedule_seed: int = 0
     wait_k: int = 2
     max_steps: int = 8
+    relay: tuple[int, int] | None = None
     frames_per_step: int = 1
     max_pending_frames: int = 8
     max_answers: int = 2
@@ -46,10 +52,17 @@ class Settings(_Brief):
 
     def make_core(self) -> Core:
         return Core(_config(self), prompt='p0', wait_k=self.wait_k, max_steps=self.max_steps,
-                    frames_per_step=self.frames_per_step, serial=self.serial)
+                    frames_per_step=self.frames_per_step, serial=self.serial,
+                    relay=self.make_relay())
+
+    def make_relay(self) -> Relay | None:
+        """When its streams are relieved, as a session would have it."""
+        if self.relay is None or self.serial or self.schedule == 'offline':
+            return None
+        return Relay.plan(self.max_steps, *self.relay)
 
 
-_OF_CORE = ('overlap', 'serial', 'wait_k', 'max_steps', 'frames_per_step')
+_OF_CORE = ('overlap', 'serial', 'wait_k', 'max_steps', 'frames_per_step', 'relay')
 
 
 @lru_cache(maxsize=64)

@@ -66,9 +66,13 @@ def each_step_is_sighted_once(reading: Reading) -> Iterator[str]:
     for moment in reading.told:
         given = moment.entry.given
         before = dict(sighted) if type(given) is Decoded else sighted
+        # Steps that nobody saw before a stream was relieved are not seen after it.
+        bases = [turn.video.base for turn in given.job.turns] if type(given) is Decoded else []
         for event in moment.entry.events:
             if isinstance(event, FirstSight):
-                if event.index != sighted[event.video] or type(given) is not Decoded:
+                if event.index != sighted[event.video] and not (
+                        event.index > sighted[event.video] and event.index in bases
+                        ) or type(given) is not Decoded:
                     yield f'{event} after {sighted[event.video]} steps'
                 sighted[event.video] = event.index + 1
             elif isinstance(event, TextDelta) and event.first_sight != (
@@ -77,7 +81,7 @@ def each_step_is_sighted_once(reading: Reading) -> Iterator[str]:
                 yield f'{event} has the wrong first_sight'
         if type(given) is Decoded and not moment.closed:
             for turn, live in zip(given.job.turns, moment.live):
-                if live and sighted[turn.video.number] < turn.sees:
+                if live and sighted[turn.video.number] < turn.video.base + turn.sees:
                     yield f'{turn.sees} steps of video {turn.video.number} are seen unsaid'
 
 

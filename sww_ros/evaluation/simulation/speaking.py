@@ -37,7 +37,7 @@ def narration_ends_once_a_video(reading: Reading) -> Iterator[str]:
                 cut = '' if ended in ('stop', 'length') else ended
                 if not ended:
                     yield 'the narration ends without a reason'
-        elif isinstance(event, Restarted):
+        elif isinstance(event, Restarted) and event.reason != 'relay':
             if bool(ended) != reading.settings.narrate:
                 yield f'video {event.video - 1} is left, its narration ended with {ended!r}'
             if event.reason == 'ended' == ended and (moment.ended or _ends(moment)):
@@ -114,7 +114,8 @@ def what_counts_is_told(reading: Reading) -> Iterator[str]:
         for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):
             if live and spoken is not None and spoken.delta:
                 name = turn.question.question_id if turn.question else NARRATION
-                due.append((name, spoken.delta, turn.sees, turn.video.number))
+                sees = turn.video.base + turn.sees
+                due.append((name, spoken.delta, sees, turn.video.number))
         told = [(event.stream_id, event.delta, event.steps_seen, event.video) for event in texts]
         if told != due:
             yield f'{told} is told of {due}'

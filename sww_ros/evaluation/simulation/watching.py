@@ -67,7 +67,7 @@ def steps_are_numbered_in_order(reading: Reading) -> Iterator[str]:
                       f'{moment.steps} of {moment.video}'
             if type(given) is not Perceived or given.job.video.number != event.video:
                 yield f'step {event.index} of video {event.video} is told of at {moment.what}'
-            if event.index >= reading.settings.max_steps:
+            if event.index - moment.base >= reading.settings.max_steps:
                 yield f'step {event.index} is more than a video holds'
 
 
@@ -88,7 +88,7 @@ def a_video_is_of_one_clip(reading: Reading) -> Iterator[str]:
     for moment in reading.told:
         given = moment.entry.given
         for event in moment.entry.events:
-            if isinstance(event, Restarted):
+            if isinstance(event, Restarted) and event.reason != 'relay':
                 reasons[event.video] = event.reason
             elif isinstance(event, StepPerceived) and type(given) is Perceived:
                 found = {reading.clips[frame.stamp_ns] for frame in given.job.frames}

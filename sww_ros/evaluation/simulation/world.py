@@ -27,6 +27,8 @@ from sww_ros.streaming.events import Event
 from sww_ros.streaming.jobs import (
     Asked,
     Cancelled,
+    Carried,
+    Carry,
     Closed,
     Decode,
     Decoded,
@@ -94,30 +96,37 @@ class Rest:
 Entry = Told | Taken | Rest
 
 
-class _Lane:
-    """A fake speaker: pieces of its head that are still to be fed, what it said unfinished."""
+class _Text:
+    """What a fake speaker has said: how many tokens and words, and the rest of a sentence."""
 
-    def __init__(self, pieces: int) -> None:
-        self.pieces, self.words, self.unfinished = pieces, 0, ''
+    def __init__(self) -> None:
+        self.tokens = self.told = 0
+        self.rest = ''
+
+    def add(self, letter: str) -> Spoken:
+        self.tokens += 1
+        kind = {'s': 'silence', 'e': 'stop'}.get(letter, 'text')
+        delta = sentence = ''
+        if letter in 'tS':
+            self.told += 1
+            delta = f'{self.told},'
+            self.rest += delta
+        if letter in 'eS':
+            sentence, self.rest = self.rest, ''
+        return Spoken(kind, delta, sentence, self.rest, self.tokens)
+
+
+class _Lane:
+    """A fake speaker: pieces of its head that are still to be fed, and its text."""
+
+    def __init__(self, pieces: int, text: _Text | None = None) -> None:
+        self.pieces, self.text = pieces, text or _Text()
 
     def speak(self, letter: str) -> Spoken | None:
         if self.pieces:
             self.pieces -= 1
             return None
-        if letter == 's':
-            return Spoken('silence', unfinished=self.unfinished)
-        if letter == 'e':
-            sentence, self.unfinished = self.unfinished, ''
-            return Spoken('stop', sentence=sentence)
-        if letter == 'h':
-            return Spoken('text', unfinished=self.unfinished)
-        self.words += 1
-        delta = f'{self.words},'
-        self.unfinished += delta
-        if letter == 'S':
-            sentence, self.unfinished = self.unfinished, ''
-            return Spoken('text', delta, sentence)
-        return Spoken('text', delta, unfinished=self.unfinished)
+        return self.text.add(letter)
 
 
 class World:
@@ -203,7 +212,7 @@ class World:
             self.log.append(Taken(self.now, jobs, rested or core.at_rest))
             for job in jobs:
                 if isinstance(job, Open):
-                    job.video.work = _Lane(1)
+                    job.video.work = _Lane(0, job.source.work.text) if job.source else _Lane(1)
 
     def _tell(self, given: Input) -> None:
         try:
@@ -260,6 +269,8 @@ class World:
     def _result(self, job: Job, since: int, says: str) -> Input:
         if isinstance(job, Open):
             return Opened(job)
+        if isinstance(job, Carry):
+            return Carried(job)
         if isinstance(job, Perceive):
             return Perceived(job, since, since, since, self.now)
         return Decoded(job, tuple(_lane(turn).speak(says[index % len(says)])
