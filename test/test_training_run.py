@@ -27,11 +27,10 @@ from sww_ros.streaming.events import StepPerceived
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.session import Session
 from sww_ros.training.__main__ import main
-from sww_ros.training.batches import pad
 from sww_ros.training.clips import ClipMaker
 from sww_ros.training.data.annotations import Report
 from sww_ros.training.data.records import Sample, guess_form
-from sww_ros.training.loss import Loss
+from sww_ros.training.loss import Loss, pad
 from sww_ros.training.model import ADAPTER, StreamSettings, export, load_model
 from sww_ros.training.progress import LOG
 from sww_ros.training.recipe import Recipe, parse

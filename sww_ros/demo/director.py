@@ -62,7 +62,7 @@ class Director:
         :raises ChildDied: when a process ends before its time
         :raises DemoError: when nothing is perceived
         """
-        with Household(self._overheard) as house:
+        with Household(self._on_log) as house:
             house.start('narrator', self._narrator_command())
             listener = Listener()
             try:
@@ -73,7 +73,7 @@ class Director:
                 if self._options.video and self._options.is_builtin:
                     listener.look()
                 self._watch(house, listener, source)
-                self._hear_out(house, listener)
+                self._wait_for_last_words(house, listener)
                 for line in self._transcript.open_lines:
                     self._display.line(line, 'cut off by the end')
             finally:
@@ -102,7 +102,7 @@ class Director:
         return [*command_of(SOURCE[bool(options.video)]), '--ros-args', *(
             part for name, value in settings.items() for part in ('-p', f'{name}:={value}'))]
 
-    def _overheard(self, name: str, line: str) -> None:
+    def _on_log(self, name: str, line: str) -> None:
         """Pass on what a process logs, if it is worth it; called on its reader's thread."""
         if any(level in line for level in LOUD):
             self._display.note(f'{name}: {line.partition("]: ")[2] or line}')
@@ -113,7 +113,7 @@ class Director:
               trouble: str) -> None:
         end = time.monotonic() + START_LIMIT_S
         while not condition():
-            self._hear(house, listener)
+            self._take_event(house, listener)
             if time.monotonic() > end:
                 raise DemoError(f'{trouble} within {START_LIMIT_S:.0f} s')
 
@@ -123,7 +123,7 @@ class Director:
         count = OWN_QUESTIONS if asked is None else len(asked)
         times_s = [self._options.seconds * (n + 1) / (count + 1) for n in range(count)]
         while not source.ended:
-            self._hear(house, listener)
+            self._take_event(house, listener)
             if self._strange:
                 listener.look_away()
             now_s = (listener.now_ns() - self.record.start_ns) / NANOSECONDS
@@ -140,11 +140,11 @@ class Director:
         for number in range(len(self.record.exchanges), count):
             self._ask(listener, number)
 
-    def _hear_out(self, house: Household, listener: Listener) -> None:
+    def _wait_for_last_words(self, house: Household, listener: Listener) -> None:
         end = time.monotonic() + LAST_WORDS_S
         self._last_word_s = time.monotonic()
         while time.monotonic() < end:
-            self._hear(house, listener)
+            self._take_event(house, listener)
             quiet = time.monotonic() - self._last_word_s > QUIET_S
             if quiet and all(exchange.done for exchange in self.record.exchanges):
                 return
@@ -164,29 +164,29 @@ class Director:
         self._display.question(exchange.text, exchange.asked_ns)
         listener.ask(number, exchange.text)
 
-    # What is heard.
+    # Events.
 
-    def _hear(self, house: Household, listener: Listener) -> None:
+    def _take_event(self, house: Household, listener: Listener) -> None:
         """Take the next event, if one comes soon."""
         house.check()
         try:
             event = listener.events.get(timeout=0.05)
         except queue.Empty:
             return
-        getattr(self, f'_hear_{event.kind}')(event)
+        getattr(self, f'_on_{event.kind}')(event)
 
-    def _hear_scene(self, event: DemoEvent) -> None:
+    def _on_scene(self, event: DemoEvent) -> None:
         self.record.scene = json.loads(event.content.data)
         self.record.witness = Witness.from_json(event.content.data)
         self._begin(self.record.witness.start_ns)
 
-    def _hear_picture(self, event: DemoEvent) -> None:
+    def _on_picture(self, event: DemoEvent) -> None:
         found = '' if self._strange else difference(image_to_rgb(event.content))
         if found:
             self._strange = True
             self._display.warn(strange_picture(found))
 
-    def _hear_step(self, event: DemoEvent) -> None:
+    def _on_step(self, event: DemoEvent) -> None:
         step = Step.from_message(event.content)
         steps = self.record.steps
         if not self.record.start_ns:
@@ -200,7 +200,7 @@ class Director:
         self.record.ready_s = time.monotonic() - self._begun_s
         self._display.clock = seconds_since(start_ns)
 
-    def _hear_text(self, event: DemoEvent) -> None:
+    def _on_text(self, event: DemoEvent) -> None:
         chunk = event.content
         if chunk.delta:
             self._last_word_s = time.monotonic()
@@ -225,7 +225,7 @@ class Director:
         self.record.sentences.append(sentence)
         self._display.line(line, note)
 
-    def _hear_asked(self, event: DemoEvent) -> None:
+    def _on_asked(self, event: DemoEvent) -> None:
         number, response = event.content
         exchange = self.record.exchanges[number]
         if response.accepted:

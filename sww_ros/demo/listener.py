@@ -1,4 +1,4 @@
-"""The demo's ears in ROS: turns messages and responses into events for its main loop."""
+"""The demo in ROS: turns messages and responses into events for its main loop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LOOK_S = 1.0
 
 @dataclass(frozen=True)
 class DemoEvent:
-    """Something heard: kind text | step | scene | picture | asked, its content, and when [ns]."""
+    """What came: kind text | step | scene | picture | asked, its content, and when [ns]."""
 
     kind: str
     content: Any

@@ -22,10 +22,9 @@ import numpy as np
 import torch
 
 from sww_ros.frames import with_last
-from sww_ros.training.batches import Batch, packed, padded
 from sww_ros.training.clips import Clip, ClipFeed, ClipMaker
 from sww_ros.training.data.records import Sample
-from sww_ros.training.loss import BLOCK, Loss
+from sww_ros.training.loss import BLOCK, Batch, Loss, packed, padded
 from sww_ros.training.model import TrainedModel
 from sww_ros.training.progress import Progress, Sums, identity, latest, load_state, save_state
 from sww_ros.training.recipe import Recipe
