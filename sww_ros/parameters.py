@@ -7,6 +7,7 @@ import difflib
 from itertools import pairwise
 from pathlib import Path
 import re
+from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
@@ -37,7 +38,7 @@ def descriptor(setting: Setting) -> ParameterDescriptor:
     return described
 
 
-def declare(node: Node, settings: Iterable[Setting]) -> dict[str, Value]:
+def declare(node: Node, settings: Iterable[Setting]) -> dict[str, Any]:
     """
     Declare the parameters and return their values.
 
@@ -46,7 +47,7 @@ def declare(node: Node, settings: Iterable[Setting]) -> dict[str, Value]:
     return {setting.name: _declare(node, setting) for setting in settings}
 
 
-def read(node: Node, settings: Iterable[Setting]) -> dict[str, Value]:
+def read(node: Node, settings: Iterable[Setting]) -> dict[str, Any]:
     """Return the present values of declared parameters."""
     return {setting.name: node.get_parameter(setting.name).value for setting in settings}
 

@@ -21,7 +21,8 @@ SESSION = 'sww_ros.streaming.session:Session.open'
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 LOG = logging.getLogger(__name__)
-P, T = ParamSpec('P'), TypeVar('T')
+P = ParamSpec('P')
+T = TypeVar('T')
 
 
 def _passed_on(given: Callable[Concatenate[Supervision, P], T],
@@ -59,7 +60,8 @@ class EngineClient:
         session: str = SESSION, restart: bool = True,
     ) -> None:
         self._model, self._session = model, session
-        self._listeners = {'event': on_event, 'lost': on_lost, 'ready': on_ready}
+        self._listeners: dict[str, Callable] = {
+            'event': on_event, 'lost': on_lost, 'ready': on_ready}
         self._on_line = on_line
         # The one lock: it guards the machine, and wakes whoever waits for what it hands out.
         self._changed = threading.Condition()

@@ -94,7 +94,7 @@ class OpenAnswers:
 
     def end(self, streams: Iterable[str], now_ns: int, reason: str = 'error') -> list[Event]:
         """Return the last events of those of the streams that are open, which ends them."""
-        ended = []
+        ended: list[Event] = []
         for stream_id in streams:
             stream = self._streams.get(stream_id)
             # Between its ends, the narration is not open.

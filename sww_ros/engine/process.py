@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+from typing import IO, cast
 
 from sww_ros.wire import Channel
 
@@ -92,7 +93,7 @@ class WorkerProcess:
         return '\n'.join([f'the engine (process {self.pid}) {how}', *self._lines])
 
     def _read_lines(self) -> None:
-        with self._process.stdout as stream:
+        with cast(IO[str], self._process.stdout) as stream:
             for line in stream:
                 self._lines.append(line.rstrip())
                 self._on_line(line.rstrip())

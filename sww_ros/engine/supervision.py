@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from sww_ros.engine.open_answers import OpenAnswers
 from sww_ros.frames import CameraFrame
@@ -46,7 +47,7 @@ class Supervision:
 
     def __init__(self, config: SessionConfig, backoff_s: Sequence[float]) -> None:
         self.now_ns = 0
-        self.engine: object | None = None
+        self.engine: Any = None
         self.info: dict = {}
         self.lives, self.failure = 0, ''
         self.ready = self.closed = self._paused = False
@@ -69,7 +70,7 @@ class Supervision:
         self._launch_ns, self._config = None, replace(self._config, prompt=self._prompt)
         return self._config
 
-    def next_send(self) -> tuple[object, dict | CameraFrame] | None:
+    def next_send(self) -> tuple[Any, dict | CameraFrame] | None:
         """Return an engine and what it is to be given, if anything: commands before frames."""
         if self._commands:
             return self.engine, self._commands.popleft()
@@ -226,7 +227,8 @@ class Supervision:
 
     def lost(self) -> None:
         """Nothing can be given to the engine any more, and nothing comes from it."""
-        if self.ready and self.now_ns - self._ready_ns > LONG_LIFE_NS:
+        began_ns = self._ready_ns
+        if self.ready and began_ns is not None and self.now_ns - began_ns > LONG_LIFE_NS:
             self._attempt = 0
         self.ready = False
         self._drop('engine', len(self._frames) + self._owed_frames)

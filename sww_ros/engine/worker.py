@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import traceback
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class Worker:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._session = None
+        self._session: Any = None  # A Session, or whatever is opened in place of one.
         self._opening: queue.SimpleQueue[dict] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._exit_code = 0
@@ -190,7 +191,7 @@ def open_request(session: str, model: str, config: SessionConfig) -> dict:
 def find_callable(name: str) -> Callable:
     """Return what 'package.module:attribute.attribute' names."""
     module, _, path = name.partition(':')
-    found = importlib.import_module(module)
+    found: Any = importlib.import_module(module)
     for attribute in path.split('.'):
         found = getattr(found, attribute)
     return found

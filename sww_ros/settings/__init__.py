@@ -88,7 +88,7 @@ class Setting:
         self.check_range(value)
         return value
 
-    def check_range(self, value: Value) -> None:
+    def check_range(self, value: Any) -> None:
         """
         Check a value of the right type.
 
@@ -127,7 +127,8 @@ def setting(default: Value, description: str, *, changes: str = CONFIGURE, **opt
 
 def settings_of(declared: type) -> tuple[Setting, ...]:
     """Return the settings that a dataclass declares, in their order."""
-    return tuple(Setting(f.name, f.default, **f.metadata) for f in fields(declared) if f.metadata)
+    return tuple(Setting(f.name, getattr(declared, f.name), **f.metadata)
+                 for f in fields(declared) if f.metadata)
 
 
 def add_option(parser: ArgumentParser | _ArgumentGroup, of: Setting, **instead: Any) -> None:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator
 import threading
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from std_msgs.msg import Header
 from sww_ros.frames import NANOSECONDS, SourceFrame
 from sww_ros.images import WRITABLE_ENCODINGS, rgb_to_image
 from sww_ros.parameters import declare
-from sww_ros.settings import Setting, Value
+from sww_ros.settings import Setting
 from sww_ros.spin import EndingNode
 
 POLL_S = 0.05
@@ -54,7 +55,7 @@ class SourceNode(EndingNode):
         :raises ValueError: for a parameter of another type or out of its range
         """
         super().__init__(name)
-        self.values: dict[str, Value] = declare(self, settings)
+        self.values: dict[str, Any] = declare(self, settings)
         kind, suffix = Image, ''
         if self.values['transport'] == 'compressed':
             kind, suffix = CompressedImage, '/compressed'
