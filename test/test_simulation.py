@@ -11,12 +11,10 @@ import pytest
 
 from sww_ros.evaluation import simulate
 from sww_ros.evaluation.simulation import script
-from sww_ros.evaluation.simulation.chance import random_script
-from sww_ros.evaluation.simulation.exhaustive import MOST_INPUTS
 from sww_ros.evaluation.simulation.faults import FAULTS, seeded
 from sww_ros.evaluation.simulation.invariants import INVARIANTS, violations
 from sww_ros.evaluation.simulation.script import Feed, Finish, Pause, Script, Settings
-from sww_ros.evaluation.simulation.shrink import shrink
+from sww_ros.evaluation.simulation.search import MOST_INPUTS, random_script, shrink
 
 SCHEDULES = 20_000
 # The races that threads once had and the faults found by reading, as far as a core can have them.
@@ -105,7 +103,7 @@ def test_what_fails_is_reported_with_its_seed_and_as_a_script():
 def test_the_simulation_needs_neither_torch_nor_threads():
     code = ('import sys, sww_ros.evaluation.simulate; '
             'from sww_ros.evaluation.simulation.invariants import violations; '
-            'from sww_ros.evaluation.simulation.chance import random_script; '
+            'from sww_ros.evaluation.simulation.search import random_script; '
             'violations(random_script(0)); import threading; '
             'assert "torch" not in sys.modules and threading.active_count() == 1')
     subprocess.run([sys.executable, '-c', code], check=True, timeout=60)

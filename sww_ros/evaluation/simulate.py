@@ -20,12 +20,10 @@ import time
 
 from tqdm import tqdm
 
-from sww_ros.evaluation.simulation.chance import random_script
-from sww_ros.evaluation.simulation.exhaustive import Scope, scopes
 from sww_ros.evaluation.simulation.faults import FAULTS, seeded
 from sww_ros.evaluation.simulation.invariants import violations
 from sww_ros.evaluation.simulation.script import Script
-from sww_ros.evaluation.simulation.shrink import shrink
+from sww_ros.evaluation.simulation.search import Scope, random_script, scopes, shrink
 
 MOST_FOR_A_FAULT = 20_000
 """Schedules in which a seeded fault has to show."""
