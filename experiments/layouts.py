@@ -16,7 +16,7 @@ import sys
 import numpy as np
 
 from sww_ros.streaming.layout import ClipShape, lay_out
-from sww_ros.streaming.positions import TAIL_TOKENS, make_scheme
+from sww_ros.streaming.positions import SCHEMES, TAIL_TOKENS, make_scheme
 from sww_ros.streaming.schedule import WaitK
 
 PREFIX, GRID, HEAD, GAP = 4, (2, 2), 3, 14
@@ -55,7 +55,7 @@ def drawing(name: str) -> Drawing:
     """Lay out the clip in a scheme, its mask that of training."""
     layout = lay_out(make_scheme(name, gap=GAP), WaitK(WAIT_K), ClipShape(
         PREFIX, [GRID] * STEPS, HEAD, STEPS * WAIT_K))
-    if name == 'offline':
+    if SCHEMES[name].after_video:
         groups = [('prefix', PREFIX), *((f'V{i}', STEP_TOKENS) for i in range(1, STEPS + 1)),
                   ('tail', TAIL_TOKENS), ('A', HEAD + STEPS * WAIT_K)]
         return Drawing(groups, layout.positions, np.tri(len(layout), dtype=bool))

@@ -20,7 +20,13 @@ from test_positions import golden
 
 from experiments import layouts
 from sww_ros.streaming.layout import ClipShape, describe, lay_out, main
-from sww_ros.streaming.positions import SCHEMES, VideoClock, make_scheme
+from sww_ros.streaming.positions import (
+    SCHEMES,
+    Video,
+    VideoClock,
+    make_scheme,
+    turn_positions,
+)
 from sww_ros.streaming.schedule import WaitK
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -322,6 +328,59 @@ def test_interleaved_by_hand():
     said = [3, 4, 5, 8]
     assert t == columns == [0, 1, 1, 6, 6, 9, 9, 11, 12, 13, *said]
     assert rows == [0, 1, 2, 6, 7, 9, 10, 11, 12, 13, *said]
+
+
+STEPS_WITH_TEXT = [((2, 3), (4, 1)), ((3, 2), (5, 1)), ((1, 1), (0, 2)), ((2, 2), (0, 0))]
+"""Grid of merged tokens, and tokens of text before and after them."""
+
+
+def turn(steps) -> list[int | Video]:
+    """Those steps as the parts of a turn."""
+    return [part for grid, (before, after) in steps
+            for part in (before, Video(1, *grid), after)]
+
+
+@pytest.mark.parametrize('name', ['gdpe', 'gipe', 'offline'])
+def test_steps_that_carry_text_are_a_turn_of_one_step_videos(name):
+    timeline = make_scheme(name, VideoClock(3.0)).timeline(7, tail_tokens=2)
+    placed = [timeline.step(*grid, text=text) for grid, text in STEPS_WITH_TEXT]
+    stock = turn_positions([7, *turn(STEPS_WITH_TEXT), 2])
+    assert np.array_equal(np.concatenate([*placed, timeline.tail()], axis=1), stock[:, 7:])
+    text = timeline.narration().place(2, 1)
+    first = {'gdpe': 0, 'gipe': 10_000, 'offline': stock.max() + 1}[name]
+    assert text.tolist() == [[first, first + 1]] * 3
+
+
+def test_the_clock_counts_until_a_step_carries_text():
+    timeline = make_scheme('gdpe', VideoClock(3.0)).timeline(7)
+    assert [timeline.step(1, 1)[0, 0], timeline.step(1, 1)[0, 0]] == [7, 10]
+    assert timeline.step(1, 1, text=(1, 0)).tolist() == [[11, 12]] * 3
+
+
+def test_text_of_a_step_runs_on_through_what_was_said_between():
+    timeline = make_scheme('interleaved').timeline(7, tail_tokens=2)
+    said = timeline.narration()
+    placed = []
+    for grid, text in STEPS_WITH_TEXT:
+        placed += [timeline.step(*grid, text=text), said.place(3, 1)]
+    parts = [part for step in STEPS_WITH_TEXT for part in (*turn([step]), 3)]
+    stock = turn_positions([7, *parts, 2])
+    assert np.array_equal(np.concatenate([*placed, timeline.tail()], axis=1), stock[:, 7:])
+
+
+def test_overlapped_text_and_the_next_step_with_its_own_start_together():
+    timeline = make_scheme('ospe').timeline(7, granted=lambda step: 9 * step, head_tokens=2)
+    steps = [timeline.step(2, 3, text=(4, 1)), timeline.step(2, 3, text=(5, 1))]
+    assert [step[0, 0] for step in steps] == [7, 15]
+    said = timeline.narration()
+    # The second step has to leave room for 2 + 9 tokens, and is 9 positions long.
+    assert [said.place(1, 1)[0, 0], said.place(1, 2)[0, 0]] == [15, 26]
+
+
+def test_offline_text_leaves_room_for_the_longest_video_of_steps_with_text():
+    timeline = make_scheme('offline').timeline(7, reserved_steps=4, tail_tokens=2)
+    timeline.step(2, 3, text=(4, 1))
+    assert timeline.narration().place(1, 1)[0, 0] == 7 + 4 * 8 + 2
 
 
 def test_the_order_in_which_rows_come():

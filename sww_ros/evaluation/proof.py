@@ -39,7 +39,8 @@ from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
 
 EXECUTORS = tuple(RULES)
-KINDS = len(SCHEMES) * len(SCHEDULES)
+_SCHEMES = tuple(SCHEMES)
+KINDS = len(_SCHEMES) * len(SCHEDULES)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 
@@ -87,8 +88,8 @@ def run_case(subject: Subject, seed: int) -> Outcome:
     config = SessionConfig(
         prompt='?' * chance.randint(1, 40), wait_k=chance.randint(1, 5), record_trace=True,
         frame_width=unit * chance.randint(1, 4), frame_height=unit * chance.randint(1, 4),
-        position_encoding=SCHEMES[seed % len(SCHEMES)], position_gap=chance.randint(0, 20_000),
-        schedule=SCHEDULES[seed // len(SCHEMES) % len(SCHEDULES)], schedule_seed=seed,
+        position_encoding=_SCHEMES[seed % len(_SCHEMES)], position_gap=chance.randint(0, 20_000),
+        schedule=SCHEDULES[seed // len(_SCHEMES) % len(SCHEDULES)], schedule_seed=seed,
         max_rest_tokens=chance.randint(1, 12),
         overlap=EXECUTORS[seed // KINDS % len(EXECUTORS)], max_answers=3,
         max_answer_tokens=chance.randint(1, 12), max_pending_frames=64)

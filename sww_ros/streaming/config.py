@@ -146,12 +146,13 @@ class SessionConfig:
             position_encoding=self.position_encoding or defaults.position_encoding,
             position_gap=self.position_gap or defaults.position_gap,
             wait_k=self.wait_k or defaults.wait_k, max_steps=max_steps, reserved_steps=reserved)
+        scheme = positions.SCHEMES[found.position_encoding]
         # With interleaved positions text and video are one lane, and offline nothing is said yet.
-        relay = (None if 'interleaved' == found.position_encoding or self.schedule == 'offline'
+        relay = (None if scheme.serial or self.schedule == 'offline'
                  else Relay.plan(max_steps, self.capacity, self.memory))
         found = replace(found, capacity=relay.capacity if relay else max_steps,
                         memory=relay.memory if relay else 0)
-        if reserved < max_steps and found.position_encoding == 'offline':
+        if reserved < max_steps and scheme.after_video:
             raise ValueError(f'reserved_steps must be at least max_steps, {max_steps}, not '
                              f'{reserved}: the text would be where later video is')
         return found

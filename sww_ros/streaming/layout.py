@@ -6,7 +6,7 @@ engine's own `Timeline`, visibility is that of its `Schedule`.
 
 `python -m sww_ros.streaming.layout CASES.json` prints, for cases that give `prefix_tokens`,
 `frames` (steps), `grid_h`, `grid_w`, `wait_k`, `assistant_prefix_start`, `answer_start` and
-`length`, the same list with the positions of all five schemes and the training mask.
+`length`, the same list with the positions of all schemes and the training mask.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ import sys
 
 import numpy as np
 
-from sww_ros.streaming.positions import TAIL_TOKENS, Scheme, Timeline, make_scheme, text_positions
+from sww_ros.streaming.positions import (
+    DEFAULT_SCHEME,
+    SCHEMES,
+    TAIL_TOKENS,
+    Scheme,
+    Timeline,
+    make_scheme,
+    text_positions,
+)
 from sww_ros.streaming.schedule import Schedule, WaitK
 from sww_ros.streaming.visibility import (
     PREFIX_STEP,
@@ -33,9 +41,6 @@ from sww_ros.streaming.visibility import (
 
 IGNORE = -100
 """The label of rows that predict nothing."""
-KEYS = dict(offline='positions_origin', gdpe='positions_group', gipe='positions_gap',
-            ospe='positions_overlap', interleaved='positions_interleaved')
-"""The key of each scheme in a file of layouts."""
 _NOTHING = text_positions(0, 0)
 
 
@@ -103,7 +108,7 @@ def lay_out(scheme: Scheme, schedule: Schedule, clip: ClipShape) -> Layout:
 
     :raises ValueError: for a late start in a scheme whose steps have no place of their own
     """
-    if clip.late_start and scheme.name in ('ospe', 'interleaved'):
+    if clip.late_start and not scheme.info.timed:
         raise ValueError(f'late_start {clip.late_start} has no meaning with {scheme.name}, where '
                          'each step sits after the one before: leave it out')
     steps, streams = len(clip.grids), schedule.granted(len(clip.grids)) > 0
@@ -250,10 +255,10 @@ def describe(case: dict) -> dict:
             f'assistant_prefix_start ({case["assistant_prefix_start"]}), then answer_start '
             f'({case["answer_start"]}), then length ({case["length"]})')
     clip = ClipShape(prefix, [grid] * steps, head, answer)
-    layouts = {name: lay_out(make_scheme(name), WaitK(wait_k), clip) for name in KEYS}
-    found = {KEYS[name]: layout.positions[:, layout.video_first].tolist()
-             for name, layout in layouts.items()}
-    mask = layouts['gdpe'].rows.mask()
+    layouts = {name: lay_out(make_scheme(name), WaitK(wait_k), clip) for name in SCHEMES}
+    found = {f'positions_{SCHEMES[name].published}':
+             layout.positions[:, layout.video_first].tolist() for name, layout in layouts.items()}
+    mask = layouts[DEFAULT_SCHEME].rows.mask()
     return case | found | dict(visible_train=[ranges(row) for row in mask])
 
 

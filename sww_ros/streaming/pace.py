@@ -16,7 +16,7 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.decoder import Chunk
 from sww_ros.streaming.kv import LaneView
 from sww_ros.streaming.perception import fit_size
-from sww_ros.streaming.positions import text_positions
+from sww_ros.streaming.positions import SCHEMES, text_positions
 from sww_ros.streaming.prompt import prefix_parts
 
 _CAMERA = (480, 640)
@@ -138,14 +138,14 @@ def mismatch(checkpoint: Checkpoint, config: SessionConfig) -> str:
     if scheme != trained.position_encoding:
         found.append(f'position_encoding {scheme!r} but was trained with '
                      f'{trained.position_encoding!r}')
-    if scheme == 'gipe' and gap != trained.position_gap:
+    if SCHEMES[scheme].uses_gap and gap != trained.position_gap:
         found.append(f'position_gap {gap} but was trained with {trained.position_gap}')
     if (schedule == 'offline') != (trained.schedule == 'offline'):
         found.append(f'schedule {schedule!r} but was trained with {trained.schedule!r}')
-    streams = scheme == 'offline' and schedule != 'offline'
+    streams = SCHEMES[scheme].after_video and schedule != 'offline'
     if streams and config.reserved_steps != trained.max_steps:
-        found.append(f'reserved_steps {config.reserved_steps}, after which offline positions begin '
-                     f'their text, but was trained with {trained.max_steps}')
+        found.append(f'reserved_steps {config.reserved_steps}, after which {scheme} positions '
+                     f'begin their text, but was trained with {trained.max_steps}')
     if not found:
         return ''
     return (f'{checkpoint.name!r} runs with {" and with ".join(found)}: expect worse text, or set '

@@ -7,19 +7,19 @@ All positions are int64 arrays of shape (3, n).
 A `Timeline` lays out one stream as it goes on, however long: `step` after step, `tail` if the
 video ends; `narration` and `answer` give the tracks on which text is placed. A turn with whole
 videos in it is laid out by `turn_positions`, as the stock model does. A new scheme is one class
-here and one entry in `Scheme.timeline`.
+here, with the words by which settings and docs describe it (`position_scheme`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 TAIL_TOKENS = 3
-"""`<|vision_end|><|im_end|>\\n`, which follow a video that has ended."""
+"""What follows a video that has ended, in Qwen2.5-VL's turns: `<|vision_end|><|im_end|>\\n`."""
 GIPE_GAP = 10_000
 """Delta of the authors' code: an absolute position, not an offset from the video's last."""
 
@@ -50,6 +50,24 @@ def step_positions(first: int, tau: int, height: int, width: int) -> np.ndarray:
     """Positions of height x width merged tokens: (first + tau, first + r, first + c)."""
     row, column = np.divmod(np.arange(height * width, dtype=np.int64), width)
     return np.stack([np.full_like(row, tau), row, column]) + first
+
+
+def running_step(first: int, height: int, width: int, text: tuple[int, int] = (0, 0),
+                 ) -> tuple[np.ndarray, int]:
+    """
+    Lay out a step as a video of one step from `first` on, between its own text if it has any.
+
+    The stock model lays out such a part of a turn so: what follows begins after the largest
+    position before it.
+
+    :param text: how many tokens of text go before and after the visual rows
+    :return: positions of text, height x width merged tokens, text; and the next free position
+    """
+    base = first + text[0]
+    end = base + max(1, height, width)
+    parts = [text_positions(first, text[0]), step_positions(base, 0, height, width),
+             text_positions(end, text[1])]
+    return np.concatenate(parts, axis=1), end + text[1]
 
 
 @dataclass(frozen=True)
@@ -107,8 +125,14 @@ class Track:
 class Timeline(Protocol):
     """The layout of one stream, step after step; used by its writer, tracks by theirs."""
 
-    def step(self, height: int, width: int, frame: int | None = None) -> np.ndarray:
-        """Positions of the next step of the video; `frame` its index in time, if not the next."""
+    def step(self, height: int, width: int, frame: int | None = None,
+             text: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """
+        Positions of the next step of the video.
+
+        :param frame: its index in time, if not the next; for schemes that are `timed`
+        :param text: how many tokens of text stand before and after its visual rows
+        """
 
     def tail(self) -> np.ndarray:
         """Positions of the tail, once the video has ended."""
@@ -120,26 +144,92 @@ class Timeline(Protocol):
         """Return a track for a text of its own, begun when `steps` steps are seen."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """
+    What a timeline begins with; the first step sits at `first`, after the prefix.
+
+    `granted` is how many narration tokens the schedule grants up to a number of steps,
+    `head_tokens` the length of the assistant prefix, which goes before the first of them.
+    `reserved_steps` is the longest that a video can be of which text is spoken before it has
+    ended; 0: nothing is. `gap` is where GIPE's text starts.
+    """
+
+    first: int
+    clock: VideoClock
+    gap: int
+    granted: Callable[[int], int]
+    head_tokens: int
+    reserved_steps: int
+    tail_tokens: int
+
+
+@dataclass(frozen=True)
+class SchemeInfo:
+    """
+    A position scheme as it is registered: how to lay out, and what to say of it.
+
+    `text` and `answers` say where they sit; `published` is its name in the layouts of the
+    paper's authors. `serial`: the video's positions depend on the text. `timed`: a step's
+    position is its time, so that steps may be left out. `uses_gap`: `gap` means something.
+    `after_video`: text sits after the longest video there can be.
+    """
+
+    layout: Callable[[Start], Timeline]
+    text: str
+    answers: str
+    published: str
+    serial: bool
+    timed: bool
+    uses_gap: bool
+    after_video: bool
+
+
+SCHEMES: dict[str, SchemeInfo] = {}
+"""The position schemes by name. Read it when needed: a scheme may be registered later."""
+DEFAULT_SCHEME = 'gdpe'
+
+_Layout = TypeVar('_Layout', bound=Callable[[Start], Timeline])
+
+
+def position_scheme(name: str, text: str, answers: str, published: str = '', serial: bool = False,
+                    timed: bool = False, uses_gap: bool = False, after_video: bool = False,
+                    ) -> Callable[[_Layout], _Layout]:
+    """Register a class that makes a timeline of a `Start`; parameters as in `SchemeInfo`."""
+    def register(layout: _Layout) -> _Layout:
+        SCHEMES[name] = SchemeInfo(layout, text, answers, published or name, serial, timed,
+                                   uses_gap, after_video)
+        return layout
+    return register
+
+
 class _VisualGroup:
     """
     A visual group that never depends on text: the steps of one video on Qwen2.5-VL's clock.
 
-    Its text tracks start where `text_start` says.
+    From the first step on that carries text of its own, each step is laid out as a video of one
+    step after what comes before it, as the stock model has it: where time is written, it is not
+    a position. Text tracks start where `text_start` says.
     """
 
-    def __init__(self, first: int, clock: VideoClock, text_start: int) -> None:
-        self._first, self._clock, self._text_start = first, clock, text_start
-        self._steps, self._end = 0, first
+    def __init__(self, start: Start, text_start: int = 0) -> None:
+        self._start, self._text_start = start, text_start
+        self._steps, self._end, self._running = 0, start.first, False
 
-    def step(self, height: int, width: int, frame: int | None = None) -> np.ndarray:
-        frame = self._steps if frame is None else frame
-        tau = int(self._clock.tau(frame))
+    def step(self, height: int, width: int, frame: int | None = None,
+             text: tuple[int, int] = (0, 0)) -> np.ndarray:
+        first, frame = self._start.first, self._steps if frame is None else frame
         self._steps = frame + 1
-        self._end = max(self._end, self._first + max(tau, height - 1, width - 1) + 1)
-        return step_positions(self._first, tau, height, width)
+        self._running = self._running or any(text)
+        if self._running:
+            placed, self._end = running_step(self._end, height, width, text)
+            return placed
+        tau = int(self._start.clock.tau(frame))
+        self._end = max(self._end, first + max(tau, height - 1, width - 1) + 1)
+        return step_positions(first, tau, height, width)
 
     def tail(self) -> np.ndarray:
-        return text_positions(self._end, TAIL_TOKENS)
+        return text_positions(self._end, self._start.tail_tokens)
 
     def narration(self) -> Track:
         return Track(self._text_start)
@@ -148,39 +238,23 @@ class _VisualGroup:
         return Track(self._text_start)
 
 
-class _Stock(_VisualGroup):
-    """
-    Offline ('origin'): text goes on after the tail of the video, as the stock model has it.
-
-    Under a schedule that speaks before the video has ended, text leaves room for a video of
-    `reserved` steps, whether or not it has ended by chance when the first token is placed.
-    """
-
-    def __init__(self, first: int, clock: VideoClock, reserved: int) -> None:
-        super().__init__(first, clock, 0)
-        self._reserved, self._side = reserved, 1
-        self._ends: list[int] = []
-
-    def step(self, height: int, width: int, frame: int | None = None) -> np.ndarray:
-        self._side = max(self._side, height, width)
-        placed = super().step(height, width, frame)
-        self._ends.append(self._end)
-        return placed
-
-    def _after(self, steps: int) -> int:
-        if not self._reserved:
-            return self._ends[steps - 1] + TAIL_TOKENS
-        last = int(self._clock.tau(max(self._reserved, self._steps) - 1))
-        return self._first + max(last, self._side - 1) + 1 + TAIL_TOKENS
-
-    def narration(self) -> Track:
-        # Known once there is a step to see, so it is asked for with the first token only.
-        return Track(0, lambda _: self._after(len(self._ends)))
-
-    def answer(self, steps: int) -> Track:
-        return Track(self._after(steps))
+@position_scheme('gdpe', 'from 0 on, in a group of its own', 'each from 0 on', 'group',
+                 timed=True)
+class _Decoupled(_VisualGroup):
+    """GDPE: text groups count from 0 on their own."""
 
 
+@position_scheme('gipe', f'from `position_gap` ({GIPE_GAP}) on', 'each from the gap on', 'gap',
+                 timed=True, uses_gap=True)
+class _Isolated(_VisualGroup):
+    """GIPE: text groups count from the gap on."""
+
+    def __init__(self, start: Start) -> None:
+        super().__init__(start, start.gap)
+
+
+@position_scheme('ospe', 'A_i where V_{i+1} sits; what is granted is reserved',
+                 'from where the next step would sit', 'overlap')
 class _Overlapped:
     """
     OSPE: A_i and V_{i+1} both start at E_i + 1, E_{i+1} = max(E_i + m_{i+1}, E_i + k_i).
@@ -192,23 +266,26 @@ class _Overlapped:
     later slack; it never moves the video.
     """
 
-    def __init__(self, first: int, granted: Callable[[int], int], head: int) -> None:
-        self._granted, self._head = granted, head
-        self._ends = [first - 1]
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._ends = [start.first - 1]
 
     def _bound(self, step: int) -> int:
         """k_i of step i, from 1."""
-        return self._granted(step) - self._granted(step - 1) + (self._head if step == 1 else 0)
+        granted = self._start.granted
+        head = self._start.head_tokens if step == 1 else 0
+        return granted(step) - granted(step - 1) + head
 
-    def step(self, height: int, width: int, frame: int | None = None) -> np.ndarray:
-        base, extent = self._ends[-1] + 1, max(1, height, width)
-        step = len(self._ends) - 1
-        text = self._bound(step) if step else 0
-        self._ends.append(self._ends[-1] + max(extent, text))
-        return step_positions(base, 0, height, width)
+    def step(self, height: int, width: int, frame: int | None = None,
+             text: tuple[int, int] = (0, 0)) -> np.ndarray:
+        before, step = self._ends[-1], len(self._ends) - 1
+        placed, free = running_step(before + 1, height, width, text)
+        spoken = self._bound(step) if step else 0
+        self._ends.append(max(free - 1, before + spoken))
+        return placed
 
     def tail(self) -> np.ndarray:
-        return text_positions(self._ends[-1] + 1, TAIL_TOKENS)
+        return text_positions(self._ends[-1] + 1, self._start.tail_tokens)
 
     def narration(self) -> Track:
         return Track(0, lambda step: self._ends[step] + 1)
@@ -217,6 +294,8 @@ class _Overlapped:
         return Track(self._ends[steps] + 1)
 
 
+@position_scheme('interleaved', 'after its step; the next step after it',
+                 'a fork of the running sequence', serial=True)
 class _Interleaved:
     """
     One running index through V_1 A_1 V_2 A_2 ...: where V_{i+1} sits depends on A_i.
@@ -224,15 +303,16 @@ class _Interleaved:
     A_1 begins with the assistant prefix; the tail follows the last step.
     """
 
-    def __init__(self, first: int) -> None:
-        self._running = Track(first)
+    def __init__(self, start: Start) -> None:
+        self._start, self._running = start, Track(start.first)
 
-    def step(self, height: int, width: int, frame: int | None = None) -> np.ndarray:
-        base = int(self._running.place(max(1, height, width))[0, 0])
-        return step_positions(base, 0, height, width)
+    def step(self, height: int, width: int, frame: int | None = None,
+             text: tuple[int, int] = (0, 0)) -> np.ndarray:
+        placed, self._running.next = running_step(self._running.next, height, width, text)
+        return placed
 
     def tail(self) -> np.ndarray:
-        return self._running.place(TAIL_TOKENS)
+        return self._running.place(self._start.tail_tokens)
 
     def narration(self) -> Track:
         return self._running
@@ -241,45 +321,72 @@ class _Interleaved:
         return Track(self._running.next)
 
 
-DEFAULT_SCHEME = 'gdpe'
-SCHEMES = (DEFAULT_SCHEME, 'gipe', 'ospe', 'interleaved', 'offline')
+@position_scheme('offline', 'after the tail of the video', 'after the tail', 'origin', timed=True,
+                 after_video=True)
+class _Stock(_VisualGroup):
+    """
+    Offline ('origin'): text goes on after the tail of the video, as the stock model has it.
+
+    Under a schedule that speaks before the video has ended, text leaves room for a video of
+    `reserved_steps`, whether or not it has ended by chance when the first token is placed. Steps
+    that carry text are taken to be as long as the longest of them yet.
+    """
+
+    def __init__(self, start: Start) -> None:
+        super().__init__(start)
+        self._side, self._longest = 1, 0
+        self._ends: list[int] = []
+
+    def step(self, height: int, width: int, frame: int | None = None,
+             text: tuple[int, int] = (0, 0)) -> np.ndarray:
+        self._side = max(self._side, height, width)
+        self._longest = max(self._longest, max(1, height, width) + sum(text))
+        placed = super().step(height, width, frame, text)
+        self._ends.append(self._end)
+        return placed
+
+    def _after(self, steps: int) -> int:
+        first, reserved = self._start.first, self._start.reserved_steps
+        if not reserved:
+            return self._ends[steps - 1] + self._start.tail_tokens
+        reserved = max(reserved, self._steps)
+        if self._running:
+            return first + reserved * self._longest + self._start.tail_tokens
+        last = int(self._start.clock.tau(reserved - 1))
+        return first + max(last, self._side - 1) + 1 + self._start.tail_tokens
+
+    def narration(self) -> Track:
+        # Known once there is a step to see, so it is asked for with the first token only.
+        return Track(0, lambda _: self._after(len(self._ends)))
+
+    def answer(self, steps: int) -> Track:
+        return Track(self._after(steps))
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """
-    A position scheme, by name; `serial` where the video's positions depend on the text.
-
-    `gdpe`: text groups count from 0 on their own; `gipe`: from `gap`; `ospe`: text and the next
-    step share their positions; `interleaved`: one running index; `offline`: text after the
-    video, as the stock model has it.
-    """
+    """A position scheme, by name, on a clock; `gap` is where GIPE's text starts."""
 
     name: str
     clock: VideoClock = VideoClock()
     gap: int = GIPE_GAP
 
     @property
+    def info(self) -> SchemeInfo:
+        """What is registered of it."""
+        return SCHEMES[self.name]
+
+    @property
     def serial(self) -> bool:
-        return self.name == 'interleaved'
+        """Whether the video's positions depend on the text."""
+        return self.info.serial
 
     def timeline(self, first: int, granted: Callable[[int], int] = lambda steps: 0,
-                 head_tokens: int = 0, reserved_steps: int = 0) -> Timeline:
-        """
-        Begin the layout of a stream whose first step sits at `first`, after the prefix.
-
-        :param granted: how many narration tokens the schedule grants up to a number of steps
-        :param head_tokens: length of the assistant prefix, which goes before the first of them
-        :param reserved_steps: for `offline`, the longest that a video can be of which text is
-            spoken before it has ended; 0: nothing is
-        """
-        if self.name == 'ospe':
-            return _Overlapped(first, granted, head_tokens)
-        if self.name == 'interleaved':
-            return _Interleaved(first)
-        if self.name == 'offline':
-            return _Stock(first, self.clock, reserved_steps)
-        return _VisualGroup(first, self.clock, self.gap if self.name == 'gipe' else 0)
+                 head_tokens: int = 0, reserved_steps: int = 0,
+                 tail_tokens: int = TAIL_TOKENS) -> Timeline:
+        """Begin the layout of a stream; the parameters are those of `Start`."""
+        return self.info.layout(Start(first, self.clock, self.gap, granted, head_tokens,
+                                      reserved_steps, tail_tokens))
 
 
 def make_scheme(name: str, clock: VideoClock | None = None, gap: int = GIPE_GAP) -> Scheme:
@@ -291,3 +398,12 @@ def make_scheme(name: str, clock: VideoClock | None = None, gap: int = GIPE_GAP)
     if name not in SCHEMES:
         raise ValueError(f'unknown position scheme {name!r}; one of {", ".join(sorted(SCHEMES))}')
     return Scheme(name, clock or VideoClock(), gap)
+
+
+def described() -> str:
+    """Return the schemes as the rows of a table in Markdown, as docs/schemes.md has it."""
+    rows = ['| `position_encoding` | text sits | the next step waits for the text | answers |',
+            '|---|---|---|---|']
+    rows += [f'| `{name}` | {info.text} | {"yes" if info.serial else "no"} | {info.answers} |'
+             for name, info in SCHEMES.items()]
+    return '\n'.join(rows)

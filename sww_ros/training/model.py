@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from sww_ros.models.loading import BUILTIN, CONFIG_KEY, CheckpointError, builtin_path, load
 from sww_ros.streaming.checkpoint import Checkpoint, StreamDefaults
 from sww_ros.streaming.perception import PixelSettings
+from sww_ros.streaming.positions import SCHEMES
 from sww_ros.training.recipe import Recipe, streaming_words
 
 ADAPTED = (r'model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)'
@@ -64,7 +65,7 @@ class StreamSettings:
         entry = dict(position_encoding=d.position_encoding, schedule=d.schedule, wait_k=d.wait_k,
                      seconds_per_step=d.seconds_per_step, system=d.system, prompt=d.prompt,
                      max_steps=d.max_steps)
-        if d.position_encoding == 'gipe':
+        if SCHEMES[d.position_encoding].uses_gap:
             entry['position_gap'] = d.position_gap
         return entry
 

@@ -151,7 +151,7 @@ class Recipe:
 def streaming_words(position_encoding: str, position_gap: int, schedule: str, wait_k: int,
                     fps: float) -> dict[str, str]:
     """Return what a recipe's `positions` and `schedule` are called on the screen."""
-    gap = f', gap {position_gap}' if position_encoding == 'gipe' else ''
+    gap = f', gap {position_gap}' if SCHEMES[position_encoding].uses_gap else ''
     return dict(positions=f'{position_encoding}{gap}',
                 schedule=f'{schedule}, K = {wait_k}, {fps:g} frames a second')
 
