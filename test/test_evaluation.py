@@ -30,7 +30,6 @@ from sww_ros.models.loading import builtin_path, load, take_apart
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.perception import fit_size
 from sww_ros.streaming.positions import SCHEMES, Video, VideoClock, turn_positions
-from sww_ros.streaming.prompt import ASSISTANT_HEAD, VIDEO_TAIL, prefix_parts
 from sww_ros.training.data.frames import read_frames
 
 pytest.importorskip('av')
@@ -220,9 +219,10 @@ def stock_tokens(model: Qwen2_5_VLForConditionalGeneration, checkpoint: Checkpoi
     patches = torch.cat([perception.patches(frames[i:i + 2], *size)
                          for i in range(0, len(frames), 2)])
     pad = model.config.video_token_id
-    ids = torch.tensor([[*checkpoint.encode(*prefix_parts(checkpoint.defaults.system, prompt)),
+    turns, encode = checkpoint.turns, checkpoint.encode
+    ids = torch.tensor([[*encode(*turns.prefix(checkpoint.defaults.system, prompt)),
                          *[pad] * steps * rows * columns,
-                         *checkpoint.encode(VIDEO_TAIL), *checkpoint.encode(ASSISTANT_HEAD)]])
+                         *encode(turns.tail), *encode(turns.assistant)]])
     stop = {*checkpoint.vocabulary.stop, checkpoint.vocabulary.silence} - {-1}
     spoken = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values_videos=patches,

@@ -24,7 +24,6 @@ from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.layout import ClipShape, Layout, lay_out
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES, VideoClock, make_scheme
-from sww_ros.streaming.prompt import ASSISTANT_HEAD
 from sww_ros.streaming.schedule import WaitK
 from sww_ros.streaming.session import Session
 from sww_ros.streaming.trace import Trace
@@ -67,7 +66,7 @@ def traces(models) -> dict[str, Trace]:
 def planned(checkpoint, trace: Trace, scheme: str) -> Layout:
     """The layout that a run should have had."""
     clock = VideoClock(checkpoint.defaults.tokens_per_second, checkpoint.defaults.seconds_per_step)
-    head = len(checkpoint.encode(ASSISTANT_HEAD))
+    head = len(checkpoint.encode(checkpoint.turns.assistant))
     return lay_out(make_scheme(scheme, clock, GAP), WaitK(WAIT_K), ClipShape(
         prefix_of(trace), [trace.grid] * STEPS, head, STEPS * WAIT_K + REST))
 
@@ -103,7 +102,7 @@ def test_live_runs_of_two_schemes_differ(models, traces):
 
 @pytest.mark.parametrize('name', ['gdpe', 'gipe', 'ospe'])
 def test_the_live_mask_is_the_training_mask(models, traces, name):
-    trace, head = traces[name], len(models[1].encode(ASSISTANT_HEAD))
+    trace, head = traces[name], len(models[1].encode(models[1].turns.assistant))
     answer = len(trace.ids) - int((trace.lane == -1).sum()) - head
     training = lay_out(make_scheme(name), WaitK(WAIT_K), ClipShape(
         prefix_of(trace), [trace.grid] * STEPS, head, answer)).rows
@@ -119,7 +118,7 @@ def test_the_live_mask_is_the_training_mask(models, traces, name):
 
 def test_the_row_that_predicts_token_j_sees_its_step(models, traces):
     """By numbers: the head's rows see step 0; the last of them predicts token 0."""
-    trace, head = traces['gdpe'], len(models[1].encode(ASSISTANT_HEAD))
+    trace, head = traces['gdpe'], len(models[1].encode(models[1].turns.assistant))
     sees = trace.sees[trace.lane == 0].tolist()
     assert sees == [1] * head + [1] + [2] * 2 + [3] * 2 + [4] * 5
     assert trace.predicted[trace.lane == 0].tolist()[:head - 1] == [-1] * (head - 1)
@@ -178,7 +177,7 @@ def test_a_live_video_of_one_step(models, name):
     count = int((trace.predicted >= 0).sum())
     assert count == (2 if name == 'offline' else 4)
     layout = lay_out(make_scheme(name, gap=GAP), WaitK(2), ClipShape(
-        prefix_of(trace), [trace.grid], len(models[1].encode(ASSISTANT_HEAD)), count))
+        prefix_of(trace), [trace.grid], len(models[1].encode(models[1].turns.assistant)), count))
     assert (trace.positions == layout.positions[:, :-1]).all()
     assert [ranges(row) for row in trace.rows().mask()] == [
         [[0, row + 1]] for row in range(len(trace.ids))]

@@ -47,8 +47,8 @@ def checkpoint(tmp_path_factory):
 
 def maker(checkpoint, **changes):
     recipe = Recipe(model='', data=(Path('a'),), out=Path('b'), **changes)
-    tower = random_model(SMALL, 1)[0].model.visual
-    return ClipMaker(checkpoint, tower, recipe, StreamSettings.of(checkpoint, recipe))
+    net = random_model(SMALL, 1)[0]
+    return ClipMaker(checkpoint, net, recipe, StreamSettings.of(checkpoint, recipe))
 
 
 def peak_mb(work):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sww_ros.models.qwen2_5_vl.turns import TURNS
 from sww_ros.shapes.batches import (
     GRID,
     IGNORE,
@@ -29,7 +30,6 @@ from sww_ros.shapes.train import ModelWithHeads, RunSettings, draw_recipe, train
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived
 from sww_ros.streaming.positions import SCHEMES
-from sww_ros.streaming.prompt import ASSISTANT_HEAD, VIDEO_TAIL
 from sww_ros.streaming.session import Session
 
 
@@ -73,7 +73,7 @@ def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny, scheme, schedu
     assert offline or batch.questions == upto + 1
     first = int(batch.visual[0])
     assert batch.ids[0, :first].tolist() == trace.ids[:first].tolist()
-    head = tokenizer(ASSISTANT_HEAD)['input_ids']
+    head = tokenizer(TURNS.assistant)['input_ids']
     at = int(np.flatnonzero(trace.ids == head[0])[2])
     assert batch.ids[0, at:at + len(head)].tolist() == trace.ids[at:at + len(head)].tolist()
     assert np.array_equal(batch.positions[:, 0, :upto], trace.positions[:, :upto])
@@ -90,7 +90,7 @@ def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny, scheme, schedu
 
 
 def test_offline_batches_carry_the_tail_in_every_text(tokenizer):
-    tail = tokenizer(VIDEO_TAIL)['input_ids']
+    tail = tokenizer(TURNS.tail)['input_ids']
     recipe = BatchRecipe(2, 5, 2, questions=2, position_encoding='offline', offline=True)
     batch = Batcher(tokenizer).make(recipe, np.random.default_rng(4))
     last = int(batch.visual[-1]) + 1

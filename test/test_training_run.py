@@ -70,7 +70,7 @@ def mean_loss(wanted: Recipe, model: str) -> float:
     wanted = replace(wanted, model=model, lora_rank=0, lora_alpha=0.0, lora_dropout=0.0)
     model = load_model(wanted)
     settings = StreamSettings.of(model.about, wanted)
-    maker = ClipMaker(model.about, model.stock.model.visual, wanted, settings)
+    maker = ClipMaker(model.about, model.stock, wanted, settings)
     samples = read_samples(wanted, model.about.tokenizer, settings.defaults.prompt, Report())
     batch = pad([maker.make(sample, maker.read(sample)) for sample in samples])
     with torch.no_grad():
@@ -395,7 +395,7 @@ def test_adapters_on_a_base_kept_in_bf16_train_and_merge(tmp_path):
     assert {weight.dtype for weight in model.net.parameters()
             if not weight.requires_grad} == {torch.bfloat16}
     settings = StreamSettings.of(model.about, wanted)
-    maker = ClipMaker(model.about, model.stock.model.visual, wanted, settings)
+    maker = ClipMaker(model.about, model.stock, wanted, settings)
     batch = pad([maker.make(Sample(Path('none'), 'What?', 'A thing.'), noise(2, 56, 56))])
     loss, losses = Loss(model, 'sdpa'), []
     optimizer = torch.optim.AdamW(model.trained.values(), lr=1e-2)

@@ -43,7 +43,7 @@ class Bench:
                              **changes)
         self.settings = StreamSettings.of(self.about, self.recipe)
         self.model = prepare(self.net, self.about, self.recipe, '', torch.float32)
-        self.maker = ClipMaker(self.about, self.net.model.visual, self.recipe, self.settings)
+        self.maker = ClipMaker(self.about, self.net, self.recipe, self.settings)
         return self
 
     def loss(self, attention='sdpa') -> Loss:

@@ -35,7 +35,6 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Event, FirstSight, QuestionState
 from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.perception import fit_size
-from sww_ros.streaming.prompt import ASSISTANT_HEAD, VIDEO_TAIL, prefix_parts
 from sww_ros.streaming.session import Session
 
 WAIT_K = 3
@@ -186,10 +185,10 @@ def contest_of(net: Qwen2_5_VLForConditionalGeneration, checkpoint: Checkpoint,
                frames: Sequence[np.ndarray]) -> Contest:
     """Return the contest of a stock model and a checkpoint of the same weights."""
     perception, defaults = checkpoint.perception, checkpoint.defaults
-    size = fit_size(*frames[0].shape[:2], perception.settings)
+    size, turns = fit_size(*frames[0].shape[:2], perception.settings), checkpoint.turns
     stock = Stock(
-        net, checkpoint.encode(*prefix_parts(defaults.system, defaults.prompt)),
-        checkpoint.encode(VIDEO_TAIL), checkpoint.encode(ASSISTANT_HEAD), perception.grid(*size),
+        net, checkpoint.encode(*turns.prefix(defaults.system, defaults.prompt)),
+        checkpoint.encode(turns.tail), checkpoint.encode(turns.assistant), perception.grid(*size),
         defaults.seconds_per_step)
     return Contest(stock, replace(checkpoint, vocabulary=Vocabulary(frozenset())), frames)
 

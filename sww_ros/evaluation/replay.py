@@ -16,9 +16,8 @@ import sys
 
 from safetensors import SafetensorError
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from sww_ros.models.loading import BUILTIN, builtin_path
+from sww_ros.models.loading import BUILTIN, load_stock
 from sww_ros.streaming.oracle import Verdict, replay
 from sww_ros.streaming.trace import Trace
 
@@ -48,10 +47,7 @@ def _replay(trace: Trace, model: str, dtype: str) -> Verdict:
     for name in (trace.dtype, dtype):
         if name not in DTYPES:
             raise ValueError(f'unknown dtype {name!r}; one of {", ".join(DTYPES)}')
-    source = str(builtin_path() if model == BUILTIN else Path(model).expanduser())
-    net = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        source if Path(source).exists() else model, dtype=getattr(torch, dtype),
-        attn_implementation='sdpa', local_files_only=True)
+    net = load_stock(model, getattr(torch, dtype))
     try:
         return replay(trace, net)
     except (IndexError, RuntimeError) as error:

@@ -6,7 +6,6 @@ Bounds come first, on the file as it is: libraries build what they are told, 10*
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 import math
 import re
 
@@ -18,7 +17,7 @@ _LARGEST = {
     'vocab_size': 1 << 24, 'depth': 1024, 'num_heads': 1024, 'out_hidden_size': 1 << 16,
     'patch_size': 256, 'temporal_patch_size': 64, 'spatial_merge_size': 64,
     'window_size': 1 << 16}
-"""Whole numbers from 1 to far beyond any Qwen2.5-VL."""
+"""Whole numbers from 1 to far beyond any model."""
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 
 
@@ -38,7 +37,7 @@ def check_sizes(config: dict) -> None:
     for prefix, part in parts.items():
         for name, largest in _LARGEST.items():
             if name in part and part[name] is not None:
-                _check_whole(f'config.json: {prefix}{name}', part[name], 1, largest)
+                check_whole(f'config.json: {prefix}{name}', part[name], 1, largest)
     for part in parts.values():
         if quantized := part.get('quantization_config'):
             how = quantized.get('quant_method', '') if isinstance(quantized, dict) else ''
@@ -46,92 +45,53 @@ def check_sizes(config: dict) -> None:
                                   'be streamed: give the checkpoint that it was made from')
 
 
-def _check_whole(name: str, value: object, low: int, high: int) -> None:
+def check_whole(name: str, value: object, low: int, high: int) -> None:
+    """Check that a value is a whole number from `low` to `high`; else a CheckpointError."""
     if type(value) is not int or not low <= value <= high:
         raise CheckpointError(f'{name} must be a whole number from {low} to {high}, '
                               f'not {value!r}')
 
 
-def check_config(config) -> None:
-    """
-    Check that the sizes in transformers' config fit together.
-
-    :raises CheckpointError: for what no such model can have
-    """
-    text, vision = config.text_config, config.vision_config
-    _check_whole('num_key_value_heads', text.num_key_value_heads, 1, text.num_attention_heads)
-    _check_divides('num_key_value_heads', text.num_key_value_heads, 'num_attention_heads',
-                   text.num_attention_heads)
-    if not getattr(text, 'head_dim', None):
-        _check_divides('num_attention_heads', text.num_attention_heads, 'hidden_size',
-                       text.hidden_size)
-    _check_positive('rms_norm_eps', text.rms_norm_eps)
-    _check_positive('tokens_per_second of the vision tower', vision.tokens_per_second)
-    _check_rotary(text)
-    _check_divides('num_heads of the vision tower', 4 * vision.num_heads,
-                   'hidden_size of the vision tower', vision.hidden_size, 'four times ')
-    unit = vision.patch_size * vision.spatial_merge_size
-    if vision.window_size < unit:
-        raise CheckpointError(f'window_size {vision.window_size} is less than one visual token, '
-                              f'{unit} pixels')
-    whole = vision.fullatt_block_indexes
-    if not isinstance(whole, (list, tuple)) or not all(type(index) is int for index in whole):
-        raise CheckpointError(f'fullatt_block_indexes must be a list of blocks, not {whole!r}')
-    if vision.out_hidden_size != text.hidden_size:
-        raise CheckpointError(f'out_hidden_size of the vision tower is {vision.out_hidden_size}, '
-                              f'hidden_size of the text {text.hidden_size}: they must be equal')
-
-
-def _check_divides(name: str, value: int, of: str, whole: int, times: str = '') -> None:
+def check_divides(name: str, value: int, of: str, whole: int, times: str = '') -> None:
+    """Check that `value` divides `whole`; `times` is what messages say of four times a value."""
     if whole % value:
         raise CheckpointError(f'{of} {whole} is no multiple of {times}{name} '
                               f'({value // (4 if times else 1)})')
 
 
-def _check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: object) -> None:
+    """Check that a value is a finite number above 0; else a CheckpointError."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:
         raise CheckpointError(f'{name} must be a number above 0, not {value!r}')
 
 
-def _check_rotary(text) -> None:
-    rotary = text.rope_parameters
-    _check_positive('rope_theta', rotary.get('rope_theta'))
-    sections = rotary.get('mrope_section')
-    if not isinstance(sections, list) or not sections or not all(
-            type(part) is int and part >= 0 for part in sections):
-        raise CheckpointError(f'mrope_section must be a list of whole numbers, not {sections!r}')
-    half, rest = divmod(getattr(text, 'head_dim', None)
-                        or text.hidden_size // text.num_attention_heads, 2)
-    if rest or sum(sections) != half:
-        raise CheckpointError(f'mrope_section {sections} adds up to {sum(sections)}, not to '
-                              f'{half + rest / 2:g}, half the size of a head')
-
-
-def check_weights(weights: dict[str, str], config) -> None:
+def check_types(weights: dict[str, str]) -> None:
     """
-    Check the tensors of a checkpoint by their names and types.
+    Check the types of a checkpoint's tensors, as `Files.weights` returns them.
 
-    :param weights: as `Files.weights` returns them; {}: nothing is checked
-    :raises CheckpointError: for whole numbers, and layers that are not there
+    :raises CheckpointError: for whole numbers
     """
     for name, kind in weights.items():
         if kind not in _FLOATS:
             raise CheckpointError(f'the weight {name!r} is of type {kind}, and only '
                                   f'{", ".join(_FLOATS)} can be streamed: give the checkpoint '
                                   'that it was made from')
-    for name, wanted, pattern in (
-            ('num_hidden_layers', config.text_config.num_hidden_layers, r'\blayers\.(\d+)\.'),
-            ('depth of the vision tower', config.vision_config.depth, r'\bblocks\.(\d+)\.')):
-        found = _count(pattern, weights)
-        if found < wanted and weights:
-            raise CheckpointError(f'config.json says {name} {wanted}, and there are weights of '
-                                  f'{found}: save or download it again, whole')
 
 
-def _count(pattern: str, names: Iterable[str]) -> int:
-    found = (re.search(pattern, name) for name in names)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+def check_layers(weights: dict[str, str], name: str, wanted: int, pattern: str) -> None:
+    """
+    Check that there are weights of all layers; where nothing is known of the weights, nothing is.
+
+    :param name: what the config calls their number
+    :param pattern: a regular expression whose group is the index of a weight's layer
+    :raises CheckpointError: for layers that are not there
+    """
+    matches = (re.search(pattern, weight) for weight in weights)
+    found = max((int(match[1]) + 1 for match in matches if match), default=0)
+    if found < wanted and weights:
+        raise CheckpointError(f'config.json says {name} {wanted}, and there are weights of '
+                              f'{found}: save or download it again, whole')
 
 
 def check_penalty(config: dict) -> float:

@@ -76,6 +76,12 @@ class Files:
         return list(found.values())
 
 
+def told(error: Exception) -> str:
+    """Return an error in words: its own where it has some, else with its kind."""
+    return str(error) if isinstance(error, (OSError, ValueError)) and str(error) else (
+        f'{type(error).__name__}: {error}')
+
+
 def _header(file: Path) -> list[tuple[str, str]]:
     try:
         with safe_open(file, 'pt') as content:

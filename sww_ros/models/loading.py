@@ -1,27 +1,27 @@
-"""Loads a Qwen2.5-VL checkpoint for streaming: the built-in one, a folder, or a hub id."""
+"""Loads a checkpoint for streaming: the built-in one, a folder, or a hub id."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
 import sys
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from sww_ros.models.checks import check_config, check_penalty, check_sizes, check_weights
-from sww_ros.models.files import JSON_FILES, CheckpointError, Files
-from sww_ros.models.pixels import pixel_settings, preprocessor
+from sww_ros.models.checks import check_penalty
+from sww_ros.models.files import JSON_FILES, CheckpointError, Files, told
 from sww_ros.models.trial import try_out
 from sww_ros.streaming.checkpoint import Checkpoint, StreamDefaults
-from sww_ros.streaming.decoder import Decoder
+from sww_ros.streaming.family import Family, family_of
 from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.perception import Perception
 
 BUILTIN = 'builtin'
 CONFIG_KEY = 'speak_while_watching'
-_CHAT_TOKENS = ('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>')
+_PREPROCESSORS = ('video_preprocessor_config.json', 'preprocessor_config.json')
 
 
 def builtin_path() -> Path:
@@ -52,18 +52,17 @@ def load(model: str = BUILTIN, *, device: str = 'cpu', dtype: str = '',
 def _load(model: str, source: str, device: str, dtype: str, allow_download: bool) -> Checkpoint:
     options = dict(local_files_only=not allow_download, trust_remote_code=False)
     files = Files(source, local=not allow_download)
-    config = _config(source, files, options)
+    family, config = _config(source, files, options)
     kind = _dtype(dtype, device, config)
     if not sys.stderr.isatty():
         # In a log, bars are lines without end.
         disable_progress_bar()
     try:
-        net, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            source, config=config, dtype=kind, use_safetensors=True, attn_implementation='sdpa',
-            output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        net, found = family.stock(source, config=config, dtype=kind, output_loading_info=True,
+                                  ignore_mismatched_sizes=True, **options)
         net = net.to(device).eval()
     except Exception as error:  # noqa: BLE001 - each file has errors of its own kind
-        raise CheckpointError(f'its weights cannot be loaded: {_told(error)}') from error
+        raise CheckpointError(f'its weights cannot be loaded: {told(error)}') from error
     for name, saved, wanted in sorted(found['mismatched_keys']):
         raise CheckpointError(f'the weight {name!r} is of shape {tuple(saved)}, and config.json '
                               f'makes it {tuple(wanted)}')
@@ -72,34 +71,39 @@ def _load(model: str, source: str, device: str, dtype: str, allow_download: bool
         raise CheckpointError(f'it lacks {len(missing)} weights, {missing[0]!r} among them: save '
                               'or download it again, whole')
     checkpoint = take_apart(
-        net, _tokenizer(source, files, options), name=model, preprocessor=preprocessor(files),
+        net, _tokenizer(source, files, options), name=model, preprocessor=_preprocessor(files),
         repetition_penalty=check_penalty(files.json('generation_config.json')))
     if device != 'meta':
         try_out(checkpoint)
     return checkpoint
 
 
-def _config(source: str, files: Files, options: dict):
-    """Return transformers' config, once nothing in it can hang or mislead what is built of it."""
+def load_stock(model: str, dtype: torch.dtype) -> Any:
+    """
+    Return transformers' own model of a checkpoint on this machine, as the oracle of a run.
+
+    :raises ValueError: in words, for one of no family that can be streamed
+    """
+    source = _resolve(model)
+    family = family_of(Files(source).json('config.json').get('model_type'))
+    return family.stock(source, dtype=dtype, local_files_only=True)
+
+
+def _config(source: str, files: Files, options: dict) -> tuple[Family, Any]:
+    """Return the family of a checkpoint and its config, once all in it is checked."""
     try:
         content = {name: files.json(name) for name in JSON_FILES}['config.json']
     except OSError as error:
-        raise CheckpointError(_told(error)) from error
+        raise CheckpointError(told(error)) from error
     if not content:
         hint = '' if not options['local_files_only'] else (
             'it is neither a folder nor in the local cache: give a path, or allow downloads')
         raise CheckpointError(hint or 'it has no config.json')
-    if content.get('model_type') != 'qwen2_5_vl':
-        raise CheckpointError(f'it is a {content.get("model_type")!r} model; only Qwen2.5-VL '
-                              '(qwen2_5_vl) can be streamed')
-    check_sizes(content)
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with a value in it
-        raise CheckpointError(f'config.json cannot be used: {_told(error)}') from error
-    check_config(config)
-    check_weights(files.weights(), config)
-    return config
+        family = family_of(content.get('model_type'))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    return family, family.config(source, files, **options)
 
 
 def _tokenizer(source: str, files: Files, options: dict):
@@ -110,15 +114,18 @@ def _tokenizer(source: str, files: Files, options: dict):
     try:
         return AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:  # noqa: BLE001 - each of its files has errors of its own kind
-        raise CheckpointError(f'its tokenizer cannot be loaded: {_told(error)}') from error
+        raise CheckpointError(f'its tokenizer cannot be loaded: {told(error)}') from error
 
 
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, (OSError, ValueError)) and str(error) else (
-        f'{type(error).__name__}: {error}')
+def _preprocessor(files: Files) -> tuple[str, dict]:
+    """Return the name and the content of the processor's file, {} where there is none."""
+    for name in _PREPROCESSORS:
+        if content := files.json(name):
+            return name, content
+    return _PREPROCESSORS[1], {}
 
 
-def take_apart(net: Qwen2_5_VLForConditionalGeneration, tokenizer, *, name: str = 'model',
+def take_apart(net: Any, tokenizer: Any, *, name: str = 'model',
                preprocessor: tuple[str, dict] = ('', {}),
                repetition_penalty: float = 1.0) -> Checkpoint:
     """
@@ -127,26 +134,27 @@ def take_apart(net: Qwen2_5_VLForConditionalGeneration, tokenizer, *, name: str 
     :param preprocessor: name and content of the processor's file
     :raises CheckpointError: for what cannot be streamed
     """
-    config, vision = net.config, net.config.vision_config
+    config, family = net.config, family_of(net.config.model_type)
     parameters = sum(weight.numel() for weight in net.parameters())
     entry, silence = _entry(config, tokenizer)
-    _check_tokenizer(tokenizer, net)
+    _check_tokenizer(tokenizer, net, family)
     # Everything else in the entry may be there for a checkpoint that was never trained to stream.
     trained = 'position_encoding' in entry
-    entry.setdefault('tokens_per_second', float(vision.tokens_per_second))
+    entry.setdefault('tokens_per_second', family.tokens_per_second(config))
     try:
         defaults = StreamDefaults(**entry)
     except ValueError as error:
         raise CheckpointError(f'config.json: {CONFIG_KEY}: {error}') from error
-    pixels = pixel_settings(*preprocessor, vision, trained)
+    pixels = family.pixels(*preprocessor, config, trained)
+    vision = family.vision(net)
     try:
-        decoder = Decoder(net.model.language_model, net.lm_head)
+        decoder = family.decoder(net)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return Checkpoint(
-        name=name, parameters=parameters, decoder=decoder,
-        perception=Perception(net.model.visual, pixels), tokenizer=tokenizer,
-        vocabulary=Vocabulary(_stop_tokens(net, tokenizer), silence), defaults=defaults,
+        name=name, family=family, parameters=parameters, decoder=decoder,
+        perception=Perception(vision, pixels), tokenizer=tokenizer,
+        vocabulary=Vocabulary(_stop_tokens(net, tokenizer, family), silence), defaults=defaults,
         trained=trained, repetition_penalty=repetition_penalty)
 
 
@@ -164,9 +172,9 @@ def _entry(config, tokenizer) -> tuple[dict, int]:
     return entry, silence
 
 
-def _check_tokenizer(tokenizer, net) -> None:
+def _check_tokenizer(tokenizer: Any, net: Any, family: Family) -> None:
     """What is written around a stream must be single tokens, and the model must know them all."""
-    for token in _CHAT_TOKENS:
+    for token in family.turns.special:
         if len(tokenizer(token, add_special_tokens=False)['input_ids']) != 1:
             raise CheckpointError(f'its tokenizer does not know {token!r}: give it the tokenizer '
                                   'of the checkpoint that it was made from')
@@ -213,8 +221,8 @@ def _token(tokenizer, token: object) -> int:
     return int(index)
 
 
-def _stop_tokens(net, tokenizer) -> frozenset[int]:
+def _stop_tokens(net: Any, tokenizer: Any, family: Family) -> frozenset[int]:
     stop = net.generation_config.eos_token_id if net.generation_config else None
     stop = stop if isinstance(stop, (list, tuple)) else [stop]
-    named = [tokenizer.convert_tokens_to_ids('<|im_end|>'), tokenizer.eos_token_id]
+    named = [tokenizer.convert_tokens_to_ids(family.turns.end), tokenizer.eos_token_id]
     return frozenset(int(t) for t in (*stop, *named) if t is not None)

@@ -9,7 +9,6 @@ from sww_ros.models.files import CheckpointError
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.decoder import Chunk
 from sww_ros.streaming.positions import text_positions
-from sww_ros.streaming.prompt import prefix_parts
 
 
 def try_out(checkpoint: Checkpoint) -> None:
@@ -24,9 +23,9 @@ def try_out(checkpoint: Checkpoint) -> None:
     decoder, perception = checkpoint.decoder, checkpoint.perception
     side = 2 * perception.settings.unit
     gray = np.full((side, side, 3), 100, np.uint8)
-    prefix = checkpoint.encode(*prefix_parts(checkpoint.defaults.system, ''))
+    prefix = checkpoint.encode(*checkpoint.turns.prefix(checkpoint.defaults.system, ''))
     try:
-        seen = perception.embed(perception.patches([gray], side, side), side, side)
+        seen = perception.embed(perception.patches([gray], side, side), side, side).rows
         rows = torch.cat([decoder.embed(prefix), seen])
         positions = torch.from_numpy(text_positions(0, len(rows)))
         logits, = decoder.step([Chunk(decoder.new_lane(len(rows)), rows, positions, predict=True)])

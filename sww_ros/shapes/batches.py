@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import Qwen2Tokenizer
 
+from sww_ros.models.qwen2_5_vl.turns import TURNS
 from sww_ros.shapes.checkpoint import FRAME_SIZE, MAX_STEPS, MEAN, SILENCE, STD, SYSTEM, WAIT_K
 from sww_ros.shapes.grammar import COLORS, DIRECTIONS, KINDS, SHAPES
 from sww_ros.shapes.questions import make as make_question
@@ -17,7 +18,6 @@ from sww_ros.shapes.scene import TICK_S, Difficulty, Scene, generate
 from sww_ros.shapes.truth import NARRATE, facts_by_step, newest_frame_s
 from sww_ros.streaming.layout import IGNORE, ClipShape, Layout, lay_out
 from sww_ros.streaming.positions import DEFAULT_SCHEME, VideoClock, make_scheme
-from sww_ros.streaming.prompt import ASSISTANT_HEAD, VIDEO_TAIL, prefix_parts, question_parts
 from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.visibility import Rows
 
@@ -139,12 +139,12 @@ class Batcher:
         self._silence = tokenizer.convert_tokens_to_ids(SILENCE)
         self._end = tokenizer.convert_tokens_to_ids('<|im_end|>')
         self._video = tokenizer.convert_tokens_to_ids('<|video_pad|>')
-        self._head = self._encode(ASSISTANT_HEAD)
-        self._tail = self._encode(VIDEO_TAIL)
+        self._head = self._encode(TURNS.assistant)
+        self._tail = self._encode(TURNS.tail)
         self._words = np.array([self._encode(' ' + word)[0] for word in (*COLORS, *SHAPES)])
 
     def make(self, recipe: BatchRecipe, rng: np.random.Generator) -> ShapesBatch:
-        prefix = self._encode(''.join(prefix_parts(SYSTEM, recipe.prompt)))
+        prefix = self._encode(''.join(TURNS.prefix(SYSTEM, recipe.prompt)))
         clips = [self._clip(recipe, rng) for _ in range(recipe.clips)]
         layouts = self._layouts(recipe, len(prefix), clips)
         layout = layouts[0]
@@ -209,7 +209,7 @@ class Batcher:
             if rng.random() < 0.2:
                 text = text.lower()
             asked = [*(self._tail if recipe.offline else []),
-                     *self._encode(''.join(question_parts(text)))]
+                     *self._encode(''.join(TURNS.question(text)))]
             lanes.append((asked + self._encode(question.answer) + [self._end], len(asked), seen))
         if recipe.offline:
             narration = description_ids(scene, recipe.steps, phase, recipe.prompt, self._encode)

@@ -8,9 +8,10 @@ import threading
 
 from sww_ros.streaming.config import BY_NAME, check_prompt
 from sww_ros.streaming.decoder import Decoder
+from sww_ros.streaming.family import Family, Turns
 from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.perception import Perception
-from sww_ros.streaming.positions import DEFAULT_SCHEME, GIPE_GAP, SCHEMES
+from sww_ros.streaming.positions import DEFAULT_SCHEME, GIPE_GAP, SCHEMES, VideoClock
 from sww_ros.streaming.schedule import SCHEDULES
 
 _LEAST = {'wait_k': 1, 'max_steps': 1, 'position_gap': 0}
@@ -55,17 +56,23 @@ class StreamDefaults:
                 raise ValueError(f'{name} must be a text, not {getattr(self, name)!r}')
         check_prompt(self.prompt)
 
+    @property
+    def clock(self) -> VideoClock:
+        """The time axis of its positions."""
+        return VideoClock(self.tokens_per_second, self.seconds_per_step)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """
-    A Qwen2.5-VL checkpoint, taken apart for streaming; `tokenizer` is transformers' own.
+    A checkpoint, taken apart for streaming by its family; `tokenizer` is transformers' own.
 
     `trained` says that its defaults are how it was trained to stream, not only ours;
     `repetition_penalty` is what its generation_config.json asks for, 1.0 for none.
     """
 
     name: str
+    family: Family
     parameters: int
     decoder: Decoder
     perception: Perception
@@ -76,6 +83,11 @@ class Checkpoint:
     repetition_penalty: float = 1.0
 
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @property
+    def turns(self) -> Turns:
+        """The text around a stream."""
+        return self.family.turns
 
     def encode(self, *parts: str) -> list[int]:
         """
@@ -89,6 +101,11 @@ class Checkpoint:
                 ids += self.tokenizer(part, add_special_tokens=False,
                                       split_special_tokens=bool(index % 2))['input_ids']
         return ids
+
+    def text_of_step(self, index: int) -> tuple[list[int], list[int]]:
+        """Token ids before and after the visual rows of step `index`, from 0, of a video."""
+        before, after = self.turns.around_step(index, self.defaults.seconds_per_step)
+        return (self.encode(before) if before else [], self.encode(after) if after else [])
 
     def check_tokens(self, name: str, text: str, limit: int) -> str:
         """

@@ -11,12 +11,13 @@ are cut differently: a token may differ where the best two are as good as equal,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from sww_ros.streaming.trace import VIDEO, Trace
+from sww_ros.streaming.family import family_of
+from sww_ros.streaming.trace import Trace
 
 _ROUNDING = 4.0
 """In narrow types, logits differ by about one step of the largest; their gap by twice that."""
@@ -63,30 +64,16 @@ class Verdict:
 
 
 @torch.inference_mode()
-def replay(trace: Trace, model: Qwen2_5_VLForConditionalGeneration) -> Verdict:
+def replay(trace: Trace, model: Any) -> Verdict:
     """
     Run a trace through the stock model and compare every token that was predicted.
 
-    :param model: in the type of the recorded run (`trace.dtype`), or all is rounded differently
+    :param model: transformers' own, in the type of the recorded run (`trace.dtype`), or all is
+        rounded differently
     """
     model.eval()
-    device = model.device
-    rows, columns = trace.grid
-    grid = torch.tensor([[trace.steps, 2 * rows, 2 * columns]], device=device)
-    seen = model.model.visual(trace.patches.to(device, model.dtype), grid_thw=grid).pooler_output
-    table = model.get_input_embeddings()
-    ids = torch.from_numpy(trace.ids).to(device)
-    embeds = table(ids.clamp(min=0))
-    embeds[ids == VIDEO] = seen.to(model.dtype)
-    embeds = embeds[None]
-    mask = torch.from_numpy(trace.rows().mask())[None, None].to(device)
-    positions = torch.from_numpy(trace.positions)[:, None].to(device)
-    hidden = model.model.language_model(
-        inputs_embeds=embeds, position_ids=positions, attention_mask=mask,
-        use_cache=False).last_hidden_state[0]
-    predicted = trace.predicted
-    at = np.flatnonzero(predicted >= 0)
-    logits = model.lm_head(hidden[torch.from_numpy(at).to(device)])
+    at = torch.from_numpy(np.flatnonzero(trace.predicted >= 0))
+    logits = family_of(model.config.model_type).stock_logits(model, trace, at)
+    spoken = torch.from_numpy(trace.predicted)[at].to(logits.device)
     types = getattr(torch, trace.dtype), model.dtype
-    return Verdict.of(torch.from_numpy(predicted[at]).to(device), logits,
-                      max(types, key=lambda dtype: torch.finfo(dtype).eps))
+    return Verdict.of(spoken, logits, max(types, key=lambda dtype: torch.finfo(dtype).eps))

@@ -17,7 +17,6 @@ from sww_ros.streaming.decoder import Chunk
 from sww_ros.streaming.kv import LaneView
 from sww_ros.streaming.perception import fit_size
 from sww_ros.streaming.positions import SCHEMES, text_positions
-from sww_ros.streaming.prompt import prefix_parts
 
 _CAMERA = (480, 640)
 """Height and width of the frames that are assumed where none has come yet."""
@@ -69,12 +68,12 @@ def measure(checkpoint: Checkpoint, config: SessionConfig) -> Pace:
 def _measure(checkpoint: Checkpoint, size: tuple[int, int]) -> Pace:
     decoder, perception = checkpoint.decoder, checkpoint.perception
     frames = [np.full((*_CAMERA, 3), 100, np.uint8)] * perception.settings.temporal_patch_size
-    prefix = checkpoint.encode(*prefix_parts(checkpoint.defaults.system,
-                                             checkpoint.defaults.prompt))
+    prefix = checkpoint.encode(*checkpoint.turns.prefix(checkpoint.defaults.system,
+                                                        checkpoint.defaults.prompt))
     views: list[LaneView] = []
 
     def perceive() -> None:
-        seen = perception.embed(perception.patches(frames, *size), *size)
+        seen = perception.embed(perception.patches(frames, *size), *size).rows
         lane = decoder.new_lane(len(prefix) + len(seen))
         rows = torch.cat([decoder.embed(prefix), seen])
         decoder.step([Chunk(lane, rows, torch.from_numpy(text_positions(0, len(rows))))])

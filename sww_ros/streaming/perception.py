@@ -8,10 +8,9 @@ import math
 
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
 
-from sww_ros.streaming.vision import VisionTower
+from sww_ros.streaming.family import Seen, VisionTower
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ def check_frame(frame: np.ndarray) -> None:
 class Perception:
     """The vision side of a checkpoint: one step of video at a time."""
 
-    def __init__(self, tower: nn.Module, settings: PixelSettings) -> None:
-        self._tower, self.settings = VisionTower(tower), settings
+    def __init__(self, tower: VisionTower, settings: PixelSettings) -> None:
+        self._tower, self.settings = tower, settings
         self.dtype, self.device = self._tower.dtype, self._tower.device
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -119,6 +118,6 @@ class Perception:
         pixels = pixels.permute(2, 5, 3, 6, 1, 0, 4, 7)
         return pixels.reshape(rows * columns, -1).to(self.device, self.dtype)
 
-    def embed(self, patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Run the vision tower on one step's patches: merged tokens (tokens, hidden)."""
+    def embed(self, patches: torch.Tensor, height: int, width: int) -> Seen:
+        """Run the vision tower on one step's patches."""
         return self._tower(patches, *self.grid(height, width))

@@ -33,7 +33,6 @@ from sww_ros.streaming.jobs import (
 from sww_ros.streaming.kv import Lane, LaneView
 from sww_ros.streaming.pace import working_size
 from sww_ros.streaming.positions import Scheme, Track
-from sww_ros.streaming.prompt import ASSISTANT_HEAD, NEXT_TURN, VIDEO_TAIL, prefix_parts
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.stream import Stream
@@ -62,7 +61,7 @@ class ModelRunner:
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
         self._relay = Relay.plan(config.max_steps, config.capacity, config.memory)
         self._silence = checkpoint.vocabulary.silence
-        self._next_turn = checkpoint.encode(NEXT_TURN)
+        self._next_turn = checkpoint.encode(checkpoint.turns.next_turn)
         self.decode_steps = 0
 
     def run(self, jobs: Sequence[Job]) -> list[Input]:
@@ -86,20 +85,22 @@ class ModelRunner:
 
     def _begin(self, video: Video, source: Video | None) -> Stream:
         checkpoint, config = self._checkpoint, self._config
-        prefix = checkpoint.encode(*prefix_parts(checkpoint.defaults.system, video.prompt))
-        head = checkpoint.encode(ASSISTANT_HEAD)
+        turns = checkpoint.turns
+        prefix = checkpoint.encode(*turns.prefix(checkpoint.defaults.system, video.prompt))
+        head, tail = checkpoint.encode(turns.assistant), checkpoint.encode(turns.tail)
         schedule = (source.work.schedule.after(video.first) if source else
                     make_schedule(config.schedule, config.wait_k, config.schedule_seed))
         timeline = self._scheme.timeline(
             len(prefix), granted=schedule.granted, head_tokens=len(head),
-            reserved_steps=0 if config.schedule == 'offline' else config.reserved_steps)
+            reserved_steps=0 if config.schedule == 'offline' else config.reserved_steps,
+            tail_tokens=len(tail))
         lane = self._new_video_lane(len(prefix) + 256)
         narration = self._open_lane(
             NARRATION, head, timeline.narration(), prefix,
             lane if self._scheme.serial else checkpoint.decoder.new_side_lane(len(head) + 64),
             self._next_turn)
         stream = Stream(checkpoint.decoder, self._scheme, timeline, prefix,
-                        checkpoint.encode(VIDEO_TAIL), lane, narration, schedule,
+                        checkpoint.text_of_step, tail, lane, narration, schedule,
                         deque(maxlen=self._relay.kept if self._relay else 0))
         _keep_record(stream, narration)
         if source:
@@ -142,10 +143,10 @@ class ModelRunner:
             self._choose_size(stream, job.frames[0])
         patches = perception.patches([frame.pixels for frame in job.frames], *stream.size)
         preprocessed = time.monotonic_ns()
-        embeds = perception.embed(patches, *stream.size)
+        found = perception.embed(patches, *stream.size)
         seen = time.monotonic_ns()
         streams = [stream, job.also.work] if job.also else [stream]
-        chunk, *also = [each.step_chunk(embeds, job.last) for each in streams]
+        chunk, *also = [each.step_chunk(found, job.last) for each in streams]
         beside = self._words_beside(riding) if riding else []
         due, chunks = self._chunks(riding.turns if riding else (), (stream, chunk))
         logits = self._checkpoint.decoder.step([chunk, *chunks, *also, *beside])
@@ -161,7 +162,7 @@ class ModelRunner:
     def _carry(self, job: Carry) -> Carried:
         stream, source = job.video.work, job.source.work
         words = self._repeat(stream, job.words)
-        chunk = stream.step_chunk(source.step_as_embedded(job.index))
+        chunk = stream.step_chunk(source.step_as_seen(job.index))
         self._checkpoint.decoder.step([chunk, *words])
         stream.patches += source.patches[job.index:job.index + 1]
         return Carried(job)

@@ -39,9 +39,8 @@ from sww_ros.streaming.jobs import (
 )
 from sww_ros.streaming.pace import Pace, advice, measure, mismatch
 from sww_ros.streaming.perception import check_frame
-from sww_ros.streaming.positions import Scheme, VideoClock, make_scheme
+from sww_ros.streaming.positions import Scheme, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
-from sww_ros.streaming.prompt import question_parts
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import Rule
 from sww_ros.streaming.runner import ModelRunner
@@ -185,7 +184,7 @@ class Session:
         checkpoint = self._checkpoint
         question = checkpoint.check_tokens('question', check_question(question),
                                            MAX_QUESTION_TOKENS)
-        head = checkpoint.encode(*question_parts(question))
+        head = checkpoint.encode(*checkpoint.turns.question(question))
         question_id = question_id or f'q{next(self._numbers)}'
         self._ask_core(Asked(question_id, head))
         return question_id
@@ -338,7 +337,4 @@ class Session:
 
 
 def _scheme_of(checkpoint: Checkpoint, config: SessionConfig) -> Scheme:
-    defaults = checkpoint.defaults
-    return make_scheme(config.position_encoding,
-                       VideoClock(defaults.tokens_per_second, defaults.seconds_per_step),
-                       config.position_gap)
+    return make_scheme(config.position_encoding, checkpoint.defaults.clock, config.position_gap)

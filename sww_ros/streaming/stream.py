@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from sww_ros.streaming.decoder import Chunk, Decoder
+from sww_ros.streaming.family import Seen
 from sww_ros.streaming.generation import LaneRecord, TextLane, Vocabulary
 from sww_ros.streaming.jobs import Word
 from sww_ros.streaming.kv import Lane, LaneView
@@ -17,31 +19,48 @@ from sww_ros.streaming.positions import Scheme, Timeline, text_positions
 from sww_ros.streaming.schedule import Schedule
 
 
+class PlacedStep(NamedTuple):
+    """
+    The rows of a step: token ids and, between `before` and `after`, its visual rows.
+
+    `spoken` was said before the step and comes first; `after` includes the video's tail where it
+    ends. `positions` (3, n) are those of all rows.
+    """
+
+    spoken: list[int]
+    before: list[int]
+    after: list[int]
+    positions: np.ndarray
+
+
 @dataclass
 class Stream:
     """
     The visual group of one video, written by whoever perceives and read by all.
 
-    `ends` holds the rows of the lane up to each step's last. `tail` follows the last step of a
-    video that ends. `kept` are the newest steps as they were embedded, for a stream that is to
-    relieve this one; `owed` are words that its narration has yet to repeat. `records` are the
-    runs of the texts about this video, where a trace is kept, the narration's first; `before` is
-    the stream that this one relieves, likewise.
+    `text_of` gives the tokens that stand before and after the visual rows of a step, by its index
+    from 0; `tail` follows the last step of a video that ends. `ends` holds the rows of the lane
+    up to each step's last. `kept` are the newest steps as they were seen, for a stream that is to
+    relieve this one; `owed` are words that its narration has yet to repeat. Where a trace is
+    kept, `placed` and `written` say of each step where its rows are and what text stands before
+    and after the visual ones, and `records` are the runs of the texts about this video, the
+    narration's first; `before` is the stream that this one relieves, likewise.
     """
 
     decoder: Decoder
     scheme: Scheme
     timeline: Timeline
     prefix: list[int]
+    text_of: Callable[[int], tuple[list[int], list[int]]]
     tail: list[int]
     lane: Lane
     narration: TextLane
     schedule: Schedule
-    kept: deque[torch.Tensor]
+    kept: deque[Seen]
     owed: list[Word] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    ended: bool = False
     placed: list[np.ndarray] = field(default_factory=list)
+    written: list[tuple[list[int], list[int]]] = field(default_factory=list)
     grid: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (0, 0)
     patches: list[torch.Tensor] = field(default_factory=list)
@@ -53,48 +72,47 @@ class Stream:
         positions = torch.from_numpy(text_positions(0, len(self.prefix)))
         self.decoder.step([Chunk(self.lane, self.decoder.embed(self.prefix), positions)])
 
-    def step_chunk(self, embeds: torch.Tensor, last: bool = False) -> Chunk:
+    def step_chunk(self, seen: Seen, last: bool = False) -> Chunk:
         """
-        Return the chunk that appends one step's merged tokens (tokens, hidden) to the lane.
+        Return the chunk that appends what is seen of one step to the lane.
 
         With `last` the video ends here, and its tail goes with the step. With interleaved
         positions the last token spoken goes before the step, in the same forward pass, and the
         step's own logits give the next token: give them to `perceived`.
         """
-        spoken, placed = self.place_step(last)
-        self.kept.append(embeds)
-        parts = [self.decoder.embed(spoken)] * bool(spoken) + [embeds]
-        if last:
-            parts.append(self.decoder.embed(self.tail))
-        return Chunk(self.lane, torch.cat(parts), torch.from_numpy(placed), predict=bool(spoken))
+        step = self.place_step(last)
+        self.kept.append(seen)
+        before, after = [*step.spoken, *step.before], step.after
+        parts = [self.decoder.embed(before)] * bool(before) + [seen.rows]
+        parts += [self.decoder.embed(after)] * bool(after)
+        return Chunk(self.lane, torch.cat(parts), torch.from_numpy(step.positions),
+                     predict=bool(step.spoken))
 
-    def place_step(self, last: bool = False) -> tuple[list[int], np.ndarray]:
-        """
-        Note where the rows of the next step go.
-
-        Returns the tokens spoken that go before it, and the positions (3, n) of all.
-        """
+    def place_step(self, last: bool = False) -> PlacedStep:
+        """Note where the rows of the next step go."""
         spoken, placed = [], []
+        before, after = self.text_of(len(self.ends))
         if self.scheme.serial and self.narration.begun:
-            spoken, before = self.narration.hand_over()
-            placed.append(before)
-        placed.append(self.timeline.step(*self.grid))
+            spoken, positions = self.narration.hand_over()
+            placed.append(positions)
+        placed.append(self.timeline.step(*self.grid, text=(len(before), len(after))))
         if last:
             placed.append(self.timeline.tail())
-        placed = np.concatenate(placed, axis=1)
-        self.ended = last
+            after = [*after, *self.tail]
+        positions = np.concatenate(placed, axis=1)
         if self.narration.record:
-            self.placed.append(placed[:, len(spoken):])
-        self.ends.append(len(self.lane) + placed.shape[1])
-        return spoken, placed
+            self.placed.append(positions[:, len(spoken):])
+            self.written.append((before, after))
+        self.ends.append(len(self.lane) + positions.shape[1])
+        return PlacedStep(spoken, before, after, positions)
 
     def perceived(self, chunk: Chunk, logits: torch.Tensor | None) -> None:
         """Take over what the pass over `step_chunk` gave."""
         if logits is not None:
             self.narration.looked(logits, self.ends[-1] - 1, chunk.positions[:, -1:].numpy())
 
-    def step_as_embedded(self, index: int) -> torch.Tensor:
-        """Return the merged tokens (tokens, hidden) of one of the newest steps, as perceived."""
+    def step_as_seen(self, index: int) -> Seen:
+        """Return what was seen of one of the newest steps."""
         return self.kept[index - len(self.ends)]
 
     def repeat(self, words: Sequence[Word], vocabulary: Vocabulary) -> Iterator[Chunk]:

@@ -114,11 +114,11 @@ def _visual_lane(stream: Stream, running: list[LaneRecord]) -> dict[str, np.ndar
     step, predicted = np.zeros(length, np.int64), np.full(length, -1)
     ids[:prefix], step[:prefix] = stream.prefix, PREFIX_STEP
     positions[:, :prefix] = text_positions(0, prefix)
-    for index, (end, placed) in enumerate(zip(ends, stream.placed)):
-        rows = slice(end - placed.shape[1], end)
-        positions[:, rows], step[rows] = placed, index
-    if stream.ended:
-        ids[ends[-1] - len(stream.tail):ends[-1]] = stream.tail
+    for index, (end, placed, (before, after)) in enumerate(
+            zip(ends, stream.placed, stream.written)):
+        first = end - placed.shape[1]
+        positions[:, first:end], step[first:end] = placed, index
+        ids[first:first + len(before)], ids[end - len(after):end] = before, after
     for record in running:
         fed = np.array(record.fed) >= 0
         rows = np.array(record.rows)

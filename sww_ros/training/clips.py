@@ -20,8 +20,7 @@ import torch
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.layout import IGNORE, ClipShape, lay_out
 from sww_ros.streaming.perception import Perception, fit_size, shrunk
-from sww_ros.streaming.positions import Scheme, VideoClock, make_scheme
-from sww_ros.streaming.prompt import ASSISTANT_HEAD, TURN_END, VIDEO_TAIL, prefix_parts
+from sww_ros.streaming.positions import Scheme, make_scheme
 from sww_ros.streaming.schedule import Schedule, make_schedule
 from sww_ros.streaming.trace import VIDEO
 from sww_ros.streaming.visibility import Rows
@@ -152,22 +151,26 @@ class Clip:
 class ClipMaker:
     """Makes clips for one checkpoint and recipe; may be used by several threads."""
 
-    def __init__(self, about: Checkpoint, tower: torch.nn.Module, recipe: Recipe,
+    def __init__(self, about: Checkpoint, net: torch.nn.Module, recipe: Recipe,
                  settings: StreamSettings) -> None:
         """
         Take what the clips depend on.
 
         :param about: the checkpoint, for its tokenizer
-        :param tower: the vision tower on a CPU, of which only the type and shapes are used
+        :param net: transformers' model on a CPU; only its tower's type and shapes are used
+        :raises ValueError: for a family whose steps carry text, which is not laid out here
         """
+        if any(about.text_of_step(0)):
+            raise ValueError(f'{about.family.name} has text in every step of video, which cannot '
+                             'be trained yet')
         self._about, self._recipe, self.settings = about, recipe, settings
-        self._perception = Perception(tower, settings.pixels)
+        self._perception = Perception(about.family.vision(net), settings.pixels)
         self.scheme: Scheme = make_scheme(
             recipe.position_encoding,
-            VideoClock(settings.defaults.tokens_per_second, settings.defaults.seconds_per_step),
-            recipe.position_gap)
-        self._tail, self._head = about.encode(VIDEO_TAIL), about.encode(ASSISTANT_HEAD)
-        self._end = about.encode(TURN_END)
+            settings.defaults.clock, recipe.position_gap)
+        turns = about.turns
+        self._tail, self._head = about.encode(turns.tail), about.encode(turns.assistant)
+        self._end = about.encode(turns.end)
 
     def read(self, sample: Sample) -> np.ndarray:
         """
@@ -199,8 +202,8 @@ class ClipMaker:
 
     def words(self, sample: Sample) -> Words:
         """Return the tokens of a sample's text; what users wrote is only text."""
-        encode = self._about.encode
-        return Words(encode(*prefix_parts(self.settings.defaults.system, sample.prompt)),
+        encode, turns = self._about.encode, self._about.turns
+        return Words(encode(*turns.prefix(self.settings.defaults.system, sample.prompt)),
                      self._tail, self._head, encode('', sample.answer) + self._end)
 
     def make(self, sample: Sample, frames: np.ndarray, schedule_seed: int = 0) -> Clip:

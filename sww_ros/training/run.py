@@ -51,7 +51,7 @@ def train(recipe: Recipe) -> None:
         clear_all(recipe.out)
     accelerator.wait_for_everyone()
     # The clips take the tower's type and shapes, so they are made before it goes to a GPU.
-    maker = ClipMaker(model.about, model.stock.model.visual, recipe, settings)
+    maker = ClipMaker(model.about, model.stock, recipe, settings)
     trainer = Trainer(recipe, model, maker, samples, accelerator, attention)
     count = sum(weight.numel() for weight in model.trained.values())
     show(f'{count / 1e6:.2f} M of {model.about.parameters / 1e6:.2f} M weights are trained, '

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
+from sww_ros.streaming.family import Seen
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -27,7 +29,7 @@ class _Plan:
     windows: tuple[int, ...]
 
 
-class VisionTower:
+class QwenTower:
     """Runs the weights of transformers' vision tower on the patches of one step."""
 
     def __init__(self, tower: nn.Module) -> None:
@@ -43,9 +45,9 @@ class VisionTower:
         self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
 
     @torch.inference_mode()
-    def __call__(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    def __call__(self, patches: torch.Tensor, rows: int, columns: int) -> Seen:
         """
-        Return the merged tokens of one step, (rows * columns, hidden of the language model).
+        Return the merged tokens of one step, rows * columns of them.
 
         :param patches: (4 * rows * columns, channels * pixels), in the tower's order
         :param rows: rows of merged tokens
@@ -58,7 +60,7 @@ class VisionTower:
             windows = (len(x),) if index in self._whole else plan.windows
             x = x + self._attend(block.attn, block.norm1(x), plan, windows)
             x = x + block.mlp(block.norm2(x))
-        return self._tower.merger(x)[plan.back]
+        return Seen(self._tower.merger(x)[plan.back])
 
     def _attend(self, attention: nn.Module, x: torch.Tensor, plan: _Plan,
                 windows: tuple[int, ...]) -> torch.Tensor:

@@ -1,29 +1,16 @@
-"""How a checkpoint wants its pictures, from its processor's file."""
+"""How a checkpoint wants its pictures, from the file of Qwen2-VL's processor."""
 
 from __future__ import annotations
 
 import math
 
-from sww_ros.models.files import CheckpointError, Files
+from sww_ros.models.files import CheckpointError
 from sww_ros.streaming.perception import PixelSettings
 
-_NAMES = ('video_preprocessor_config.json', 'preprocessor_config.json')
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _LIVE_PIXELS = 308 * 28 * 28
 """What a general checkpoint perceives per frame unless told otherwise: 308 visual tokens."""
-
-
-def preprocessor(files: Files) -> tuple[str, dict]:
-    """
-    Return the name and the content of the processor's file, {} where there is none.
-
-    :raises CheckpointError: for one that cannot be read
-    """
-    for name in _NAMES:
-        if content := files.json(name):
-            return name, content
-    return _NAMES[1], {}
 
 
 def pixel_settings(name: str, data: dict, vision, trained: bool) -> PixelSettings:
