@@ -224,7 +224,7 @@ def test_a_weights_file_that_is_cut_off_is_told(copied):
 def test_logits_that_are_no_numbers_are_trouble_and_not_text():
     """What no check at loading sees: a row of the table that is used only then."""
     model, checkpoint = random_checkpoint(SMALL, 1)
-    checkpoint.decoder._norm[3] = math.nan
+    checkpoint.decoder.model._norm[3] = math.nan
     with Session(checkpoint, SessionConfig(threads=1)) as session:
         for frame in noise(1):
             session.feed(frame)

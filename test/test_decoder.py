@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from sww_ros.evaluation.random_model import SMALL, random_model
+from sww_ros.models.qwen2_5_vl import FAMILY
 from sww_ros.streaming import linear
 from sww_ros.streaming.attention import attend, attend_plainly
 from sww_ros.streaming.decoder import Chunk, Decoder
@@ -83,7 +84,7 @@ class Played:
 def start(dtype: torch.dtype = torch.float64, seed: int = 3) -> Played:
     model, _ = random_model(SMALL, seed, dtype)
     taken = copy.deepcopy(model)
-    return Played(model, Decoder(taken.model.language_model, taken.lm_head))
+    return Played(model, FAMILY.decoder(taken))
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=['fp32', 'fp64'])
@@ -421,4 +422,4 @@ def test_what_is_not_supported_is_named():
     model, _ = random_model(SMALL, 0)
     model.model.language_model.config.hidden_act = 'gelu'
     with pytest.raises(ValueError, match="activation 'gelu' is not supported"):
-        Decoder(model.model.language_model, model.lm_head)
+        FAMILY.decoder(model)

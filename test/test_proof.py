@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sww_ros.evaluation.proof import TOLERANCE, Subject, run_case, subject_of
+from sww_ros.models.qwen2_5_vl.language import QwenLanguage
 from sww_ros.streaming.stream import Stream
 
 CASES = 120
@@ -46,9 +47,8 @@ def test_the_proof_fails_when_a_row_sees_one_step_less_than_it_says(subjects, mo
 
 
 def test_the_proof_fails_when_a_position_is_off_by_one(subjects, monkeypatch):
-    from sww_ros.streaming.decoder import Decoder
-    rotary = Decoder._rotary
-    monkeypatch.setattr(Decoder, '_rotary', lambda self, p: rotary(self, p + (p > 20)))
+    rotary = QwenLanguage.rotary
+    monkeypatch.setattr(QwenLanguage, 'rotary', lambda self, p: rotary(self, p + (p > 20)))
     subject = subjects[1]
     outcomes = [run_case(subject, seed) for seed in range(4)]
     assert max(outcome.error for outcome in outcomes) > TOLERANCE[subject.dtype]

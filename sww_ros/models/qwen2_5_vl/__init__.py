@@ -10,6 +10,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from sww_ros.models.checks import check_layers, check_sizes, check_types
 from sww_ros.models.files import CheckpointError, Files, told
 from sww_ros.models.qwen2_5_vl.checks import check_config
+from sww_ros.models.qwen2_5_vl.language import QwenLanguage
 from sww_ros.models.qwen2_5_vl.pixels import pixel_settings
 from sww_ros.models.qwen2_5_vl.tower import QwenTower
 from sww_ros.models.qwen2_5_vl.turns import TURNS
@@ -61,7 +62,7 @@ class Qwen25VL:
 
     def decoder(self, net: Any) -> Decoder:
         """Return the decoder; the stock layers are emptied."""
-        return Decoder(net.model.language_model, net.lm_head)
+        return Decoder(QwenLanguage(net.model.language_model, net.lm_head))
 
     def stock_logits(self, net: Any, trace: Trace, at: torch.Tensor) -> torch.Tensor:
         """Run the stock tower over all steps, and the stock text model over all rows."""
