@@ -4,6 +4,7 @@ A family is one folder: a checkpoint of it is found by its `model_type`, streams
 The one of these tests (families/toy_vl) has text in every step of video.
 """
 
+import importlib
 import json
 from pathlib import Path
 
@@ -31,8 +32,14 @@ def folder(tmp_path_factory):
     """A random checkpoint of the toy family."""
     folder = tmp_path_factory.mktemp('toy')
     save_random(folder, SMALL, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, '__path__', [*models.__path__, str(FAMILIES)])
+        kind = importlib.import_module('sww_ros.models.toy_vl')
+    weights = load_stock(str(folder), torch.float32).state_dict()
     config = json.loads((folder / 'config.json').read_text())
-    (folder / 'config.json').write_text(json.dumps(config | dict(model_type='toy_vl')))
+    net = kind.ToyModel(kind.ToyConfig(**config | dict(model_type='toy_vl')))
+    net.load_state_dict(weights)
+    net.save_pretrained(folder)
     return folder
 
 
