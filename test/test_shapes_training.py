@@ -169,17 +169,17 @@ def test_training_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in open(tmp_path / 'whole/training.jsonl')]
     assert [line['step'] for line in lines] == [2, 4]
     from sww_ros.shapes import train as module
-    honest = module.Worker._step
+    honest = module.TrainingWorker._step
 
     def killed(self, step, batch):
         if step == 3:
             raise KeyboardInterrupt
         return honest(self, step, batch)
 
-    monkeypatch.setattr(module.Worker, '_step', killed)
+    monkeypatch.setattr(module.TrainingWorker, '_step', killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / 'cut', 4)
-    monkeypatch.setattr(module.Worker, '_step', honest)
+    monkeypatch.setattr(module.TrainingWorker, '_step', honest)
     assert run(tmp_path / 'cut', 4) == whole
 
 

@@ -12,7 +12,7 @@ from sww_ros.streaming.layout import IGNORE
 from sww_ros.streaming.positions import SCHEMES, make_scheme
 from sww_ros.streaming.schedule import WaitK
 from sww_ros.streaming.visibility import ranges
-from sww_ros.training.clips import Words, lay_clip
+from sww_ros.training.clips import ClipWords, lay_clip
 from sww_ros.training.loss import BLOCK, block_mask, mask_mod, pack, pad
 from sww_ros.training.recipe import SCHEDULES
 
@@ -59,7 +59,7 @@ def golden() -> list[dict]:
 def test_rows_are_those_of_the_authors_training_code(case):
     steps, grid = case['frames'], (case['grid_h'], case['grid_w'])
     head = case['answer_start'] - case['assistant_prefix_start']
-    words = Words(range(case['prefix_tokens']), range(3), range(head),
+    words = ClipWords(range(case['prefix_tokens']), range(3), range(head),
                   range(case['length'] - case['answer_start']))
     for name, key in (('offline', 'origin'), ('gdpe', 'group'), ('gipe', 'gap')):
         clip = lay_clip(make_scheme(name), WaitK(case['wait_k']), words, steps, grid, steps)

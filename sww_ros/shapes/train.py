@@ -215,7 +215,7 @@ class RunSettings:
     curriculum: str = 'builtin'
 
 
-class Worker:
+class TrainingWorker:
     """One worker's training run: the same weights everywhere, its own share of every batch."""
 
     def __init__(self, settings: RunSettings, rank: int) -> None:
@@ -321,7 +321,7 @@ def train(rank: int, settings: RunSettings) -> None:
     if settings.workers > 1:
         dist.init_process_group('gloo', init_method=f'file://{settings.out.resolve()}/.rendezvous',
                                 rank=rank, world_size=settings.workers)
-    worker = Worker(settings, rank)
+    worker = TrainingWorker(settings, rank)
     if rank == 0:
         count = sum(p.numel() for n, p in worker.model.named_parameters()
                     if n.startswith('model') or n == 'patch')

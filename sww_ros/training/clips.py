@@ -93,7 +93,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Words:
+class ClipWords:
     """Token ids of one clip's text; `answer` ends in the token that ends the turn."""
 
     prefix: Sequence[int]
@@ -120,7 +120,7 @@ class ClipRows:
         return len(self.ids)
 
 
-def lay_clip(scheme: Scheme, schedule: Schedule, words: Words, steps: int,
+def lay_clip(scheme: Scheme, schedule: Schedule, words: ClipWords, steps: int,
              grid: tuple[int, int], max_steps: int) -> ClipRows:
     """
     Lay out a clip of `steps` steps of `grid` merged tokens whose video ends with the last.
@@ -200,10 +200,10 @@ class ClipMaker:
                              '--max-rows, or lower --max-pixels')
         return frames
 
-    def words(self, sample: Sample) -> Words:
+    def words(self, sample: Sample) -> ClipWords:
         """Return the tokens of a sample's text; what users wrote is only text."""
         encode, turns = self._about.encode, self._about.turns
-        return Words(encode(*turns.prefix(self.settings.defaults.system, sample.prompt)),
+        return ClipWords(encode(*turns.prefix(self.settings.defaults.system, sample.prompt)),
                      self._tail, self._head, encode('', sample.answer) + self._end)
 
     def make(self, sample: Sample, frames: np.ndarray, schedule_seed: int = 0) -> Clip:
