@@ -10,6 +10,7 @@ import torch
 
 from sww_ros.evaluation.proof import TOLERANCE, Subject, run_case, subject_of
 from sww_ros.models.qwen2_5_vl.language import QwenLanguage
+from sww_ros.streaming.generation import TextLane
 from sww_ros.streaming.stream import Stream
 
 CASES = 120
@@ -35,6 +36,27 @@ def test_live_runs_equal_the_oracle(subjects, part):
     assert lanes >= 2
     assert tokens > 40
     assert overtaken > 4
+
+
+@pytest.mark.parametrize('part', range(2))
+def test_streams_that_relieve_one_another_equal_the_oracle(subjects, part):
+    hand_overs = 0
+    for seed in range(5000 + 20 * part, 5020 + 20 * part):
+        subject = subject_of(subjects, seed)
+        outcome = run_case(subject, seed, hand_overs=True)
+        assert outcome.error <= TOLERANCE[subject.dtype], f'case {seed}: {outcome}'
+        assert outcome.differing == 0, f'case {seed}: {outcome}'
+        hand_overs += outcome.hand_overs
+    assert hand_overs > 20
+
+
+def test_the_proof_fails_when_another_word_is_carried_over(subjects, monkeypatch):
+    honest = TextLane.repeat
+    monkeypatch.setattr(TextLane, 'repeat', lambda self, words, vocabulary: honest(
+        self, [word._replace(token=word.token ^ 1) for word in words], vocabulary))
+    with pytest.raises(AssertionError, match='does not go on where the one before ended'):
+        for seed in range(5000, 5040):
+            run_case(subject_of(subjects, seed), seed, hand_overs=True)
 
 
 def test_the_proof_fails_when_a_row_sees_one_step_less_than_it_says(subjects, monkeypatch):

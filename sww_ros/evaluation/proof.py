@@ -3,8 +3,10 @@ Proof by many random cases: live runs against one masked full forward of the sto
 
 `python -m sww_ros.evaluation.proof --cases N` plays N random streams (prefix lengths, steps,
 grids, K, schedules, questions, executors), some after a reset, another prompt or another video,
-with random delays between frames and, in one case of five, at every line of the engine. It then
-replays each trace through transformers' own model and compares logits and tokens. Whether the
+with random delays between frames and, in one case of five, at every line of the engine. In one of
+three that can, short streams relieve one another, with questions alive across hand-overs; with
+`--hand-overs` in all that can. It then replays each trace through transformers' own model, those
+of all streams of a video, and compares logits and tokens. Whether the
 right things are computed in the right order is the simulation's part (evaluation/simulate.py).
 """
 
@@ -14,7 +16,7 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import json
 from pathlib import Path
 import random
@@ -31,12 +33,13 @@ from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 import sww_ros.streaming
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import TextDelta, Trouble
+from sww_ros.streaming.events import NARRATION, TextDelta, Trouble
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.rules import RULES
 from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
+from sww_ros.streaming.trace import Trace
 
 EXECUTORS = tuple(RULES)
 _SCHEMES = tuple(SCHEMES)
@@ -54,6 +57,7 @@ class Outcome:
     lanes: int
     steps: int
     late_sights: int
+    hand_overs: int
     scheme: str
     schedule: str
     overlap: str
@@ -75,10 +79,26 @@ def subject_of(subjects: list[Subject], seed: int) -> Subject:
     return subjects[(seed + seed // KINDS) % len(subjects)]
 
 
-def run_case(subject: Subject, seed: int) -> Outcome:
+def relay_of(seed: int, config: SessionConfig, always: bool = False) -> dict:
+    """
+    Return the settings of a case in which streams relieve one another, empty for the others.
+
+    :param always: whether all are such that can
+    """
+    chance = random.Random(f'relay {seed}')
+    if (config.position_encoding == 'interleaved' or config.schedule == 'offline'
+            or not always and chance.random() > 1 / 3):
+        return {}
+    memory = chance.randint(1, 4)
+    capacity = memory + chance.randint(1, 3)
+    return dict(memory=memory, capacity=capacity, max_steps=capacity + chance.randint(1, 3))
+
+
+def run_case(subject: Subject, seed: int, hand_overs: bool = False) -> Outcome:
     """
     Play one random stream, replay it, compare; scheme, schedule, executor take turns by the seed.
 
+    :param hand_overs: whether streams relieve one another wherever they can
     :raises AssertionError: when the live session reports trouble, does not come to rest, or cuts
         a text
     """
@@ -94,6 +114,9 @@ def run_case(subject: Subject, seed: int) -> Outcome:
         overlap=EXECUTORS[seed // KINDS % len(EXECUTORS)], max_answers=3,
         max_answer_tokens=chance.randint(1, 12), max_pending_frames=64)
     steps, ends = chance.randint(1, 6), chance.random() < 0.5 or config.schedule == 'offline'
+    if relay := relay_of(seed, config, hand_overs):
+        config = replace(config, **relay)
+        steps += 2 * relay['max_steps']
     before = chance.choice(('nothing', 'nothing', 'nothing', 'video', 'reset', 'prompt'))
     delays = disturbed(seed) if chance.random() < 0.2 else nullcontext()
     with delays, Session(subject.checkpoint, config) as session:
@@ -125,19 +148,61 @@ def run_case(subject: Subject, seed: int) -> Outcome:
         cut = {event.finish_reason for event in events if isinstance(event, TextDelta)}
         cut -= {'', 'stop', 'length', before}
         assert not cut, f'case {seed}: a text was cut: {cut}'
-        trace = session.trace()
+        traces = session.traces()
+    for index in range(1, len(traces)):
+        assert goes_on(traces[index - 1], traces[index], relay['memory'], subject.checkpoint), \
+            f'case {seed}: stream {index} does not go on where the one before ended'
+    found = [_compare(trace, subject) for trace in traces]
+    return Outcome(
+        tokens=sum(tokens for tokens, _, _ in found),
+        differing=sum(differing for _, differing, _ in found),
+        error=max(error for _, _, error in found),
+        lanes=sum(len(trace.speakers) for trace in traces), steps=steps,
+        late_sights=sum(int(((np.diff(trace.lane) == 0) & (np.diff(trace.sees) > 0)).sum())
+                        for trace in traces),
+        hand_overs=len(traces) - 1, scheme=session.scheme.name, schedule=config.schedule,
+        overlap=session.info['overlap'])
+
+
+def goes_on(before: Trace, after: Trace, memory: int, checkpoint: Checkpoint) -> bool:
+    """Whether a stream begins with the last steps of the one before, and its last words."""
+    rows = len(before.patches) // before.steps
+    steps = any(torch.equal(before.patches[-rows * count:], after.patches[:rows * count])
+                for count in range(memory, min(before.steps, after.steps) + 1))
+    said, repeated = _said(before, checkpoint), _repeated(after, checkpoint)
+    return steps and (not said or repeated == said[len(said) - len(repeated):])
+
+
+def _said(trace: Trace, checkpoint: Checkpoint) -> list[int]:
+    """All that the narration has said, as it is fed, after its head; empty if that is not known."""
+    ids, predicted = (getattr(trace, name)[trace.lane == 0] for name in ('ids', 'predicted'))
+    if NARRATION not in trace.speakers or predicted[-1] < 0:
+        return []
+    last = int(predicted[-1])
+    stops = last in checkpoint.vocabulary.stop
+    return [*ids.tolist(), *(checkpoint.encode(checkpoint.turns.next_turn) if stops else [last])]
+
+
+def _repeated(trace: Trace, checkpoint: Checkpoint) -> list[int]:
+    """What stands between the head of the narration and its first token of its own."""
+    ids, predicted = (getattr(trace, name)[trace.lane == 0] for name in ('ids', 'predicted'))
+    if NARRATION not in trace.speakers or not (predicted >= 0).any():
+        return []
+    # That is predicted from the last word.
+    first = 1 + int(np.argmax(predicted >= 0))
+    return ids[len(checkpoint.encode(checkpoint.turns.assistant)):first].tolist()
+
+
+def _compare(trace: Trace, subject: Subject) -> tuple[int, int, float]:
+    """Return how many tokens were compared, how many differ, and the largest error of a logit."""
     verdict = replay(trace, subject.oracle)
-    tolerance = TOLERANCE[subject.dtype]
+    if not verdict.compared:
+        return 0, 0, 0.0
     top = verdict.logits.topk(2, dim=-1).values
     # Equal logits within the tolerance can differ in the token only where the best two tie.
-    tied = top[:, 0] - top[:, 1] <= 2 * tolerance
-    return Outcome(
-        tokens=verdict.compared, differing=int((verdict.wrong & ~tied).sum()),
-        error=float((trace.logits - verdict.logits).abs().max()), lanes=len(trace.speakers),
-        steps=steps,
-        late_sights=int(((np.diff(trace.lane) == 0) & (np.diff(trace.sees) > 0)).sum()),
-        scheme=session.scheme.name, schedule=config.schedule,
-        overlap=session.info['overlap'])
+    tied = top[:, 0] - top[:, 1] <= 2 * TOLERANCE[subject.dtype]
+    return (verdict.compared, int((verdict.wrong & ~tied).sum()),
+            float((trace.logits - verdict.logits).abs().max()))
 
 
 def main() -> None:
@@ -145,6 +210,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
     parser.add_argument('--cases', type=int, default=1000)
     parser.add_argument('--first-seed', type=int, default=0)
+    parser.add_argument('--hand-overs', action='store_true',
+                        help='have streams relieve one another in every case that can')
     parser.add_argument('--json', type=Path)
     arguments = parser.parse_args()
     subjects = [Subject(seed, dtype) for seed in range(2) for dtype in TOLERANCE]
@@ -153,15 +220,18 @@ def main() -> None:
     for index in tqdm(range(arguments.cases), unit='case', disable=None):
         seed = arguments.first_seed + index
         subject = subject_of(subjects, seed)
-        outcome = run_case(subject, seed)
+        outcome = run_case(subject, seed, arguments.hand_overs)
         name = str(subject.dtype).removeprefix('torch.')
         kind = f'{outcome.scheme} × {outcome.schedule} × {outcome.overlap}'
         by = by_kind.setdefault(kind, [0, 0, 0])
         for place, value in enumerate((1, outcome.tokens, outcome.differing)):
             by[place] += value
-        entry = result.setdefault(name, dict(cases=0, tokens=0, differing=0, largest_error=0.0,
-                                             tolerance=TOLERANCE[subject.dtype], over=0))
+        entry = result.setdefault(name, dict(
+            cases=0, with_hand_overs=0, hand_overs=0, tokens=0, differing=0, largest_error=0.0,
+            tolerance=TOLERANCE[subject.dtype], over=0))
         entry['cases'] += 1
+        entry['with_hand_overs'] += outcome.hand_overs > 0
+        entry['hand_overs'] += outcome.hand_overs
         entry['tokens'] += outcome.tokens
         entry['differing'] += outcome.differing
         entry['over'] += not outcome.error <= TOLERANCE[subject.dtype]
