@@ -28,11 +28,11 @@ class Play:
     """A core, all that it has told, and the time, which rises by one with every call."""
 
     def __init__(self, *, serial: bool = False, max_steps: int = 100, wait_k: int = 2,
-                 relay: Relay | None = None, **settings: object) -> None:
+                 perceptions: int = 1, relay: Relay | None = None, **settings: object) -> None:
         self.core = Core(
             SessionConfig(**{'max_pending_frames': 64, **settings}), prompt='Tell.',
             wait_k=wait_k, max_steps=relay.max_steps if relay else max_steps,
-            frames_per_step=2, serial=serial, relay=relay)
+            frames_per_step=2, serial=serial, perceptions=perceptions, relay=relay)
         self.events: list[Event] = []
         self.now = 0
 

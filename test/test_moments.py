@@ -294,3 +294,55 @@ def test_one_thread_perceives_in_mid_sentence_unless_it_is_behind():
     assert not play.core.prefers_perception, 'each step gets its tokens'
     play.speak(steps=3)
     assert play.core.prefers_perception
+
+
+def ahead(**settings: object) -> Play:
+    """A core whose executor takes two steps before the first comes back; the prefix is there."""
+    play = Play(perceptions=2, **settings)
+    play.done(play.take_perception())
+    return play
+
+
+def test_a_second_step_is_handed_out_before_the_first_is_back_and_no_third():
+    play = ahead()
+    play.feed(6)
+    first, second = play.take_perception(), play.take_perception()
+    assert play.take_perception() is None
+    play.done(first)
+    third = play.take_perception()
+    told = play.done(second) + play.done(third)
+    assert [event.index for event in told if isinstance(event, StepPerceived)] == [1, 2]
+
+
+def test_nothing_is_taken_ahead_of_a_prefix_an_end_a_lost_end_or_a_full_video():
+    play = Play(perceptions=2)
+    play.feed(2)
+    assert play.take_perception() and not play.take_perception(), 'the prefix comes first'
+    play = ahead()
+    play.feed(2, last=True)
+    play.feed(2)
+    assert play.take_perception() and not play.take_perception(), 'the clip ends with this step'
+    play = ahead(max_steps=1)
+    play.feed(4)
+    assert play.take_perception() and not play.take_perception(), 'the video is full with it'
+    play = ahead(max_pending_frames=2)
+    play.feed(2)
+    assert play.take_perception()
+    play.feed(2, last=True)
+    play.feed(2)
+    assert not play.take_perception(), 'the end of the clip was dropped'
+
+
+def test_all_frames_that_are_out_are_dropped_with_their_video_and_come_back_to_nothing():
+    play = ahead()
+    play.feed(4)
+    out = [play.take_perception(), play.take_perception()]
+    dropped = [event for event in play.tell(Reset()) if isinstance(event, FramesDropped)]
+    assert [(event.reason, event.count) for event in dropped] == [('reset', 4)]
+    assert not any(isinstance(event, StepPerceived) for job in out for event in play.done(job))
+
+
+def test_offline_the_step_that_fills_the_video_ends_it_though_another_is_out():
+    play = ahead(schedule='offline', max_steps=2)
+    play.feed(4)
+    assert [play.take_perception().last, play.take_perception().last] == [False, True]

@@ -81,3 +81,47 @@ def test_the_serial_baseline_never_overlaps():
 def test_an_unknown_executor_is_named():
     with pytest.raises(ValueError, match="unknown overlap 'gpu'"):
         Executor('gpu', None, list)
+
+
+class _Desk:
+    """Hands out numbers as jobs, and notes what comes back; then nothing waits."""
+
+    def __init__(self, count: int) -> None:
+        self.left, self.log = list(range(count)), []
+
+    def take(self, rule, wait=True):
+        self.log.append(f'take {"and wait" if wait else "at once"}')
+        return [self.left.pop(0)] if self.left else ()
+
+    def hand_in(self, results) -> None:
+        self.log.append(results)
+
+
+def test_perception_in_a_process_is_begun_two_at_a_time_and_handed_in_in_order():
+    desk, begun = _Desk(4), []
+
+    def begin(jobs):
+        begun.append(jobs[0])
+        return lambda: [(jobs[0], len(begun))]
+
+    worker = next(each for each in Executor('processes', desk, begin)._workers
+                  if each.name == 'perception')
+    worker.run()
+    assert [each for each in desk.log if isinstance(each, list)] == [
+        [(0, 2)], [(1, 3)], [(2, 4)], [(3, 4)]]
+    assert desk.log[:2] == ['take and wait', 'take at once']
+
+
+def test_what_cannot_be_begun_is_told_in_its_turn():
+    desk = _Desk(2)
+
+    def begin(jobs):
+        if jobs[0] == 1:
+            raise ValueError('no')
+        return lambda: ['done']
+
+    next(each for each in Executor('processes', desk, begin)._workers
+         if each.name == 'perception').run()
+    done, failed = (each for each in desk.log if isinstance(each, list))
+    assert done == ['done']
+    assert (failed[0].jobs, failed[0].message) == ((1,), 'ValueError: no')

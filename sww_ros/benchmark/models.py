@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import mean
 import time
@@ -110,12 +110,15 @@ class _Timed(ModelRunner):
         self.spans: list[Span] = []
         super().__init__(*arguments)
 
-    def run(self, jobs: Sequence[Job]) -> list[Input]:
-        start = time.monotonic_ns()
-        results = super().run(jobs)
-        # From either thread: appending is atomic.
-        self.spans.append(Span(jobs, start, time.monotonic_ns()))
-        return results
+    def begin(self, jobs: Sequence[Job]) -> Callable[[], list[Input]]:
+        start, finish = time.monotonic_ns(), super().begin(jobs)
+
+        def finished() -> list[Input]:
+            results = finish()
+            # From either thread: appending is atomic.
+            self.spans.append(Span(jobs, start, time.monotonic_ns()))
+            return results
+        return finished
 
 
 class _TimedFork(_Timed, ForkingRunner):

@@ -6,7 +6,8 @@ affects its state is in this file and in what it owns (frames.py, relay.py, the 
 schedule.py). `handle(input)` is the only transition, and returns what to tell the listener.
 `next_perception`, `next_piece` and `next_decode` hand out jobs that are derived from the state, so
 there is no wake-up to lose: whoever runs jobs asks again after every input. At most one decode
-step and one other job are out at a time.
+step and one other job are out at a time; or as many steps as the executor takes ahead, which come
+back in the order in which they were handed out.
 What comes back about a video or a question that has been forgotten meanwhile changes nothing.
 
 Calls need one lock around each of them; jobs run outside of it.
@@ -85,21 +86,22 @@ class Core:
     :param config: the session's settings, of which those of the model and the machine are not read
     :param serial: whether the video's positions depend on the text, so that a step can only be
         perceived once all that may be said has been said
+    :param perceptions: how many steps may be handed out before the first of them comes back
     :param relay: when streams are relieved; without, the video begins anew when one is full
     """
 
     def __init__(self, config: SessionConfig, *, prompt: str, wait_k: int, max_steps: int,
-                 frames_per_step: int, serial: bool = False,
+                 frames_per_step: int, serial: bool = False, perceptions: int = 1,
                  relay: Relay | None = None) -> None:
         self.prompt, self.wait_k, self.max_steps, self.serial = prompt, wait_k, max_steps, serial
         self.paused = self.closed = False
-        self._config = config
+        self._config, self._perceptions = config, perceptions
         self._frames = PendingFrames(frames_per_step, config.max_pending_frames)
         self._relay, self._streams, self._pieces = relay, 0, 0
         self.video = self._make_video(0)
         self._answers: dict[str, Question] = {}
         self._queue: deque[Question] = deque()
-        self._perceiving: Open | Perceive | Carry | None = None
+        self._perceiving: list[Open | Perceive | Carry] = []
         self._decoding: Decode | None = None
         self._decoded: deque[tuple[int, int]] = deque(maxlen=4096)
         self._decodes_first = 0
@@ -118,11 +120,11 @@ class Core:
         """
         self._now = now_ns
         if isinstance(given, (Opened, Perceived, Carried)):
-            self._perceiving = None
+            self._perceiving.remove(given.job)
         elif isinstance(given, Decoded):
             self._decoding = None
         elif isinstance(given, Failed):
-            self._perceiving = None if self._perceiving in given.jobs else self._perceiving
+            self._perceiving = [job for job in self._perceiving if job not in given.jobs]
             self._decoding = None if self._decoding in given.jobs else self._decoding
         if not self.closed:
             _HANDLERS[type(given)](self, given)
@@ -138,28 +140,32 @@ class Core:
 
         A piece of a successor goes before a step that waits where it can wait no longer.
         """
-        if self._perceiving is not None or not self._perception_due:
+        if not self._perception_due or (self._perceiving and not self._may_look_ahead):
             return None
-        video, frames = self.video, self._frames
+        video = self.video
         if self._piece_due and (self._is_full or self._pieces < self._relay.pieces):
             return self.next_piece()
         if not video.opened:
-            self._perceiving = Open(video)
-        elif not self._is_full:
-            taken, self._pieces = frames.take(), 0
-            # A stream that is only spoken of at its end has to end once it is full.
-            full = (self._config.schedule == 'offline'
-                    and len(video.steps) + 1 >= self.max_steps)
-            self._perceiving = Perceive(video, taken, taken[-1].last or full,
-                                        video.successor if is_abreast(video) else None)
-        return self._perceiving
+            return self._hand_out(Open(video))
+        if self._is_full:
+            return None
+        frames, self._pieces = self._frames.take(), 0
+        # A stream that is only spoken of at its end has to end once it is full.
+        full = (self._config.schedule == 'offline'
+                and len(video.steps) + len(self._perceiving) + 1 >= self.max_steps)
+        return self._hand_out(Perceive(video, frames, frames[-1].last or full,
+                                       video.successor if is_abreast(video) else None))
 
     def next_piece(self) -> Open | Carry | None:
         """Hand out a piece of the preparation of a successor, which frames go before."""
-        if self._perceiving is None and self._piece_due:
-            self._perceiving, self._pieces = next_piece(self.video), self._pieces + 1
-            return self._perceiving
-        return None
+        if self._perceiving or not self._piece_due:
+            return None
+        self._pieces += 1
+        return self._hand_out(next_piece(self.video))
+
+    def _hand_out(self, job: Open | Perceive | Carry) -> Open | Perceive | Carry:
+        self._perceiving.append(job)
+        return job
 
     def next_decode(self, now_ns: int, riding: Perceive | None = None) -> Decode | None:
         """
@@ -195,8 +201,8 @@ class Core:
     def deadline_ns(self) -> int | None:
         """When to send `Ticked`: a question then has waited too long for something to see."""
         timeout_ns = round(self._config.question_timeout_s * 1e9)
-        sees_soon = self.video.steps or self._frames.complete or (
-            isinstance(self._perceiving, Perceive) and self._concerns(self._perceiving))
+        sees_soon = self.video.steps or self._frames.complete or any(
+            isinstance(job, Perceive) and self._concerns(job) for job in self._perceiving)
         if self.closed or not timeout_ns or not self._queue or sees_soon:
             return None
         return max(self._queue[0].asked_ns, self._blind_ns) + timeout_ns
@@ -218,6 +224,16 @@ class Core:
         if not self._frames.complete or (video.ended and self._is_owed(video)):
             return False
         return not (self.serial and self._turns())
+
+    @property
+    def _may_look_ahead(self) -> bool:
+        """Whether the next step follows those that are out, whatever they will come back with."""
+        video, out = self.video, self._perceiving
+        room = self._relay.capacity if self._relay else self.max_steps
+        return (len(out) < self._perceptions and not self.serial and not self._frames.cut
+                and video.successor is None and len(video.steps) + len(out) < room
+                and all(isinstance(job, Perceive) and job.video is video and not job.last
+                        for job in out))
 
     @property
     def _piece_due(self) -> bool:
@@ -494,7 +510,7 @@ class Core:
     def _begin_next_video(self) -> None:
         """Turn to another video, once its first step is there and the last one is told of."""
         video = self.video
-        if self._perceiving is not None or not self._perception_due:
+        if self._perceiving or not self._perception_due:
             return
         if video.ended or (self._frames.cut and video.steps):
             self._switch('ended')
@@ -523,8 +539,7 @@ class Core:
         if old.steps:
             self._blind_ns = self._now
         old.successor = None
-        if self._perceiving is not None and self._concerns(self._perceiving):
-            self._drop('reset', _count(self._perceiving))
+        self._drop('reset', self._looked_at)
         if self._config.narrate and not old.spoken:
             self._tell_text(NARRATION, self._moment_of(old), reason=reason)
         self.video = self._make_video(old.number + 1)
@@ -532,11 +547,13 @@ class Core:
 
     def _close(self, reason: str) -> None:
         self._end_all(reason)
-        count = self._frames.clear()
-        if self._perceiving is not None and self._concerns(self._perceiving):
-            count += _count(self._perceiving)
-        self._drop('closed', count)
+        self._drop('closed', self._frames.clear() + self._looked_at)
         self.closed = True
+
+    @property
+    def _looked_at(self) -> int:
+        """How many frames of the current video are being perceived."""
+        return sum(_count(job) for job in self._perceiving if self._concerns(job))
 
     def _end_all(self, reason: str) -> None:
         for question_id in self.open_questions:

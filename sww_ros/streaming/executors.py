@@ -7,7 +7,9 @@ rule is asked again after every input, under the core's lock; jobs run outside o
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 import os
 import threading
 import time
@@ -15,56 +17,88 @@ from typing import Protocol
 
 from sww_ros.streaming.jobs import Failed, Input, Job
 from sww_ros.streaming.processes import ChildError, ChildGone
-from sww_ros.streaming.rules import RULES, Rule
+from sww_ros.streaming.rules import AHEAD, RULES, Rule, perception
 from sww_ros.streaming.runner import describe
 
 
 class Desk(Protocol):
     """Where jobs are taken and results are handed in; `Session` is one."""
 
-    def take(self, rule: Rule) -> Sequence[Job]:
-        """Wait for jobs; none once the session is closed."""
+    def take(self, rule: Rule, wait: bool = True) -> Sequence[Job]:
+        """Wait for jobs; none once the session is closed, or if there are none without a `wait`."""
 
     def hand_in(self, results: Sequence[Input]) -> None:
         """Give what has come of the jobs."""
 
 
+Finish = Callable[[], Sequence[Input]]
+"""Waits until the jobs of a pass are done, and returns what has come of them."""
+
+
 class _Worker(threading.Thread):
-    def __init__(self, name: str, rule: Rule, desk: Desk,
-                 run: Callable[[Sequence[Job]], Sequence[Input]],
-                 prepare: Callable[[], None]) -> None:
+    """Takes jobs, has them begun, and hands in what comes of them, in the same order."""
+
+    def __init__(self, name: str, rule: Rule, ahead: int, desk: Desk,
+                 begin: Callable[[Sequence[Job]], Finish], prepare: Callable[[], None]) -> None:
         super().__init__(name=name, daemon=True)
-        self._rule, self._desk, self._run_jobs, self._prepare = rule, desk, run, prepare
+        self._rule, self._ahead, self._desk = rule, ahead, desk
+        self._begin, self._prepare = begin, prepare
 
     def run(self) -> None:
         self._prepare()
-        while jobs := self._desk.take(self._rule):
-            try:
-                results = self._run_jobs(jobs)
-            except ChildGone as error:
-                results = [Failed(tuple(jobs), str(error), fatal=True)]
-            except ChildError as error:
-                results = [Failed(tuple(jobs), str(error))]
-            except Exception as error:  # noqa: BLE001 - whatever it is, the session goes on
-                results = [Failed(tuple(jobs), describe(error))]
-            self._desk.hand_in(results)
+        out: deque[tuple[Sequence[Job], Finish]] = deque()
+        while True:
+            jobs = ()
+            if len(out) < self._ahead:
+                jobs = self._desk.take(self._rule, wait=not out)
+            if jobs:
+                out.append((jobs, self._begun(jobs)))
+                if len(out) < self._ahead:
+                    continue
+            if not out:
+                return
+            self._desk.hand_in(_outcome(*out.popleft()))
+
+    def _begun(self, jobs: Sequence[Job]) -> Finish:
+        """Begin with jobs; what goes wrong is told when they are finished."""
+        try:
+            return self._begin(jobs)
+        except Exception as error:  # noqa: BLE001 - the same as if it went wrong later
+            return partial(_raise, error)
+
+
+def _raise(error: Exception) -> Sequence[Input]:
+    raise error
+
+
+def _outcome(jobs: Sequence[Job], finish: Finish) -> Sequence[Input]:
+    try:
+        return finish()
+    except ChildGone as error:
+        return [Failed(tuple(jobs), str(error), fatal=True)]
+    except ChildError as error:
+        return [Failed(tuple(jobs), str(error))]
+    except Exception as error:  # noqa: BLE001 - whatever it is, the session goes on
+        return [Failed(tuple(jobs), describe(error))]
 
 
 class Executor:
     """The threads of one session."""
 
     def __init__(self, overlap: str, desk: Desk,
-                 run: Callable[[Sequence[Job]], Sequence[Input]],
+                 begin: Callable[[Sequence[Job]], Finish],
                  prepare: Callable[[], None] = lambda: None) -> None:
         """
         Make the threads; `prepare` runs first on each of them.
 
-        :param run: does the jobs of one pass; what it raises is told
+        :param begin: begins with the jobs of one pass; what it or finishing them raises is told
         :raises ValueError: for an `overlap` that no executor has
         """
         if overlap not in RULES:
             raise ValueError(f'unknown overlap {overlap!r}; one of {", ".join(RULES)}')
-        self._workers = [_Worker(name, rule, desk, run, prepare)
+        ahead = AHEAD.get(overlap, 1)
+        self._workers = [_Worker(name, rule, ahead if rule is perception else 1, desk, begin,
+                                 prepare)
                          for name, rule in RULES[overlap].items()]
 
     def start(self) -> None:

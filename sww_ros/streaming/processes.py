@@ -10,7 +10,8 @@ the pixels of a step. It has to prove that it computes before it is given work (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 import gc
 import math
 import os
@@ -27,6 +28,7 @@ from sww_ros.streaming.jobs import (
     Decode,
     Frame,
     Input,
+    Job,
     Open,
     Opened,
     Perceive,
@@ -95,6 +97,13 @@ class ForkingRunner(ModelRunner):
             os.waitpid(self.pid, 0)
             self.pid = 0
 
+    def begin(self, jobs: Sequence[Job]) -> Callable[[], list[Input]]:
+        """Send the child a step at once; the next may be sent before the reply is read."""
+        if isinstance(jobs[0], Perceive):
+            self._send_step(jobs[0])
+            return partial(self._perceived, jobs[0])
+        return super().begin(jobs)
+
     def _open(self, job: Open) -> Opened:
         video, source = job.video, job.source
         video.work = stream = self._begin(video, source)
@@ -123,33 +132,55 @@ class ForkingRunner(ModelRunner):
         return Carried(job)
 
     def _perceive(self, job: Perceive, riding: Decode | None = None) -> list[Input]:
+        self._send_step(job)
+        return self._perceived(job)
+
+    def _send_step(self, job: Perceive) -> None:
         stream, also = job.video.work, job.also
         if not stream.size[0]:
             self._choose_size(stream, job.frames[0])
-        streams = [stream, also.work] if also else [stream]
         shapes = [frame.pixels.shape for frame in job.frames]
         pixels = b''.join(np.ascontiguousarray(frame.pixels).data for frame in job.frames)
-        reply = self._call(dict(perceive=job.video.stream, also=also.stream if also else None,
-                                shapes=shapes, last=job.last), pixels)
+        self._send(dict(perceive=job.video.stream, also=also.stream if also else None,
+                        shapes=shapes, last=job.last), pixels)
+
+    def _perceived(self, job: Perceive) -> list[Input]:
+        reply, stream = self._receive(), job.video.work
+        streams = [stream, job.also.work] if job.also else [stream]
+        patches = []
+        if self._config.record_trace:
+            # Made again: replies stay so small that neither side can wait for the other to read.
+            pixels = [frame.pixels for frame in job.frames]
+            patches = [self._checkpoint.perception.patches(pixels, *stream.size)]
         for each in streams:
             each.place_step(job.last)
-            each.patches += reply['patches']
+            each.patches += patches
         self._follow(reply, *[each.lane for each in streams])
         return [Perceived(job, *(reply[stage] for stage in STAGES))]
 
-    def _call(self, header: dict, pixels: bytes = b'') -> dict:
+    def _call(self, header: dict) -> dict:
         """Have the child do something, and wait for its reply."""
+        self._send(header)
+        return self._receive()
+
+    def _send(self, header: dict, pixels: bytes = b'') -> None:
+        """Have the child do something."""
         try:
             self._channel.send(header, pixels)
+        except OSError:
+            raise ChildGone('the perceiving process has ended') from None
+
+    def _receive(self) -> dict:
+        """Wait for its reply to the oldest thing that it was sent."""
+        try:
             message = self._channel.receive()
         except OSError:
             message = None
         if message is None:
             raise ChildGone('the perceiving process has ended')
-        reply, payload = message
+        reply, _ = message
         if 'error' in reply:
             raise ChildError(reply['error'])
-        reply['patches'] = [_from_bytes(payload, *reply.pop('recorded'))] if payload else []
         return reply
 
     def _follow(self, reply: dict, *lanes: Lane) -> None:
@@ -247,11 +278,12 @@ class _Child(ModelRunner):
                         if number >= video.stream}
         [done] = self._perceive(Perceive(video, tuple(frames), header['last'], also))
         streams = [each.work for each in (video, also) if each]
-        patches = [stream.patches.pop() for stream in streams if stream.patches]
+        for stream in streams:
+            stream.patches.clear()
         self._reply({stage: getattr(done, stage) for stage in STAGES},
-                    *[stream.lane for stream in streams], patches=patches[:1])
+                    *[stream.lane for stream in streams])
 
-    def _reply(self, header: dict, *lanes: Lane, patches: Sequence[torch.Tensor] = ()) -> None:
+    def _reply(self, header: dict, *lanes: Lane) -> None:
         """Tell what has been published, and hand over the buffers that are new."""
         buffers = [view.kv if view.whole is None else view.whole
                    for view in (lane.view() for lane in lanes)]
@@ -259,11 +291,7 @@ class _Child(ModelRunner):
         self._close_shared()
         header['lanes'] = [(len(lane), None if fd is None else tuple(buffer.shape))
                            for lane, buffer, fd in zip(lanes, buffers, fds)]
-        payload = b''
-        for each in patches:
-            header['recorded'] = tuple(each.shape), str(each.dtype).removeprefix('torch.')
-            payload = each.view(torch.uint8).numpy().data
-        self._channel.send(header, payload)
+        self._channel.send(header)
         for fd in fds:
             if fd is not None:
                 socket.send_fds(self._socket, [b'.'], [fd])
@@ -292,7 +320,3 @@ def _mapped(fd: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return _map(fd, shape, dtype)
     finally:
         os.close(fd)
-
-
-def _from_bytes(payload: bytearray, shape: Sequence[int], dtype: str) -> torch.Tensor:
-    return torch.frombuffer(payload, dtype=torch.uint8).view(getattr(torch, dtype)).view(*shape)

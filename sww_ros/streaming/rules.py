@@ -52,3 +52,9 @@ RULES: dict[str, dict[str, Rule]] = {
     'fused': {'fused': fused},
 }
 """Each executor's threads, by name, and their rules."""
+AHEAD = {'processes': 2}
+"""
+How many steps an executor takes before the first comes back; one where it does not say.
+
+A process of its own would wait for its parent's interpreter between two steps, a fifth of the time.
+"""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 import time
 
 import torch
@@ -63,6 +64,14 @@ class ModelRunner:
         self._silence = checkpoint.vocabulary.silence
         self._next_turn = checkpoint.encode(checkpoint.turns.next_turn)
         self.decode_steps = 0
+
+    def begin(self, jobs: Sequence[Job]) -> Callable[[], list[Input]]:
+        """
+        Begin with the jobs of one pass; what is returned finishes them, in the order of beginning.
+
+        Here nothing is done before it is finished.
+        """
+        return partial(self.run, jobs)
 
     def run(self, jobs: Sequence[Job]) -> list[Input]:
         """Do one job, or a decode step in the pass of the step that it rides on."""

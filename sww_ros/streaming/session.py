@@ -42,7 +42,7 @@ from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import Scheme, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.relay import Relay
-from sww_ros.streaming.rules import Rule
+from sww_ros.streaming.rules import AHEAD, Rule
 from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.trace import Trace
 
@@ -85,14 +85,14 @@ class Session:
         self._core = Core(
             settings, prompt=settings.prompt, wait_k=settings.wait_k, max_steps=settings.max_steps,
             frames_per_step=checkpoint.perception.settings.temporal_patch_size,
-            serial=scheme.serial,
+            serial=scheme.serial, perceptions=AHEAD.get(self._overlap, 1),
             relay=Relay.plan(settings.max_steps, settings.capacity, settings.memory))
         # The one lock: it guards the core, and wakes whoever waits for a job or for rest.
         self._changed = threading.Condition()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._numbers, self._gave_up = itertools.count(1), ''
         self._runner = self._make_runner(checkpoint, settings, scheme)
-        self._executor = Executor(self._overlap, self, self._runner.run, self._take_threads)
+        self._executor = Executor(self._overlap, self, self._runner.begin, self._take_threads)
         self._executor.start()
 
     def _make_runner(self, *arguments: object) -> ModelRunner:
@@ -281,7 +281,7 @@ class Session:
 
     # What the executor asks (executors.Desk).
 
-    def take(self, rule: Rule) -> Sequence[Job]:
+    def take(self, rule: Rule, wait: bool = True) -> Sequence[Job]:
         """Wait for jobs, and send the core its ticks meanwhile; none once it is closed."""
         with self._changed:
             while not self._core.closed:
@@ -290,6 +290,8 @@ class Session:
                     self._tell(Ticked())
                 elif jobs := rule(self._core, now):
                     return jobs
+                elif not wait:
+                    break
                 else:
                     self._changed.wait(None if deadline is None else (deadline - now) / 1e9)
         return ()

@@ -16,7 +16,7 @@ from sww_ros.streaming import core as core_module
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.events import NARRATION
 from sww_ros.streaming.frames import PendingFrames
-from sww_ros.streaming.jobs import Decode, Decoded, Open, Paused, Sights, Words
+from sww_ros.streaming.jobs import Decode, Decoded, Open, Paused, Perceive, Sights, Words
 from sww_ros.streaming.relay import Relay, owed
 from sww_ros.streaming.schedule import NarrationBudget
 
@@ -278,7 +278,7 @@ def _both_sides_at_once(honest):
 def _a_prompt_is_lost(honest):
     """A prompt set while a video begins is taken, and lost."""
     def prompted(core, given):
-        if not isinstance(core._perceiving, Open):
+        if not any(isinstance(job, Open) for job in core._perceiving):
             honest(core, given)
     return prompted
 
@@ -490,10 +490,45 @@ def _a_frame_slips_in_behind_a_pause(honest):
 def _the_end_forgets_frames(honest):
     """Frames in perception when the session closes are not told of."""
     def close(core, reason):
-        core._perceiving, perceiving = None, core._perceiving
+        core._perceiving, perceiving = [], core._perceiving
         honest(core, reason)
         core._perceiving = perceiving
     return close
+
+
+def _ahead(core, ends=True, full=True, cut=True):
+    """`Core._may_look_ahead`, with some of its conditions left out."""
+    out, relay = core._perceiving, core._relay
+    room = relay.capacity if relay else core.max_steps
+    return (len(out) < core._perceptions and not core.serial and core.video.successor is None
+            and not (cut and core._frames.cut)
+            and not (full and len(core.video.steps) + len(out) >= room)
+            and all(isinstance(job, Perceive) and job.video is core.video
+                    and not (ends and job.last) for job in out))
+
+
+@_fault(Core, '_may_look_ahead')
+def _a_step_is_taken_ahead_past_the_end(honest):
+    """The first step of the next clip is taken for this one, whose last step is not back yet."""
+    return property(lambda core: _ahead(core, ends=False))
+
+
+@_fault(Core, '_may_look_ahead')
+def _a_step_is_taken_ahead_of_a_full_video(honest):
+    """A video gets a step more than it may have, as the one that fills it is not back yet."""
+    return property(lambda core: _ahead(core, full=False))
+
+
+@_fault(Core, '_may_look_ahead')
+def _a_step_is_taken_ahead_past_a_lost_end(honest):
+    """The end of a clip gave way to newer frames, and a step behind it is taken for the clip's."""
+    return property(lambda core: _ahead(core, cut=False))
+
+
+@_fault(Core, '_looked_at')
+def _frames_taken_ahead_are_not_told_of(honest):
+    """Of two steps that are out when the video is forgotten, the frames of one are told of."""
+    return property(lambda core: min(honest.fget(core), core._frames._per_step))
 
 
 # What is said and seen.

@@ -7,6 +7,7 @@ Those of the life of the core stand here: rest, failure, what runs at once, the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from sww_ros.evaluation.simulation.questions import QUESTIONS
 from sww_ros.evaluation.simulation.reading import Reading
@@ -14,7 +15,7 @@ from sww_ros.evaluation.simulation.relaying import RELAYING, is_piece
 from sww_ros.evaluation.simulation.script import Script
 from sww_ros.evaluation.simulation.speaking import BUDGETS, SPEAKING
 from sww_ros.evaluation.simulation.watching import SEEING, WATCHING
-from sww_ros.evaluation.simulation.world import MOST_JOBS, Taken, World
+from sww_ros.evaluation.simulation.world import MOST_JOBS, Taken, World, ahead_of
 from sww_ros.streaming.core import MAX_FAILURES
 from sww_ros.streaming.events import Restarted, Trouble
 from sww_ros.streaming.jobs import Decode, Decoded, Failed, Open, Perceived, Prompted, Reset
@@ -83,7 +84,9 @@ def a_failure_begins_anew_what_it_concerns(reading: Reading) -> Iterator[str]:
                 yield f'{given.message} restarts {again}'
 
 
-def one_job_of_each_kind_is_out(reading: Reading) -> Iterator[str]:
+def jobs_that_are_out_are_few(reading: Reading) -> Iterator[str]:
+    """One of a kind; or so many steps as are taken ahead, of one video, which goes on."""
+    ahead = ahead_of(reading.settings.overlap)
     out: list[object] = []
     for moment in reading.moments:
         entry = moment.entry
@@ -91,8 +94,12 @@ def one_job_of_each_kind_is_out(reading: Reading) -> Iterator[str]:
         if type(entry) is Taken:
             out += entry.jobs
             decodes = sum(isinstance(job, Decode) for job in out)
-            if decodes > 1 or len(out) - decodes > 1 or (reading.settings.serial and len(out) > 1):
+            looks = [job for job in out if not isinstance(job, Decode)]
+            if decodes > 1 or len(looks) > ahead or (reading.settings.serial and len(out) > 1):
                 yield f'{len(out)} jobs are out, {decodes} of them decode'
+            if any(isinstance(look, Open) or look.last or look.video is not later.video
+                   for look, later in pairwise(looks)):
+                yield 'a step is taken before it is known which video it belongs to'
         elif type(given) is Failed:
             out = [job for job in out if job not in given.jobs]
         elif (job := getattr(given, 'job', None)) is not None:
@@ -124,7 +131,7 @@ def prompts_and_resets_begin_anew(reading: Reading) -> Iterator[str]:
 
 LIFE = (
     it_comes_to_rest, repeated_failure_is_fatal, a_failure_begins_anew_what_it_concerns,
-    one_job_of_each_kind_is_out, after_the_end_there_is_nothing, prompts_and_resets_begin_anew)
+    jobs_that_are_out_are_few, after_the_end_there_is_nothing, prompts_and_resets_begin_anew)
 
 
 Invariant = Callable[[Reading], Iterator[str]]

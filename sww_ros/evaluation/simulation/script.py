@@ -13,6 +13,7 @@ from functools import lru_cache
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.relay import Relay
+from sww_ros.streaming.rules import AHEAD
 
 
 class _Brief:
@@ -53,6 +54,7 @@ class Settings(_Brief):
     def make_core(self) -> Core:
         return Core(_config(self), prompt='p0', wait_k=self.wait_k, max_steps=self.max_steps,
                     frames_per_step=self.frames_per_step, serial=self.serial,
+                    perceptions=1 if self.serial else AHEAD.get(self.overlap, 1),
                     relay=self.make_relay())
 
     def make_relay(self) -> Relay | None:

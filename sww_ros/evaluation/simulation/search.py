@@ -203,13 +203,18 @@ def scopes(most_of_all: int = 4) -> list[Scope]:
         found += [Scope(settings, theme, most) for theme in _THEMES.values()]
         found += [Scope(settings, every, most_of_all),
                   Scope(settings, every, most_of_all - 1, fails=True)]
+    # What differs from two threads is the step ahead, so what decides where a step belongs.
+    for settings in (Settings(**_SMALL, overlap='processes'),
+                     Settings(**_SMALL | dict(overlap='processes', max_steps=3, relay=(2, 1)))):
+        found += [Scope(settings, _THEMES['videos'], most_of_all),
+                  Scope(settings, _THEMES['videos'], most_of_all - 1, fails=True)]
     return found
 
 
 def _state(world: World) -> int:
     """A hash of all that decides how a run goes on, by the core and as seen from outside."""
     reading = Reading(world.script, world.log)
-    return hash((_canonical((world.core, world.held), {}), reading.summary()))
+    return hash((_canonical((world.core, world.out), {}), reading.summary()))
 
 
 def _canonical(value: object, met: dict[int, int]) -> object:

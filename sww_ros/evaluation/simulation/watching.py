@@ -130,22 +130,23 @@ def frames_that_wait_are_bounded(reading: Reading) -> Iterator[str]:
     """Frames give way to a newer one if no more may wait, and only then."""
     settings = reading.settings
     limit = max(settings.max_pending_frames, settings.frames_per_step)
-    taken, video = 0, 0
+    taken: dict[object, int] = {}
+    video = 0
     for moment in reading.moments:
         entry = moment.entry
         if moment.video != video:
-            taken, video = 0, moment.video
+            taken, video = {}, moment.video
         if type(entry) is Taken:
-            taken = next((len(job.frames) for job in entry.jobs if isinstance(job, Perceive)),
-                         taken)
+            taken |= {job: len(job.frames) for job in entry.jobs if isinstance(job, Perceive)}
         elif type(entry) is Told and not moment.closed:
             if type(entry.given) is Fed and not moment.paused:
                 overrun = any(isinstance(event, FramesDropped) for event in entry.events)
-                if overrun != (moment.frames - taken >= limit):
-                    yield f'{moment.frames - taken} frames wait, and a newer one ' \
+                waiting = moment.frames - sum(taken.values())
+                if overrun != (waiting >= limit):
+                    yield f'{waiting} frames wait, and a newer one ' \
                           f'{"takes a place" if overrun else "comes"}'
-            elif type(entry.given) is Perceived and entry.given.job.video.number == video:
-                taken = 0
+            elif type(entry.given) is Perceived:
+                taken.pop(entry.given.job, None)
 
 
 def overlap_is_the_time_of_both(reading: Reading) -> Iterator[str]:

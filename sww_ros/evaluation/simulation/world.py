@@ -2,11 +2,13 @@
 Virtual time: an executor without threads drives a core with a fake model, and keeps a log.
 
 Workers take jobs by the rules of `rules.RULES`, as threads would, and hold them until the
-script says that they are done; so any order in which threads could meet can be written down.
+script says that the oldest pass is done; so any order in which threads could meet can be written
+down.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,7 +50,7 @@ from sww_ros.streaming.jobs import (
     Ticked,
     Turn,
 )
-from sww_ros.streaming.rules import RULES, fused, one_at_a_time
+from sww_ros.streaming.rules import AHEAD, RULES, fused, one_at_a_time, perception
 
 MOST_JOBS = 400
 """More passes than this after the last move, and the core counts as never coming to rest."""
@@ -96,6 +98,19 @@ class Rest:
 Entry = Told | Taken | Rest
 
 
+@dataclass(slots=True)
+class _Pass:
+    """Jobs that a worker holds, and since when."""
+
+    jobs: Sequence[Job]
+    since: int
+
+
+def ahead_of(overlap: str) -> int:
+    """How many perceptions an executor takes before the first comes back."""
+    return AHEAD.get(overlap, 1)
+
+
 class _Text:
     """What a fake speaker has said: how many tokens and words, and the rest of a sentence."""
 
@@ -137,8 +152,8 @@ class World:
         self.log: list[Entry] = []
         self.now = _SECOND_NS
         self._rules = EXECUTORS[script.settings.overlap]
-        self._held: list[Sequence[Job]] = [()] * len(self._rules)
-        self._since = [0] * len(self._rules)
+        self._ahead = ahead_of(script.settings.overlap)
+        self._held: list[deque[_Pass]] = [deque() for _ in self._rules]
         self._frames = self._prompts = 0
 
     def play(self) -> list[Entry]:
@@ -175,8 +190,13 @@ class World:
 
     @property
     def held(self) -> list[Sequence[Job]]:
-        """What each worker is computing."""
-        return self._held
+        """What each worker is computing, the oldest pass of several."""
+        return [held[0].jobs if held else () for held in self._held]
+
+    @property
+    def out(self) -> list[list[Sequence[Job]]]:
+        """All that each worker holds, in order."""
+        return [[each.jobs for each in held] for held in self._held]
 
     def _work_off(self) -> None:
         tail = self.script.tail
@@ -198,8 +218,8 @@ class World:
 
     def _take(self, worker: int) -> None:
         """Do as `Session.take` does."""
-        core = self.core
-        if self._held[worker]:
+        core, held, rule = self.core, self._held[worker], self._rules[worker]
+        if len(held) >= (self._ahead if rule is perception else 1):
             return
         while not core.closed and (core.deadline_ns or self.now + 1) <= self.now:
             before = core.deadline_ns
@@ -207,8 +227,8 @@ class World:
             if core.deadline_ns == before:
                 return  # Time stands still: what must hold of timeouts says so.
         rested = core.at_rest
-        if jobs := self._rules[worker](core, self.now):
-            self._held[worker], self._since[worker] = jobs, self.now
+        if jobs := rule(core, self.now):
+            held.append(_Pass(jobs, self.now))
             self.log.append(Taken(self.now, jobs, rested or core.at_rest))
             for job in jobs:
                 if isinstance(job, Open):
@@ -256,7 +276,10 @@ class World:
         self._hand_in(move.worker % len(self._rules), move.fails, move.says)
 
     def _hand_in(self, worker: int, fails: str, says: str) -> None:
-        jobs, self._held[worker] = self._held[worker], ()
+        jobs, since = (), 0
+        if self._held[worker]:
+            oldest = self._held[worker].popleft()
+            jobs, since = oldest.jobs, oldest.since
         if fails and any(_side(job) == fails for job in jobs):
             self._tell(Failed(tuple(jobs), f'{fails} fails'))
             return
@@ -264,7 +287,7 @@ class World:
             self._tell(Failed(tuple(jobs), 'all that computes is gone', fatal=True))
             return
         for job in jobs:
-            self._tell(self._result(job, self._since[worker], says))
+            self._tell(self._result(job, since, says))
 
     def _result(self, job: Job, since: int, says: str) -> Input:
         if isinstance(job, Open):
