@@ -1,5 +1,6 @@
 """The checkpoint that ships: ordinary format, its promises kept, its runs replayable."""
 
+from dataclasses import replace
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sww_ros.evaluation.replay import main as replay
 from sww_ros.models.loading import builtin_path, load
 from sww_ros.shapes.checkpoint import SPECIAL
 from sww_ros.shapes.endurance import measure
+from sww_ros.shapes.long_scenes import run as run_long
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
 from sww_ros.shapes.score import Score, play
@@ -159,3 +161,16 @@ def test_the_weights_are_finite_and_tied():
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
     assert np.shares_memory(model.lm_head.weight.detach().numpy(),
                             model.get_input_embeddings().weight.detach().numpy())
+
+
+def test_a_long_scene_is_told_over_hand_overs():
+    """A small sample of `python -m sww_ros.shapes.score --seconds 240`, and its counterpart."""
+    config = SessionConfig(overlap='serial')
+    found = run_long('builtin', [5000], 120.0, 2, config)
+    assert (found['capacity'], found['memory'], found['max_steps']) == (40, 16, 48)
+    summary = found['summary']
+    assert summary['changes'] >= 3 and summary['sentences_cut'] == 0
+    assert summary['facts_true'] >= 0.95 and summary['facts_narrated'] >= 0.95
+    assert summary['told_again'] == 0 and summary['questions'] == 15
+    anew = run_long('builtin', [5000], 120.0, 2, replace(config, memory=0))['summary']
+    assert anew['changes'] == 2 and anew['facts_true'] < summary['facts_true']

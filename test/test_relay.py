@@ -221,6 +221,9 @@ def test_what_is_left_out_is_filled_in(models, settings, found):
     with Session(checkpoint, SessionConfig(**settings)) as session:
         info = session.info
     assert (info['capacity'], info['memory'], info['max_steps']) == found
+    words = (f'begins anew after {found[2]} steps' if not info['memory'] else
+             f'of {found[0]} steps is relieved by one that begins with the last {found[1]}')
+    assert words in info['relay']
 
 
 def test_interleaved_the_video_begins_anew(models):

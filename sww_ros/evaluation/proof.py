@@ -86,7 +86,7 @@ def relay_of(seed: int, config: SessionConfig, always: bool = False) -> dict:
     :param always: whether all are such that can
     """
     chance = random.Random(f'relay {seed}')
-    if (config.position_encoding == 'interleaved' or config.schedule == 'offline'
+    if (SCHEMES[config.position_encoding].serial or config.schedule == 'offline'
             or not always and chance.random() > 1 / 3):
         return {}
     memory = chance.randint(1, 4)

@@ -193,6 +193,8 @@ class Narrator(ManagedNode):
             f'{info["position_encoding"]}, wait-{info["wait_k"]}, {info["frame_rate"]:g} frames '
             f'per second); a step takes about {info.get("step_seconds", 0):.2g} s here, a token '
             f'{info.get("token_seconds", 0):.2g} s')
+        if info.get('relay'):
+            self.get_logger().info(info['relay'])
         if info.get('overlap_why'):
             self.get_logger().info(f'overlap {info["overlap"]}: {info["overlap_why"]}')
         for kind in ('mismatch', 'warning'):

@@ -2,7 +2,8 @@
 Scores a checkpoint on unseen scenes of the shapes world, through the live engine.
 
 `python -m sww_ros.shapes.score --first-seed N --count M --json FILE` plays M scenes, step by
-step, judges the narration fact by fact and the answers to questions asked on the way.
+step, judges the narration fact by fact and the answers to questions asked on the way. With
+`--seconds` the scenes are long, and told over hand-overs; beside them by streams that begin anew.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from sww_ros.shapes import long_scenes
 from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.questions import KINDS, ShapesQuestion, make
 from sww_ros.shapes.render import Renderer
@@ -123,8 +125,35 @@ def main() -> None:
     parser.add_argument('--max-objects', type=int, default=2)
     parser.add_argument('--beside', type=int, nargs='*', default=[3],
                         help='also report scenes with so many objects (default: 3)')
+    parser.add_argument('--seconds', type=float, default=0.0,
+                        help='play scenes of so many seconds instead, over hand-overs')
+    parser.add_argument('--capacity', type=int, default=0, help='with --seconds, of a session')
+    parser.add_argument('--memory', type=int, default=-1, help='with --seconds, of a session')
     parser.add_argument('--json', type=Path, help='file for the figures')
     arguments = parser.parse_args()
+    result = score_long(arguments) if arguments.seconds else score_short(arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + '\n')
+
+
+def score_long(arguments: argparse.Namespace) -> dict:
+    """Play long scenes with and without hand-overs; print the summaries, return all figures."""
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.count)
+
+    def play_all(memory: int) -> dict:
+        config = SessionConfig(overlap='serial', capacity=arguments.capacity, memory=memory)
+        found = long_scenes.run(arguments.model, seeds, arguments.seconds, arguments.max_objects,
+                                config)
+        print(json.dumps(found['summary'], indent=1))
+        return found
+
+    return dict(model=arguments.model, first_seed=arguments.first_seed, count=arguments.count,
+                max_objects=arguments.max_objects, seconds=arguments.seconds,
+                **play_all(arguments.memory), begun_anew=play_all(0))
+
+
+def score_short(arguments: argparse.Namespace) -> dict:
+    """Play scenes of one stream each; print the tables, return all figures."""
     result: dict = dict(
         model=arguments.model, first_seed=arguments.first_seed, count=arguments.count,
         max_objects=arguments.max_objects, steps=OWED_STEPS)
@@ -142,8 +171,7 @@ def main() -> None:
     result['with_other_standing_questions'] = score.table()
     print('asked in the prefix what one kind of shape does')
     print(json.dumps(score.table()['summary'], indent=1))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + '\n')
+    return result
 
 
 if __name__ == '__main__':

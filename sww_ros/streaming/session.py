@@ -39,7 +39,7 @@ from sww_ros.streaming.jobs import (
 )
 from sww_ros.streaming.pace import Pace, advice, measure, mismatch
 from sww_ros.streaming.perception import check_frame
-from sww_ros.streaming.positions import Scheme, make_scheme
+from sww_ros.streaming.positions import SCHEMES, Scheme, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import AHEAD, Rule
@@ -142,6 +142,7 @@ class Session:
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._core.wait_k, max_steps=self._core.max_steps,
             capacity=self._settings.capacity, memory=self._settings.memory,
+            relay=_relay_in_words(self._settings),
             repetition_penalty=self._settings.repetition_penalty,
             schedule=self.config.schedule, overlap=self._overlap,
             threads=max(1, self.config.threads),
@@ -336,6 +337,16 @@ class Session:
             if isinstance(event, Trouble):
                 self.close()
                 raise ValueError(f'the model cannot run: {event.message}')
+
+
+def _relay_in_words(settings: SessionConfig) -> str:
+    """What happens to a stream that is full; `settings` as `resolved` returns them."""
+    if settings.memory:
+        return (f'a stream of {settings.capacity} steps is relieved by one that begins with the '
+                f'last {settings.memory}')
+    why = (', as its positions depend on the text'
+           if SCHEMES[settings.position_encoding].serial else '')
+    return f'the video begins anew after {settings.max_steps} steps{why}'
 
 
 def _scheme_of(checkpoint: Checkpoint, config: SessionConfig) -> Scheme:
