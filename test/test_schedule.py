@@ -89,3 +89,31 @@ def test_an_unknown_schedule_is_named():
         make_schedule('later', 3)
     with pytest.raises(ValueError, match='schedule must be one of'):
         SessionConfig(schedule='later')
+
+
+@pytest.mark.parametrize('name', SCHEDULES)
+def test_what_is_left_of_a_schedule_grants_what_it_would_have_granted(name):
+    """A stream that relieves another goes on with its schedule, and remembers none of its past."""
+    whole = make_schedule(name, 4, seed=7)
+    whole.granted(3)
+    rest = whole.after(5).after(2)
+    assert [rest.granted(steps) for steps in range(20)] == [
+        whole.granted(7 + steps) - whole.granted(7) for steps in range(20)]
+    if name != 'offline':
+        first = whole.granted(7)
+        for index in range(30):
+            assert rest.step_of(index) == whole.step_of(first + index) - 7
+            assert rest.sees(index, 9) == whole.sees(first + index, 16) - 7
+
+
+def test_what_is_left_of_a_budget_is_spent_by_the_next_stream():
+    budget = NarrationBudget(make_schedule('wait_k', 3), None, 5)
+    budget.perceived(6)
+    for _ in range(14):
+        budget.spend()
+    rest = budget.after(4)
+    assert (rest.left, rest.owner, rest.sees) == (budget.left, 1, 1) == (4, 1, 1)
+    rest.perceived(3)
+    assert rest.left == 7
+    # What is owed about steps that are left behind is forfeited, and not more.
+    assert budget.after(5).left == 3 and budget.after(5).owner == 1
