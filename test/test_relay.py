@@ -1,5 +1,6 @@
 """The relay: what the core decides, and that each of a video's streams is the stock model's."""
 
+import os
 import random
 import time
 import weakref
@@ -231,3 +232,23 @@ def test_interleaved_the_video_begins_anew(models):
     with Session(models[1], config) as session:
         events = watch(session, random.Random(2), 8)
     assert [event.reason for event in events if isinstance(event, Restarted)] == ['capacity']
+
+
+def test_in_processes_the_lanes_of_streams_that_were_relieved_are_given_back(models):
+    def held(pid: int) -> tuple[int, int]:
+        with open(f'/proc/{pid}/maps') as maps:
+            lanes = sum('visual lane' in line for line in maps)
+        return lanes, len(os.listdir(f'/proc/{pid}/fd'))
+
+    config = SessionConfig(overlap='processes', max_steps=8, capacity=6, memory=3,
+                           max_pending_frames=100)
+    with Session(models[1], config) as session:
+        found = []
+        for _ in range(3):
+            watch(session, random.Random(0), 40)
+            found.append((held(os.getpid()), held(session._runner.pid)))
+    (parent, child), *later = found
+    for mine, theirs in later:
+        # Beside the stream that is spoken of there may be one that is to relieve it.
+        assert mine[0] <= 2 and theirs[0] <= 2
+        assert (mine[1], theirs[1]) == (parent[1], child[1])
