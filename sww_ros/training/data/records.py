@@ -87,7 +87,7 @@ class Limits:
 
 
 PAPER = Limits()
-"""5 to 30 s, 3 to 5 tokens a second."""
+"""5 to 30 s, 3 to 5 tokens a second, as their release filters; the paper has 3 to 6 at wait-3."""
 
 
 @dataclass(frozen=True)
