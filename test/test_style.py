@@ -1,4 +1,4 @@
-"""Whether every Python file keeps the style that pyproject.toml sets."""
+"""Whether every Python file keeps the style that pyproject.toml sets, and types hold where said."""
 
 from pathlib import Path
 import subprocess
@@ -9,8 +9,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_ruff_finds_nothing():
-    pytest.importorskip('ruff')
-    command = [sys.executable, '-m', 'ruff', 'check', '--output-format=concise', str(ROOT)]
-    result = subprocess.run(command, capture_output=True, cwd=ROOT, text=True)
+def check(module: str, *arguments: str) -> None:
+    pytest.importorskip(module)
+    result = subprocess.run([sys.executable, '-m', module, *arguments], capture_output=True,
+                            cwd=ROOT, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_ruff_finds_nothing():
+    check('ruff', 'check', '--output-format=concise', str(ROOT))
+
+
+def test_mypy_finds_nothing():
+    check('mypy')

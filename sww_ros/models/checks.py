@@ -61,8 +61,8 @@ def check_divides(name: str, value: int, of: str, whole: int, times: str = '') -
 
 def check_positive(name: str, value: object) -> None:
     """Check that a value is a finite number above 0; else a CheckpointError."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
+    if (not isinstance(value, int | float) or isinstance(value, bool)
+            or not 0 < value < math.inf):
         raise CheckpointError(f'{name} must be a number above 0, not {value!r}')
 
 

@@ -73,7 +73,7 @@ class Files:
         if missing := [name for name, file in found.items() if file is None]:
             raise CheckpointError(f'{missing[0]} is missing, which {_INDEX} names: save or '
                                   'download it again, whole')
-        return list(found.values())
+        return [file for file in found.values() if file is not None]
 
 
 def told(error: Exception) -> str:

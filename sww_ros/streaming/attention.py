@@ -126,12 +126,12 @@ class _ChunkRun(_Run):
 class _SideRow(_Run):
     """One row of a lane beside its context: both are read as one."""
 
-    def __init__(self, rows: Rows, whole: torch.Tensor) -> None:
+    def __init__(self, rows: Rows, context: LaneView, whole: torch.Tensor) -> None:
         self.start, self.stop, self.contexts = rows.start, rows.stop, [None]
-        margin = rows.context.margin
+        margin = context.margin
         at = margin - len(rows.lane) - 1
         self._to = whole[:, :, :, at].permute(1, 0, 2, 3).unsqueeze(1).unbind()
-        seen = whole[:, :, None, :, at:margin + rows.context.length]
+        seen = whole[:, :, None, :, at:margin + context.length]
         self._keys, self._values = seen[0].unbind(), seen[1].unbind()
         self._mask = None
 
@@ -143,16 +143,17 @@ class _SideRun(_ChunkRun):
     What lies in memory is the new rows of the side lane, its older rows, the context, its new rows.
     """
 
-    def __init__(self, rows: Rows, whole: torch.Tensor, group: int,
+    def __init__(self, rows: Rows, context: LaneView, whole: torch.Tensor, group: int,
                  before: Rows | None = None) -> None:
         self.start, self.stop = (before or rows).start, rows.stop
         self.contexts = [None] * (self.stop - self.start)
-        margin, seen = rows.context.margin, rows.context.length
+        margin, seen = context.margin, context.length
         first = margin - len(rows.lane) - rows.count
         self._to = _written(whole, first, first + rows.count)
         mask = whole.new_zeros(rows.count, margin - first + seen)
         mask[:, :rows.count] = _causal(whole, rows.count, rows.count)
-        self._to_context, self._ahead = (), 0
+        self._to_context: Sequence[torch.Tensor] = ()
+        self._ahead = 0
         if before is not None:
             kv, length, _ = before.lane.reserve(before.count)
             self._to_context = _written(kv, length - before.count, length)
@@ -202,7 +203,7 @@ class _Shared:
     def __init__(self, runs: Sequence[_Run], group: int) -> None:
         self._runs = runs
         self.start, self.stop = runs[0].start, runs[-1].stop
-        contexts = [context for run in runs for context in run.contexts]
+        contexts = [context for run in runs for context in run.contexts if context is not None]
         lengths = [context.length for context in contexts]
         seen = contexts[0].kv[:, :, None, :, :max(lengths)]
         self._keys, self._values = seen[0].unbind(), seen[1].unbind()
@@ -244,20 +245,20 @@ def _split(rows: Sequence[Rows]) -> list[list[Rows]]:
     shortest = longest = 0
     before = None
     for each in rows:
-        beside = _beside(each) is not None
-        free = (each.count == 1 and each.context is not None and not each.lane.fixed
-                and not beside and id(each.lane.view().kv) not in contexts)
+        kv, beside = each.context and each.context.kv, _beside(each)
+        free = (each.count == 1 and kv is not None and not each.lane.fixed
+                and beside is None and id(each.lane.view().kv) not in contexts)
         length = len(each.lane)
         low, high = min(shortest, length), max(longest, length)
-        if free and before is each.context.kv and high <= 4 * low + 64:
+        if free and before is kv and high <= 4 * low + 64:
             runs[-1].append(each)
-        elif beside and runs and _buffer(runs[-1][-1]) is each.context.whole:
+        elif beside is not None and runs and _buffer(runs[-1][-1]) is beside:
             runs[-1].append(each)
         else:
             runs.append([each])
             low = high = length
         shortest, longest = low, high
-        before = each.context.kv if free else None
+        before = kv if free else None
     return runs
 
 
@@ -277,25 +278,27 @@ def _beside(rows: Rows) -> torch.Tensor | None:
 
 
 def _make_run(rows: Sequence[Rows], group: int) -> _Run:
-    whole = _beside(rows[-1])
-    if whole is not None:
-        return (_SideRow(rows[0], whole) if len(rows) == rows[0].count == 1
-                else _SideRun(rows[-1], whole, group, rows[0] if len(rows) > 1 else None))
+    last, whole = rows[-1], _beside(rows[-1])
+    if last.context is not None and whole is not None:
+        return (_SideRow(last, last.context, whole) if len(rows) == last.count == 1
+                else _SideRun(last, last.context, whole, group,
+                              rows[0] if len(rows) > 1 else None))
     return _LanesRun(rows) if rows[0].count == 1 else _ChunkRun(rows[0], group)
 
 
 def _share_contexts(runs: Sequence[_Run], group: int) -> list[_Run | _Shared]:
     """Put neighbouring runs together that see the same context."""
     readers: list[_Run | list[_Run]] = []
-    before = None
+    before, together = None, list[_Run]()
     for run in runs:
         kv = run.contexts[0] and run.contexts[0].kv
         if kv is None:
             readers.append(run)
         elif kv is before:
-            readers[-1].append(run)
+            together.append(run)
         else:
-            readers.append([run])
+            together = [run]
+            readers.append(together)
         before = kv
     return [_Shared(reader, group) if isinstance(reader, list) else reader for reader in readers]
 

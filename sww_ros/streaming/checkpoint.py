@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 import math
 import threading
+from typing import Any
 
 from sww_ros.streaming.config import BY_NAME, check_prompt
 from sww_ros.streaming.decoder import Decoder
@@ -76,7 +77,7 @@ class Checkpoint:
     parameters: int
     decoder: Decoder
     perception: Perception
-    tokenizer: object
+    tokenizer: Any
     vocabulary: Vocabulary
     defaults: StreamDefaults
     trained: bool = False

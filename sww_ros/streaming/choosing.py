@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import os
 from statistics import median
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -191,6 +191,6 @@ class _TalkingFork(_Talking, ForkingRunner):
 
 
 class _TalkingSession(Session):
-    def _make_runner(self, *arguments: object) -> ModelRunner:
+    def _make_runner(self, *arguments: Any) -> ModelRunner:
         kind = _TalkingFork if self._overlap == 'processes' else _Talking
         return kind(*arguments)

@@ -16,8 +16,10 @@ Calls need one lock around each of them; jobs run outside of it.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 import copy
 from dataclasses import dataclass
+from typing import Any, cast
 
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (
@@ -142,8 +144,8 @@ class Core:
         """
         if not self._perception_due or (self._perceiving and not self._may_look_ahead):
             return None
-        video = self.video
-        if self._piece_due and (self._is_full or self._pieces < self._relay.pieces):
+        video, relay = self.video, self._relay
+        if relay and self._piece_due and (self._is_full or self._pieces < relay.pieces):
             return self.next_piece()
         if not video.opened:
             return self._hand_out(Open(video))
@@ -158,10 +160,11 @@ class Core:
 
     def next_piece(self) -> Open | Carry | None:
         """Hand out a piece of the preparation of a successor, which frames go before."""
-        if self._perceiving or not self._piece_due:
-            return None
-        self._pieces += 1
-        return self._hand_out(next_piece(self.video))
+        piece = None if self._perceiving or not self._piece_due else next_piece(self.video)
+        if piece:
+            self._pieces += 1
+            self._hand_out(piece)
+        return piece
 
     def _hand_out(self, job: Open | Perceive | Carry) -> Open | Perceive | Carry:
         self._perceiving.append(job)
@@ -269,7 +272,7 @@ class Core:
         narration = self._narration_turn(riding)
         turns = [narration] if narration else []
         for question in self._answers.values():
-            video = question.video
+            video = cast(Video, question.video)  # It has one while it is answered.
             ahead = riding is not None and riding.video is video
             turns.append(Turn(video, question, len(video.steps) + ahead, owner=1))
         return sorted(turns, key=lambda turn: turn.video.number)
@@ -405,10 +408,13 @@ class Core:
             self._sight(turn, job.started_ns, given.decoded_ns)
         for turn, spoken in live:
             if spoken is not None:
-                speak = self._narrate if turn.question is None else self._answer
                 video = turn.video
-                speak(turn, spoken, _Moment(video, turn.sees, job.started_ns,
-                                            video.base + turn.sees > sighted[video.sights]))
+                moment = _Moment(video, turn.sees, job.started_ns,
+                                 video.base + turn.sees > sighted[video.sights])
+                if turn.question is None:
+                    self._narrate(turn, spoken, moment)
+                else:
+                    self._answer(turn.question, spoken, moment)
 
     def _is_live(self, turn: Turn) -> bool:
         if turn.question is None:
@@ -448,8 +454,7 @@ class Core:
         elif spoken.delta or spoken.sentence:
             self._tell_text(NARRATION, moment, spoken.delta, spoken.sentence)
 
-    def _answer(self, turn: Turn, spoken: Spoken, moment: _Moment) -> None:
-        question = turn.question
+    def _answer(self, question: Question, spoken: Spoken, moment: _Moment) -> None:
         question.spoken += 1
         reason = 'stop' if spoken.kind == 'stop' else ''
         if not reason and question.spoken >= self._config.max_answer_tokens:
@@ -505,7 +510,9 @@ class Core:
         if not self._config.narrate or video.spoken or self._is_full and self._frames.complete:
             return True
         # What is said next has to be about a step that the successor has.
-        return not video.unfinished and video.budget.owner > video.successor.first
+        successor = video.successor
+        return (successor is not None and not video.unfinished
+                and video.budget.owner > successor.first)
 
     def _begin_next_video(self) -> None:
         """Turn to another video, once its first step is there and the last one is told of."""
@@ -566,7 +573,7 @@ class Core:
         for question in waiting:
             self._queue.remove(question)
         if answer or waiting:
-            video = answer.video if answer else self.video
+            video = answer.video if answer and answer.video else self.video
             self._tell_text(question_id, self._moment_of(video), reason=reason)
 
     def _make_video(self, number: int) -> Video:
@@ -612,7 +619,7 @@ def _count(job: Job) -> int:
     return len(job.frames) if isinstance(job, Perceive) else 0
 
 
-_HANDLERS = {
+_HANDLERS: dict[type, Callable[[Core, Any], None]] = {
     Fed: Core._fed, Asked: Core._asked, Cancelled: Core._cancelled, Prompted: Core._prompted,
     Reset: Core._reset, Paused: Core._paused, Ticked: Core._ticked, Closed: Core._closed,
     Opened: Core._opened, Perceived: Core._perceived, Carried: Core._carried,

@@ -48,7 +48,7 @@ class _Worker(threading.Thread):
         self._prepare()
         out: deque[tuple[Sequence[Job], Finish]] = deque()
         while True:
-            jobs = ()
+            jobs: Sequence[Job] = ()
             if len(out) < self._ahead:
                 jobs = self._desk.take(self._rule, wait=not out)
             if jobs:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sww_ros.streaming.schedule import NarrationBudget
 
@@ -86,7 +86,7 @@ class Video:
     fed: int = 0
     successor: Video | None = None
     alone: bool = False
-    work: object = None
+    work: Any = None
 
 
 @dataclass(eq=False)
@@ -102,7 +102,7 @@ class Question:
     asked_ns: int
     video: Video | None = None
     spoken: int = 0
-    work: object = None
+    work: Any = None
 
 
 # Jobs.

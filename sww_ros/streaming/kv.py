@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -127,21 +127,22 @@ class SideLane(Lane):
         Returns the whole buffer, which this lane's rows end at the margin of, or None where they
         do not fit: the lane is then one like others.
         """
-        kv, length, _ = self._view
-        if length + count > context.margin:
+        length, whole, margin = len(self), context.whole, context.margin
+        if whole is None or length + count > margin:
             self.leave()
             return None
-        if context.whole is not self._beside:
-            margin, rows = context.margin, self._rows()
-            self._beside = context.whole
-            self._view = LaneView(context.whole[:, :, :, :margin], length)
-            context.whole[:, :, :, margin - length:margin] = rows
-        return context.whole
+        if whole is not self._beside:
+            rows = self._rows()
+            self._beside = whole
+            self._view = LaneView(whole[:, :, :, :margin], length)
+            whole[:, :, :, margin - length:margin] = rows
+        return whole
 
     def follow_beside(self, context: LaneView, length: int) -> None:
         """Take over rows that another process has written before those of `context`."""
-        self._beside = context.whole
-        self._view = LaneView(context.whole[:, :, :, :context.margin], length)
+        # As that one keeps a margin, so does the buffer that was received.
+        self._beside = whole = cast(torch.Tensor, context.whole)
+        self._view = LaneView(whole[:, :, :, :context.margin], length)
 
     def leave(self) -> None:
         """Lie by itself, as other lanes do."""
@@ -167,7 +168,7 @@ def pooled(lanes: Sequence[Lane]) -> torch.Tensor:
     pool, slot, needed = lanes[0]._pool, lanes[0]._slot, 1 + max(map(len, lanes))
     there = pool is not None and needed <= pool.shape[4] and all(
         lane._pool is pool and lane._slot == slot + i for i, lane in enumerate(lanes))
-    if not there:
+    if pool is None or not there:
         kv = lanes[0]._view.kv
         # Zeros: what lies past a lane's end is masked, but NaN times nothing would be NaN.
         pool = kv.new_zeros(*kv.shape[:2], len(lanes), kv.shape[2], max(64, 2 * needed),

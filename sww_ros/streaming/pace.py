@@ -44,8 +44,9 @@ def working_size(checkpoint: Checkpoint, config: SessionConfig,
     """
     settings = checkpoint.perception.settings
     if config.frame_width and config.frame_height:
-        return tuple(max(1, side // settings.unit) * settings.unit
-                     for side in (config.frame_height, config.frame_width))
+        height, width = (max(1, side // settings.unit) * settings.unit
+                         for side in (config.frame_height, config.frame_width))
+        return height, width
     return fit_size(*frame, settings)
 
 

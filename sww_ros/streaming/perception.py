@@ -58,7 +58,7 @@ def shrunk(frame: np.ndarray, settings: PixelSettings) -> np.ndarray:
     as it is; so is one that cannot be perceived.
     """
     try:
-        size = fit_size(*frame.shape[:2], settings)
+        size = fit_size(frame.shape[0], frame.shape[1], settings)
     except ValueError:
         return frame
     if size[0] * size[1] >= frame.shape[0] * frame.shape[1] or fit_size(*size, settings) != size:

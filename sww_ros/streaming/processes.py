@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import socket
+from typing import Any
 import warnings
 
 import numpy as np
@@ -38,6 +39,7 @@ from sww_ros.streaming.jobs import (
 )
 from sww_ros.streaming.kv import Lane
 from sww_ros.streaming.runner import ModelRunner, describe
+from sww_ros.streaming.schedule import NarrationBudget, Offline
 from sww_ros.wire import Channel
 
 FORKS, PROOF_S = 4, 10.0
@@ -50,6 +52,8 @@ its first computation has no thread but its own, so none can hold one again.
 """
 STAGES = ('started_ns', 'preprocessed_ns', 'vision_ns', 'perceived_ns')
 FAR_FD = 1 << 20
+_SILENT = NarrationBudget(Offline())
+"""The budget of the child's videos, never asked: what is said of them, its parent decides."""
 
 
 class ChildError(RuntimeError):
@@ -68,7 +72,7 @@ class ForkingRunner(ModelRunner):
     It ends when its parent closes it, or is gone.
     """
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.pid = 0
         for _ in range(FORKS):
@@ -229,7 +233,7 @@ class _Child(ModelRunner):
         """Do a small piece of all that will be done, and say so."""
         unit = self._checkpoint.perception.settings.unit
         frame = Frame(np.zeros((2 * unit, 2 * unit, 3), np.uint8))
-        video = Video(-1, 'x', None)
+        video = Video(-1, 'x', _SILENT)
         self._open(Open(video))
         video.work.size, video.work.grid = (2 * unit, 2 * unit), (2, 2)
         self._perceive(Perceive(video, (frame,), False))
@@ -251,7 +255,7 @@ class _Child(ModelRunner):
 
     def _begin_stream(self, header: dict) -> None:
         source = self._videos.get(header['source'])
-        video = Video(0, header['prompt'], None, header['open'], first=header['first'])
+        video = Video(0, header['prompt'], _SILENT, header['open'], first=header['first'])
         # Of a video there are two streams at most, and of those before it none is perceived.
         self._videos = {each.stream: each for each in (source, video) if each}
         self._open(Open(video, source))

@@ -11,6 +11,7 @@ computes: these are the rules by which the core hands pieces out, and has a succ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from sww_ros.streaming.jobs import Carry, Open, Video, Word, Words
 
@@ -100,13 +101,13 @@ def next_piece(video: Video) -> Open | Carry | None:
 
 def owed(video: Video) -> Words:
     """Return what a stream's narration has said that its successor has not been given yet."""
-    successor = video.successor
+    successor = _successor(video)
     return Words(successor, tuple(_carried(video)[successor.fed:]))
 
 
 def take_over(video: Video) -> Video:
     """Return the successor of a stream, which goes on where that is."""
-    successor = video.successor
+    successor = _successor(video)
     successor.words = _carried(video)
     successor.budget = video.budget.after(successor.first)
     successor.spoken, successor.unfinished = video.spoken, video.unfinished
@@ -114,8 +115,13 @@ def take_over(video: Video) -> Video:
     return successor
 
 
+def _successor(video: Video) -> Video:
+    """Whoever asks knows that there is one."""
+    return cast(Video, video.successor)
+
+
 def _carried(video: Video) -> list[Word]:
     """The words about the steps that a successor has, counted as it does."""
-    first = video.successor.first
+    first = _successor(video).first
     return [Word(word.token, word.owner - first, word.sees - first)
             for word in video.words if word.owner > first]

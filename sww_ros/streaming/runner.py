@@ -75,14 +75,14 @@ class ModelRunner:
 
     def run(self, jobs: Sequence[Job]) -> list[Input]:
         """Do one job, or a decode step in the pass of the step that it rides on."""
-        if len(jobs) == 2:
-            return self._perceive(*jobs)
         job = jobs[0]
         if isinstance(job, Open):
             return [self._open(job)]
         if isinstance(job, Carry):
             return [self._carry(job)]
-        return self._perceive(job) if isinstance(job, Perceive) else [self._decode(job)]
+        if isinstance(job, Decode):
+            return [self._decode(job)]
+        return self._perceive(job, *[each for each in jobs[1:] if isinstance(each, Decode)])
 
     def close(self) -> None:
         """Free what it holds beside memory; no job runs any more."""
@@ -163,7 +163,7 @@ class ModelRunner:
         if self._config.record_trace:
             for each in streams:
                 each.patches.append(patches)
-        done = [Perceived(job, started, preprocessed, seen, time.monotonic_ns())]
+        done: list[Input] = [Perceived(job, started, preprocessed, seen, time.monotonic_ns())]
         if riding:
             done.append(self._choose(riding, due, logits[1:1 + len(chunks)]))
         return done
@@ -226,10 +226,9 @@ class ModelRunner:
                 stream = turn.video.work
                 context = self._context(turn, stream, riding)
                 # One running lane counts what is seen in rows, not in steps.
-                serial = stream.scheme.serial and context
+                sees = context.length if stream.scheme.serial and context else turn.sees
                 due.append(lane)
-                chunks.append(lane.chunk(context, context.length if serial else turn.sees,
-                                         turn.owner, rows))
+                chunks.append(lane.chunk(context, sees, turn.owner, rows))
         return due, chunks
 
     def _lane_of(self, turn: Turn) -> TextLane:

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ class Session:
         self._executor = Executor(self._overlap, self, self._runner.begin, self._take_threads)
         self._executor.start()
 
-    def _make_runner(self, *arguments: object) -> ModelRunner:
+    def _make_runner(self, *arguments: Any) -> ModelRunner:
         return (ForkingRunner if self._overlap == 'processes' else ModelRunner)(*arguments)
 
     @classmethod

@@ -90,7 +90,8 @@ class Stream:
 
     def place_step(self, last: bool = False) -> PlacedStep:
         """Note where the rows of the next step go."""
-        spoken, placed = [], []
+        spoken: list[int] = []
+        placed = []
         before, after = self.text_of(len(self.ends))
         if self.scheme.serial and self.narration.begun:
             spoken, positions = self.narration.hand_over()

@@ -60,4 +60,5 @@ def _colors(file: str, name: str, data: dict, default: tuple[float, float, float
             isinstance(value, int | float) and above < value < math.inf for value in values):
         kind = 'numbers' if above < 0 else f'numbers above {above:g}'
         raise CheckpointError(f'{file}: {name} must be three {kind}, not {values!r}')
-    return tuple(map(float, values))
+    red, green, blue = map(float, values)
+    return red, green, blue
