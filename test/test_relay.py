@@ -1,5 +1,6 @@
 """The relay: what the core decides, and that each of a video's streams is the stock model's."""
 
+import gc
 import os
 import random
 import time
@@ -242,6 +243,8 @@ def test_in_processes_the_lanes_of_streams_that_were_relieved_are_given_back(mod
 
     config = SessionConfig(overlap='processes', max_steps=8, capacity=6, memory=3,
                            max_pending_frames=100)
+    gc.collect()  # Sessions of other tests may not have been yet.
+    before, _ = held(os.getpid())
     with Session(models[1], config) as session:
         found = []
         for _ in range(3):
@@ -250,5 +253,5 @@ def test_in_processes_the_lanes_of_streams_that_were_relieved_are_given_back(mod
     (parent, child), *later = found
     for mine, theirs in later:
         # Beside the stream that is spoken of there may be one that is to relieve it.
-        assert mine[0] <= 2 and theirs[0] <= 2
+        assert mine[0] - before <= 2 and theirs[0] - before <= 2
         assert (mine[1], theirs[1]) == (parent[1], child[1])
