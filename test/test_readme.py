@@ -14,12 +14,6 @@ def test_the_table_is_that_of_the_measurements():
         assert row in README, 'run python -m experiments.figures and paste the table'
 
 
-def test_everything_it_links_to_is_there():
-    for file in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')):
-        for target in re.findall(r'\]\((?!http)([^)#]+)', file.read_text()):
-            assert (file.parent / target).exists(), f'{file.name}: {target}'
-
-
 def test_the_commands_it_names_are_there():
     for command in re.findall(r'scripts/\w+', README):
         assert (ROOT / command).exists(), command
