@@ -26,12 +26,12 @@ COLORS = dict(offline_origin='0.45', offline_gdpe='0.65', interleaved='#d55e00',
 
 def rows(folder: Path = DOCS / 'benchmarks') -> list[str]:
     """Return the rows of the README's table as Markdown."""
-    score, endurance, proof, overlap, demo, load, medium, peers = (
+    score, long_scenes, proof, overlap, demo, load, medium, peers = (
         json.loads((folder / f'{name}.json').read_text())
-        for name in ('score', 'endurance', 'proof', 'overlap', 'demo', 'full_load',
+        for name in ('score', 'long_scenes', 'proof', 'overlap', 'demo', 'full_load',
                      'full_load_medium', 'peers'))
     return [f'| {words} | {figure} |' for words, figure in (
-        *_peers(peers), *_latency(demo), *_quality(score), _endurance(endurance),
+        *_peers(peers), *_latency(demo), *_quality(score), _long_scenes(long_scenes),
         *_exactness(proof), *_calibrated(overlap), _load(medium), _load(load))]
 
 
@@ -49,14 +49,15 @@ def _quality(score: dict) -> list[tuple[str, str]]:
          f'{three["answers_right"]:.1%}')]
 
 
-def _endurance(stream: dict) -> tuple[str, str]:
-    told = {name: part['share'] for name, part in stream['narrated'].items()}
-    return (f'in one stream of {stream["steps"]} steps, begun anew every {stream["max_steps"]}: '
-            'facts true (without what is told again after a restart) / narrated',
-            f'{stream["facts_true"]:.1%} ({stream["facts_true_and_new"]:.1%}) / '
-            f'{stream["facts_narrated"]:.1%}; of the facts in the first {stream["soon_steps"]} '
-            f'steps after a restart {told["soon_after_a_restart"]:.1%}, of the others '
-            f'{told["otherwise"]:.1%}')
+def _long_scenes(found: dict) -> tuple[str, str]:
+    relay, anew = found['summary'], found['begun_anew']['summary']
+    return (f'{relay["scenes"]} unseen scenes of {found["seconds"] / 60:.0f} minutes, streams of '
+            f'{found["capacity"]} steps relieved by others that begin with the last '
+            f'{found["memory"]} (beside it: begun anew): facts true / narrated / sentences cut / '
+            'told again',
+            ' ('.join(f'{each["facts_true"]:.1%} / {each["facts_narrated"]:.1%} / '
+                      f'{each["sentences_cut"]} / {each["told_again"]} of {each["sentences"]}'
+                      for each in (relay, anew)) + ')')
 
 
 def _exactness(proof: dict) -> list[tuple[str, str]]:
