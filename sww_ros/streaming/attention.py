@@ -46,7 +46,7 @@ class Plan:
         :raises ValueError: for a context that is ahead of its lane by more than this step adds
         """
         _check_ahead(rows)
-        runs = [_make_run(run, group) for run in _split(rows)]
+        runs = [_make_run(run, whole, group) for run, whole in _split(rows)]
         self._lanes = [(each.lane, len(each.lane) + each.count) for each in rows]
         self._writers = runs
         self._readers = _share_contexts(runs, group)
@@ -232,16 +232,17 @@ class _Shared:
                 lse.view(heads, rows, group).transpose(0, 1))
 
 
-def _split(rows: Sequence[Rows]) -> list[list[Rows]]:
+def _split(rows: Sequence[Rows]) -> list[tuple[list[Rows], torch.Tensor | None]]:
     """
-    Cut the rows of a step into runs.
+    Cut the rows of a step into runs, each with the buffer in which its last lane lies beside what
+    it sees, if it does.
 
     Lanes with one row each, over one context, make a run while padding does not outweigh what
     is saved. A lane that others of this step see must stay where they look for it. A lane beside
     its context makes a run with the rows that go to the context's lane, where it comes next.
     """
     contexts = {id(each.context.kv) for each in rows if each.context is not None}
-    runs: list[list[Rows]] = []
+    runs: list[tuple[list[Rows], torch.Tensor | None]] = []
     shortest = longest = 0
     before = None
     for each in rows:
@@ -251,11 +252,11 @@ def _split(rows: Sequence[Rows]) -> list[list[Rows]]:
         length = len(each.lane)
         low, high = min(shortest, length), max(longest, length)
         if free and before is kv and high <= 4 * low + 64:
-            runs[-1].append(each)
-        elif beside is not None and runs and _buffer(runs[-1][-1]) is beside:
-            runs[-1].append(each)
+            runs[-1][0].append(each)
+        elif beside is not None and runs and _buffer(runs[-1][0][-1]) is beside:
+            runs[-1] = [*runs[-1][0], each], beside
         else:
-            runs.append([each])
+            runs.append(([each], beside))
             low = high = length
         shortest, longest = low, high
         before = kv if free else None
@@ -277,8 +278,8 @@ def _beside(rows: Rows) -> torch.Tensor | None:
     return rows.lane.beside(rows.context, rows.count)
 
 
-def _make_run(rows: Sequence[Rows], group: int) -> _Run:
-    last, whole = rows[-1], _beside(rows[-1])
+def _make_run(rows: Sequence[Rows], whole: torch.Tensor | None, group: int) -> _Run:
+    last = rows[-1]
     if last.context is not None and whole is not None:
         return (_SideRow(last, last.context, whole) if len(rows) == last.count == 1
                 else _SideRun(last, last.context, whole, group,
