@@ -5,10 +5,19 @@ Random streams on real threads, some with disturbed timing; and the proof itself
 proved able to fail.
 """
 
+import json
+
 import pytest
 import torch
 
-from sww_ros.evaluation.proof import TOLERANCE, Subject, run_case, subject_of
+from sww_ros.evaluation.proof import (
+    TOLERANCE,
+    Subject,
+    can_relay,
+    main,
+    run_case,
+    subject_of,
+)
 from sww_ros.models.qwen2_5_vl.language import QwenLanguage
 from sww_ros.streaming.generation import TextLane
 from sww_ros.streaming.stream import Stream
@@ -48,6 +57,20 @@ def test_streams_that_relieve_one_another_equal_the_oracle(subjects, part):
         assert outcome.differing == 0, f'case {seed}: {outcome}'
         hand_overs += outcome.hand_overs
     assert hand_overs > 20
+
+
+def test_with_hand_overs_only_such_cases_are_played(tmp_path, monkeypatch, capsys):
+    seeds = [seed for seed in range(30) if can_relay(seed)][:3]
+    monkeypatch.setattr('sys.argv', [
+        'proof', '--hand-overs', '--cases', '3', '--first-seed', '0',
+        '--json', str(tmp_path / 'proof.json')])
+    main()
+    found = json.loads((tmp_path / 'proof.json').read_text())
+    assert json.loads(capsys.readouterr().out) == found
+    by_dtype = [found[name] for name in ('float32', 'float64') if name in found]
+    assert sum(entry['cases'] for entry in by_dtype) == len(seeds)
+    assert sum(entry['with_hand_overs'] for entry in by_dtype) == len(seeds)
+    assert all('interleaved' not in kind and '× offline' not in kind for kind in found['by_kind'])
 
 
 def test_the_proof_fails_when_another_word_is_carried_over(subjects, monkeypatch):

@@ -5,18 +5,20 @@ Proof by many random cases: live runs against one masked full forward of the sto
 grids, K, schedules, questions, executors), some after a reset, another prompt or another video,
 with random delays between frames and, in one case of five, at every line of the engine. In one of
 three that can, short streams relieve one another, with questions alive across hand-overs; with
-`--hand-overs` in all that can. It then replays each trace through transformers' own model, those
-of all streams of a video, and compares logits and tokens. Whether the
-right things are computed in the right order is the simulation's part (evaluation/simulate.py).
+`--hand-overs` only such cases are played. It then replays each trace through transformers' own
+model, those of all streams of a video, and compares logits and tokens; after every hundred cases
+the JSON is written. Whether the right things are computed in the right order is the simulation's
+part (evaluation/simulate.py).
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
 import json
 from pathlib import Path
 import random
@@ -33,7 +35,14 @@ from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 import sww_ros.streaming
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, TextDelta, Trouble
+from sww_ros.streaming.events import (
+    NARRATION,
+    Event,
+    QuestionState,
+    Restarted,
+    TextDelta,
+    Trouble,
+)
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.rules import RULES
@@ -49,7 +58,11 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 @dataclass(frozen=True)
 class Outcome:
-    """One case: tokens compared and differing, the largest difference of logits, what it had."""
+    """
+    One case: tokens compared and differing, the largest difference of logits, what it had.
+
+    `across` are answers that were under way while a stream relieved another.
+    """
 
     tokens: int
     differing: int
@@ -58,6 +71,7 @@ class Outcome:
     steps: int
     late_sights: int
     hand_overs: int
+    across: int
     scheme: str
     schedule: str
     overlap: str
@@ -79,15 +93,26 @@ def subject_of(subjects: list[Subject], seed: int) -> Subject:
     return subjects[(seed + seed // KINDS) % len(subjects)]
 
 
-def relay_of(seed: int, config: SessionConfig, always: bool = False) -> dict:
+def kind_of(seed: int) -> tuple[str, str, str]:
+    """Return the scheme, schedule and executor of a case, which take turns by the seed."""
+    return (_SCHEMES[seed % len(_SCHEMES)], SCHEDULES[seed // len(_SCHEMES) % len(SCHEDULES)],
+            EXECUTORS[seed // KINDS % len(EXECUTORS)])
+
+
+def can_relay(seed: int) -> bool:
+    """Whether a case is of a kind in which streams relieve one another."""
+    scheme, schedule, _ = kind_of(seed)
+    return not SCHEMES[scheme].serial and schedule != 'offline'
+
+
+def relay_of(seed: int, always: bool = False) -> dict:
     """
     Return the settings of a case in which streams relieve one another, empty for the others.
 
     :param always: whether all are such that can
     """
     chance = random.Random(f'relay {seed}')
-    if (SCHEMES[config.position_encoding].serial or config.schedule == 'offline'
-            or not always and chance.random() > 1 / 3):
+    if not can_relay(seed) or not always and chance.random() > 1 / 3:
         return {}
     memory = chance.randint(1, 4)
     capacity = memory + chance.randint(1, 3)
@@ -96,7 +121,7 @@ def relay_of(seed: int, config: SessionConfig, always: bool = False) -> dict:
 
 def run_case(subject: Subject, seed: int, hand_overs: bool = False) -> Outcome:
     """
-    Play one random stream, replay it, compare; scheme, schedule, executor take turns by the seed.
+    Play one random stream, replay it, compare.
 
     :param hand_overs: whether streams relieve one another wherever they can
     :raises AssertionError: when the live session reports trouble, does not come to rest, or cuts
@@ -105,16 +130,15 @@ def run_case(subject: Subject, seed: int, hand_overs: bool = False) -> Outcome:
     chance = random.Random(seed)
     rng = np.random.default_rng(seed)
     unit = subject.checkpoint.perception.settings.unit
+    scheme, schedule, overlap = kind_of(seed)
     config = SessionConfig(
         prompt='?' * chance.randint(1, 40), wait_k=chance.randint(1, 5), record_trace=True,
         frame_width=unit * chance.randint(1, 4), frame_height=unit * chance.randint(1, 4),
-        position_encoding=_SCHEMES[seed % len(_SCHEMES)], position_gap=chance.randint(0, 20_000),
-        schedule=SCHEDULES[seed // len(_SCHEMES) % len(SCHEDULES)], schedule_seed=seed,
-        max_rest_tokens=chance.randint(1, 12),
-        overlap=EXECUTORS[seed // KINDS % len(EXECUTORS)], max_answers=3,
+        position_encoding=scheme, position_gap=chance.randint(0, 20_000), schedule=schedule,
+        schedule_seed=seed, max_rest_tokens=chance.randint(1, 12), overlap=overlap, max_answers=3,
         max_answer_tokens=chance.randint(1, 12), max_pending_frames=64)
     steps, ends = chance.randint(1, 6), chance.random() < 0.5 or config.schedule == 'offline'
-    if relay := relay_of(seed, config, hand_overs):
+    if relay := relay_of(seed, hand_overs):
         config = replace(config, **relay)
         steps += 2 * relay['max_steps']
     before = chance.choice(('nothing', 'nothing', 'nothing', 'video', 'reset', 'prompt'))
@@ -149,6 +173,7 @@ def run_case(subject: Subject, seed: int, hand_overs: bool = False) -> Outcome:
         cut -= {'', 'stop', 'length', before}
         assert not cut, f'case {seed}: a text was cut: {cut}'
         traces = session.traces()
+    assert len(traces) > 1 or not relay, f'case {seed}: no stream was relieved'
     for index in range(1, len(traces)):
         assert goes_on(traces[index - 1], traces[index], relay['memory'], subject.checkpoint), \
             f'case {seed}: stream {index} does not go on where the one before ended'
@@ -160,8 +185,22 @@ def run_case(subject: Subject, seed: int, hand_overs: bool = False) -> Outcome:
         lanes=sum(len(trace.speakers) for trace in traces), steps=steps,
         late_sights=sum(int(((np.diff(trace.lane) == 0) & (np.diff(trace.sees) > 0)).sum())
                         for trace in traces),
-        hand_overs=len(traces) - 1, scheme=session.scheme.name, schedule=config.schedule,
+        hand_overs=len(traces) - 1, across=_across(events), scheme=scheme, schedule=schedule,
         overlap=session.info['overlap'])
+
+
+def _across(events: Sequence[Event]) -> int:
+    """How many answers were under way while a stream relieved another."""
+    answering: set[str] = set()
+    across: set[str] = set()
+    for event in events:
+        if isinstance(event, QuestionState) and event.state == 'answering':
+            answering.add(event.question_id)
+        elif isinstance(event, TextDelta) and event.final:
+            answering.discard(event.stream_id)
+        elif isinstance(event, Restarted) and event.reason == 'relay':
+            across |= answering
+    return len(across)
 
 
 def goes_on(before: Trace, after: Trace, memory: int, checkpoint: Checkpoint) -> bool:
@@ -205,45 +244,60 @@ def _compare(trace: Trace, subject: Subject) -> tuple[int, int, float]:
             float((trace.logits - verdict.logits).abs().max()))
 
 
+@dataclass
+class Tally:
+    """What was found by all cases, by precision and by kind."""
+
+    by_dtype: dict[str, dict] = field(default_factory=dict)
+    by_kind: dict[str, dict] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome, dtype: torch.dtype) -> None:
+        entry = self.by_dtype.setdefault(str(dtype).removeprefix('torch.'), dict(
+            cases=0, with_hand_overs=0, hand_overs=0, answers_across=0, tokens=0, differing=0,
+            largest_error=0.0, tolerance=TOLERANCE[dtype], over=0))
+        entry['with_hand_overs'] += outcome.hand_overs > 0
+        entry['hand_overs'] += outcome.hand_overs
+        entry['answers_across'] += outcome.across
+        entry['over'] += not outcome.error <= TOLERANCE[dtype]
+        entry['largest_error'] = max(entry['largest_error'], outcome.error)
+        kind = self.by_kind.setdefault(
+            f'{outcome.scheme} × {outcome.schedule} × {outcome.overlap}',
+            dict(cases=0, tokens=0, differing=0))
+        for each in (entry, kind):
+            each['cases'] += 1
+            each['tokens'] += outcome.tokens
+            each['differing'] += outcome.differing
+
+    @property
+    def failed(self) -> bool:
+        return any(entry['differing'] or entry['over'] for entry in self.by_dtype.values())
+
+    def __str__(self) -> str:
+        return json.dumps(dict(self.by_dtype, by_kind=dict(sorted(self.by_kind.items()))),
+                          indent=1)
+
+
 def main() -> None:
     """Run the cases, print and write what was found; exit 1 if any case failed."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
     parser.add_argument('--cases', type=int, default=1000)
     parser.add_argument('--first-seed', type=int, default=0)
     parser.add_argument('--hand-overs', action='store_true',
-                        help='have streams relieve one another in every case that can')
+                        help='play only cases in which streams relieve one another')
     parser.add_argument('--json', type=Path)
     arguments = parser.parse_args()
     subjects = [Subject(seed, dtype) for seed in range(2) for dtype in TOLERANCE]
-    result: dict[str, dict] = {}
-    by_kind: dict[str, list[int]] = {}
-    for index in tqdm(range(arguments.cases), unit='case', disable=None):
-        seed = arguments.first_seed + index
+    seeds = (seed for seed in count(arguments.first_seed)
+             if can_relay(seed) or not arguments.hand_overs)
+    tally = Tally()
+    for number, seed in enumerate(tqdm(islice(seeds, arguments.cases), total=arguments.cases,
+                                       unit='case', disable=None), 1):
         subject = subject_of(subjects, seed)
-        outcome = run_case(subject, seed, arguments.hand_overs)
-        name = str(subject.dtype).removeprefix('torch.')
-        kind = f'{outcome.scheme} × {outcome.schedule} × {outcome.overlap}'
-        by = by_kind.setdefault(kind, [0, 0, 0])
-        for place, value in enumerate((1, outcome.tokens, outcome.differing)):
-            by[place] += value
-        entry = result.setdefault(name, dict(
-            cases=0, with_hand_overs=0, hand_overs=0, tokens=0, differing=0, largest_error=0.0,
-            tolerance=TOLERANCE[subject.dtype], over=0))
-        entry['cases'] += 1
-        entry['with_hand_overs'] += outcome.hand_overs > 0
-        entry['hand_overs'] += outcome.hand_overs
-        entry['tokens'] += outcome.tokens
-        entry['differing'] += outcome.differing
-        entry['over'] += not outcome.error <= TOLERANCE[subject.dtype]
-        entry['largest_error'] = max(entry['largest_error'], outcome.error)
-    for name, (cases, tokens, differing) in sorted(by_kind.items()):
-        result.setdefault('by_kind', {})[name] = dict(cases=cases, tokens=tokens,
-                                                      differing=differing)
-    print(json.dumps(result, indent=1))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + '\n')
-    if any(entry['differing'] or entry.get('over') for entry in (
-            *result.values(), *result['by_kind'].values()) if 'differing' in entry):
+        tally.add(run_case(subject, seed, arguments.hand_overs), subject.dtype)
+        if arguments.json and (number % 100 == 0 or number == arguments.cases):
+            arguments.json.write_text(f'{tally}\n')
+    print(tally)
+    if tally.failed:
         raise SystemExit(1)
 
 
