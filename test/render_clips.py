@@ -16,11 +16,11 @@ import av
 import numpy as np
 
 from sww_ros.shapes.checkpoint import build_tokenizer
-from sww_ros.shapes.questions import make as make_question
+from sww_ros.shapes.grammar import make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import Difficulty, Scene, generate
 from sww_ros.shapes.truth import NARRATE, wanted
-from sww_ros.training.data.records import PAPER
+from sww_ros.training.annotations import PAPER
 
 CLIPS = 10
 """In each of the two forms."""

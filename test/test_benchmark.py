@@ -11,7 +11,7 @@ import pytest
 from sww_ros.benchmark import full_load, gap, hazard, lanes, overlap, roofline
 from sww_ros.benchmark.__main__ import FULL, NAMES, QUICK, main
 from sww_ros.benchmark.models import TimedSession, frame_side, mean_seconds, noise, tireless
-from sww_ros.demo.report import full_load_in_words
+from sww_ros.demo.record import full_load_in_words
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.jobs import Decode, Open, Perceive

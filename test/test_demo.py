@@ -22,7 +22,7 @@ from test_console import chunk
 from test_readers import write_video
 
 from experiments import demo_strip
-from sww_ros.demo.options import DemoOptions, advice, bounded, in_words, own_questions, parse
+from sww_ros.demo.__main__ import DemoOptions, advice, bounded, in_words, parse
 from sww_ros.demo.processes import ChildDied, Household
 from sww_ros.demo.record import (
     DemoRecord,
@@ -30,11 +30,11 @@ from sww_ros.demo.record import (
     NarratedSentence,
     Piece,
     Step,
+    report,
     spread,
     summarize,
 )
-from sww_ros.demo.report import report
-from sww_ros.shapes import questions
+from sww_ros.shapes.grammar import is_known_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
 from sww_ros.shapes.truth import Witness
@@ -214,8 +214,7 @@ def test_picture_of_a_video_is_refused_in_words(tmp_path: Path, capsys):
 
 def test_an_answer_waits_for_the_sentence_that_began_before_its_question():
     pytest.importorskip('rclpy')
-    from sww_ros.demo.director import Director
-    from sww_ros.demo.listener import DemoEvent
+    from sww_ros.demo.director import DemoEvent, Director
     stream = io.StringIO()
     display = PlainDisplay(stream, seconds_since(0), ordered=True)
     director = Director(DemoOptions(video='a.mp4'), display, 0.0)
@@ -285,9 +284,9 @@ def test_the_builtin_says_what_it_knows_where_that_matters():
 
 
 def test_the_demo_asks_of_a_video_what_the_model_can_read():
-    assert all(map(questions.is_known, own_questions(DemoOptions(video='a.mp4'))))
-    assert own_questions(DemoOptions(video='a.mp4', model='/some/model'))[0] == 'What do you see?'
-    assert own_questions(DemoOptions(questions=('Why?',))) == ('Why?',)
+    assert all(map(is_known_question, DemoOptions(video='a.mp4').video_questions))
+    assert DemoOptions(video='a.mp4', model='/some/model').video_questions[0] == 'What do you see?'
+    assert DemoOptions(questions=('Why?',)).video_questions == ('Why?',)
 
 
 def test_a_video_bounds_the_run(tmp_path: Path, capsys):
@@ -397,7 +396,7 @@ def test_demo_does_not_warn_of_its_own_world(ros_domain: int, tmp_path: Path):
         out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, out + err
     assert 'unlike its world' not in out
-    for question in own_questions(DemoOptions(video=str(video))):
+    for question in DemoOptions(video=str(video)).video_questions:
         assert f'answer: {question}' in out
 
 

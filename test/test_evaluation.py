@@ -30,7 +30,7 @@ from sww_ros.models.loading import builtin_path, load, take_apart
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.perception import fit_size
 from sww_ros.streaming.positions import SCHEMES, Video, VideoClock, turn_positions
-from sww_ros.training.data.frames import read_frames
+from sww_ros.training.frames import read_frames
 
 pytest.importorskip('av')
 

@@ -15,7 +15,7 @@ from sww_ros.evaluation.clips import ClipLog, read_clips
 from sww_ros.evaluation.run import MIN_CLIPS, score_texts
 from sww_ros.models.loading import load
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.training.data.annotations import Report
+from sww_ros.training.annotations import Report
 
 pytest.importorskip('av')
 

@@ -14,10 +14,8 @@ from sww_ros.evaluation.random_model import SMALL, random_model, save_random
 from sww_ros.models.loading import load
 from sww_ros.streaming.perception import PixelSettings, fit_size, shrunk
 from sww_ros.training.clips import ClipMaker
-from sww_ros.training.data.frames import read_frames
-from sww_ros.training.data.records import Sample, VideoError
-from sww_ros.training.model import StreamSettings
-from sww_ros.training.recipe import Recipe
+from sww_ros.training.frames import Sample, VideoError, read_frames
+from sww_ros.training.recipe import Recipe, StreamSettings
 
 STEPS = 20
 MEGABYTE = 1 << 20

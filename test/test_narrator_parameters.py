@@ -7,9 +7,9 @@ import pytest
 from rclpy.parameter import Parameter
 import yaml
 
+from sww_ros.node import descriptor
 from sww_ros.nodes import narrator_parameters
 from sww_ros.nodes.narrator_parameters import SETTINGS, check, session_config
-from sww_ros.parameters import descriptor
 from sww_ros.streaming.config import SessionConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from sensor_msgs.msg import Image
 
 SIGNALLED_ELSEWHERE = """
 import signal, threading, time
-from sww_ros.spin import EndingNode, run
+from sww_ros.node import EndingNode, run
 
 def interrupted():
     time.sleep(0.5)
@@ -38,7 +38,7 @@ ENDED_IN_A_TRANSITION = """
 import os, signal, threading, time
 from rclpy.lifecycle import TransitionCallbackReturn
 from sww_ros.nodes.lifecycle import ManagedNode
-from sww_ros.spin import run
+from sww_ros.node import run
 
 class Loading(ManagedNode):
     def __init__(self):
@@ -64,7 +64,7 @@ raise SystemExit(run('loading', Loading, threads=2))
 ENDED_BEFORE_ACTIVATE = f"""
 import os, signal, time
 from sww_ros.nodes.narrator import Narrator
-from sww_ros.spin import run
+from sww_ros.node import run
 
 class Ended(Narrator):
     def trigger_activate(self):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sww_ros.parameters import check_qos, files_of_others, unknown
+from sww_ros.node import check_qos, files_of_others, unknown
 
 
 @pytest.mark.parametrize('text, others', [

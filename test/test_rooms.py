@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'sww_ros'
 ROS = {'rclpy', 'rcl_interfaces', 'sww_interfaces', 'std_msgs', 'std_srvs', 'builtin_interfaces',
        'diagnostic_msgs'}
 NODES = {'nodes', 'sources/shapes_camera', 'sources/video_source', 'sources/source_node',
-         'terminal/console', 'spin', 'parameters'}
+         'terminal/console', 'node'}
 """What may need ROS to be imported; the demo is a node too."""
 
 

@@ -9,7 +9,7 @@ import pytest
 from session_kit import feed, opened, speak_only, texts, until
 
 from sww_ros.__main__ import main as watch
-from sww_ros.demo.options import parse as parse_demo
+from sww_ros.demo.__main__ import parse as parse_demo
 from sww_ros.engine import client as client_module
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
 from sww_ros.streaming.config import (

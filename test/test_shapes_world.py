@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 
 from sww_ros.shapes.checkpoint import build_tokenizer, conversation, sentences
-from sww_ros.shapes.grammar import KINDS, Claim, parse, split_sentences
-from sww_ros.shapes.questions import KINDS as QUESTIONS
-from sww_ros.shapes.questions import answer, make
+from sww_ros.shapes.grammar import (
+    KINDS,
+    QUESTION_KINDS,
+    Claim,
+    make_question,
+    parse,
+    split_sentences,
+    true_answer,
+)
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import PRESETS, TICK_S, Difficulty, generate
 from sww_ros.shapes.truth import (
@@ -102,7 +108,8 @@ def test_light_and_noise_vary():
     (lambda: generate(1, seconds=0), 'positive length'),
     (lambda: generate(1, max_objects=9), 'max_objects must be 1 to 4'),
     (lambda: Renderer(generate(1), 8, 8), 'at least 16x16 pixels, not 8x8'),
-    (lambda: make(generate(1), 3, np.random.default_rng(0), 'why'), "kind of question 'why'"),
+    (lambda: make_question(generate(1), 3, np.random.default_rng(0), 'why'),
+     "kind of question 'why'"),
     (lambda: wanted([], 'Why?'), "no truth for the standing question 'Why"),
 ])
 def test_bad_requests_are_named(call, words):
@@ -158,32 +165,32 @@ def test_a_standing_question_asks_for_one_kind_of_shape():
         assert {f.claim.shape for f in wanted(scene.facts, question)} <= {shape}
 
 
-@pytest.mark.parametrize('kind', QUESTIONS)
+@pytest.mark.parametrize('kind', QUESTION_KINDS)
 def test_questions_know_their_answers_again(kind):
     found = 0
     for seed in range(40):
         scene, rng = generate(seed), np.random.default_rng(seed)
-        question = make(scene, 9.0, rng, kind)
+        question = make_question(scene, 9.0, rng, kind)
         if question is None:
             continue
         found += 1
         assert question.kind == kind
-        assert answer(scene, 9.0, question.text) == question.answer
-        assert answer(scene, 9.0, question.text.lower().replace('colour', 'color')) \
+        assert true_answer(scene, 9.0, question.text) == question.answer
+        assert true_answer(scene, 9.0, question.text.lower().replace('colour', 'color')) \
             == question.answer
     assert found >= 5
 
 
 def test_answers_follow_the_facts():
     scene = generate(7)  # A purple square goes up, stops, goes down, and leaves at 12.5 s.
-    assert answer(scene, 1.0, 'What colour is the square?') == 'Purple.'
-    assert answer(scene, 3.0, 'What does the square do?') == 'It moves up.'
-    assert answer(scene, 5.0, 'Did the square stop?') == 'No.'
-    assert answer(scene, 6.0, 'Did the square stop?') == 'Yes.'
-    assert answer(scene, 9.0, 'How many shapes are there?') == 'One.'
-    assert answer(scene, 13.0, 'Is there a purple square?') == 'No.'
-    assert answer(scene, 0.2, 'Which shape moved last?') is None
-    assert answer(scene, 5.0, 'What is the meaning of life?') is None
+    assert true_answer(scene, 1.0, 'What colour is the square?') == 'Purple.'
+    assert true_answer(scene, 3.0, 'What does the square do?') == 'It moves up.'
+    assert true_answer(scene, 5.0, 'Did the square stop?') == 'No.'
+    assert true_answer(scene, 6.0, 'Did the square stop?') == 'Yes.'
+    assert true_answer(scene, 9.0, 'How many shapes are there?') == 'One.'
+    assert true_answer(scene, 13.0, 'Is there a purple square?') == 'No.'
+    assert true_answer(scene, 0.2, 'Which shape moved last?') is None
+    assert true_answer(scene, 5.0, 'What is the meaning of life?') is None
 
 
 def truth(seed: int = 7) -> tuple:

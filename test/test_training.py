@@ -12,8 +12,8 @@ from sww_ros.streaming.layout import IGNORE
 from sww_ros.streaming.positions import SCHEMES, make_scheme
 from sww_ros.streaming.schedule import WaitK
 from sww_ros.streaming.visibility import ranges
-from sww_ros.training.clips import ClipWords, lay_clip
-from sww_ros.training.loss import BLOCK, block_mask, mask_mod, pack, pad
+from sww_ros.training.clips import ClipWords, lay_clip, pack, pad
+from sww_ros.training.model import BLOCK, block_mask, mask_mod
 from sww_ros.training.recipe import SCHEDULES
 
 ANSWERS = dict(long='It goes on and on, to the end.', short='No.')

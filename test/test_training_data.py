@@ -15,10 +15,16 @@ from render_clips import write_all
 from video_kit import GRAYS, needs_x264, shown, write_video
 
 from sww_ros.shapes.checkpoint import build_tokenizer
+from sww_ros.training.annotations import (
+    Limits,
+    Rejected,
+    Report,
+    read_bag_captions,
+    read_funqa,
+    read_pe_video,
+)
 from sww_ros.training.clips import Dataset
-from sww_ros.training.data.annotations import Report, read_bag_captions, read_funqa, read_pe_video
-from sww_ros.training.data.frames import read_frames
-from sww_ros.training.data.records import Limits, Rejected, Sample, VideoError
+from sww_ros.training.frames import Sample, VideoError, read_frames
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIPS = ROOT / 'test/data/clips'
@@ -82,7 +88,7 @@ def test_committed_clips_come_from_their_script(tmp_path: Path):
 
 
 def test_reading_needs_no_ros():
-    code = ('import sys; import sww_ros.training.data.frames, sww_ros.training.data.annotations, '
+    code = ('import sys; import sww_ros.training.frames, sww_ros.training.annotations, '
             'sww_ros.training.clips, sww_ros.images; '
             'assert "rclpy" not in sys.modules')
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, timeout=100)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from video_kit import needs_x264, shown, write_video
 
-from sww_ros.training.data.frames import Timed, Times, pick, read_frames
-from sww_ros.training.data.records import Sample, VideoError
+from sww_ros.training.frames import Sample, Timed, Times, VideoError, pick, read_frames
 
 av = pytest.importorskip('av')
 

@@ -27,15 +27,13 @@ from sww_ros.streaming.events import StepPerceived
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.session import Session
 from sww_ros.training.__main__ import main
-from sww_ros.training.clips import ClipMaker
-from sww_ros.training.data.annotations import Report
-from sww_ros.training.data.records import Sample, guess_form
-from sww_ros.training.loss import Loss, pad
-from sww_ros.training.model import ADAPTER, StreamSettings, export, load_model
+from sww_ros.training.annotations import Report, guess_form
+from sww_ros.training.clips import ClipMaker, pad
+from sww_ros.training.frames import Sample
+from sww_ros.training.model import ADAPTER, Loss, export, load_model
 from sww_ros.training.progress import LOG
-from sww_ros.training.recipe import Recipe, parse
-from sww_ros.training.run import read_samples, train
-from sww_ros.training.trainer import Trainer, learning_rate_scale
+from sww_ros.training.recipe import Recipe, StreamSettings, parse
+from sww_ros.training.trainer import Trainer, learning_rate_scale, read_samples, train
 
 PE_VIDEO, FUNQA = DATA / 'pe_video.jsonl', DATA / 'funqa.json'
 
@@ -441,7 +439,7 @@ def test_what_is_wrong_with_the_files_is_said_before_a_model_is_loaded(tmp_path,
     def load(*_):
         raise AssertionError('loaded')
 
-    monkeypatch.setattr('sww_ros.training.run.load_model', load)
+    monkeypatch.setattr('sww_ros.training.trainer.load_model', load)
     arguments = ['--model', 'builtin', '--data', str(PE_VIDEO), '--out', str(tmp_path / 'out')]
     assert main([*arguments, *options]) == 2
     assert said in capsys.readouterr().err

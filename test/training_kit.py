@@ -15,10 +15,9 @@ from sww_ros.streaming.events import Trouble
 from sww_ros.streaming.generation import TextLane
 from sww_ros.streaming.session import Session
 from sww_ros.training.clips import ClipMaker
-from sww_ros.training.data.records import Sample
-from sww_ros.training.loss import Loss
-from sww_ros.training.model import StreamSettings, prepare
-from sww_ros.training.recipe import Recipe
+from sww_ros.training.frames import Sample
+from sww_ros.training.model import Loss, prepare
+from sww_ros.training.recipe import Recipe, StreamSettings
 
 DATA = Path(__file__).parent / 'data/clips'
 PREPROCESSOR = 'preprocessor_config.json', dict(

@@ -5,13 +5,159 @@ import os
 import signal
 
 INTERRUPTED = 130
-signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+if __name__ == '__main__':
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
+import argparse
+from dataclasses import dataclass, replace
 import json
+import math
+from pathlib import Path
+import shlex
 import sys
 import time
 
-from sww_ros.demo.options import DemoOptions, bounded, in_words, parse
+from sww_ros.shapes.grammar import EXAMPLE_QUESTIONS, is_known_question
+
+DEFAULT_SECONDS = 30.0
+DEFAULT_SEED = 299
+"""Two shapes from the start on, and every kind of event within 30 s."""
+
+SECONDS = (1.0, 3600.0)
+SEEDS = (0, 2 ** 31 - 1)
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """`video` empty: a scene of the shapes world. `questions` None: the demo picks its own."""
+
+    video: str = ''
+    questions: tuple[str, ...] | None = None
+    seconds: float = DEFAULT_SECONDS
+    seed: int = DEFAULT_SEED
+    model: str = 'builtin'
+    json: Path | None = None
+    narrator: tuple[str, ...] = ()
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the model is the built-in one, which knows the shapes world alone."""
+        return self.model == 'builtin'
+
+    @property
+    def is_show(self) -> bool:
+        """Whether nothing but the built-in model's own world is shown, with its own questions."""
+        return self.is_builtin and not self.video and self.questions is None
+
+    @property
+    def video_questions(self) -> tuple[str, ...]:
+        """What is asked of a video: the user's questions, or some that the model can read."""
+        if self.questions is not None:
+            return self.questions
+        return BUILTIN_QUESTIONS if self.is_builtin else GENERIC_QUESTIONS
+
+    def can_read(self, question: str) -> bool:
+        """Whether the model was taught to read a question, as far as that is known."""
+        return not self.is_builtin or is_known_question(question)
+
+
+def parse(arguments: list[str] | None = None) -> DemoOptions:
+    """Return the options; a mistake ends the process with words and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog='scripts/demo', description='Narrates a moving scene, or a video, in the terminal, '
+        'and answers questions while it narrates.')
+    parser.add_argument('--video', default='', metavar='FILE',
+                        help='a video file, a folder of pictures, or a camera (/dev/video0)')
+    parser.add_argument('--questions', type=_question, nargs='+', metavar='TEXT',
+                        help='your questions, spread over the run')
+    parser.add_argument('--seconds', type=_seconds, default=DEFAULT_SECONDS, metavar='N',
+                        help='how much is watched at most [s] (default %(default)g)')
+    parser.add_argument('--seed', type=_seed, default=DEFAULT_SEED,
+                        help='which scene (default %(default)s)')
+    parser.add_argument('--model', default='builtin', metavar='PATH',
+                        help='a checkpoint: a folder, or the id of a hub (default: the built-in)')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the summary to FILE')
+    parser.add_argument('--narrator-command', type=shlex.split, default=[],
+                        help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.json is not None and not given.json.absolute().parent.is_dir():
+        parser.error(f'argument --json: there is no folder {given.json.absolute().parent}')
+    return DemoOptions(
+        video=given.video, seconds=given.seconds, seed=given.seed, model=given.model,
+        questions=None if given.questions is None else tuple(given.questions), json=given.json,
+        narrator=tuple(given.narrator_command))
+
+
+def bounded(options: DemoOptions) -> DemoOptions:
+    """
+    Return the options with `seconds` no longer than the video.
+
+    A video that cannot be read ends the process with words and exit code 1.
+    """
+    path = Path(options.video).expanduser()
+    if not options.video or path.is_char_device() or options.video.isdigit():
+        return options
+    from sww_ros.sources.readers import open_reader
+    try:
+        duration_s = open_reader(options.video).duration_s
+    except ValueError as error:
+        print(f'demo: {error}', file=sys.stderr)
+        raise SystemExit(1) from None
+    return replace(options, seconds=min(options.seconds, duration_s or options.seconds))
+
+
+def _question(text: str) -> str:
+    from sww_ros.streaming.config import check_question
+    try:
+        return check_question(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def in_words(seconds: float) -> str:
+    """Return a time to a tenth of a second, without a decimal that is 0."""
+    return f'{seconds:.1f}'.removesuffix('.0') + ' s'
+
+
+def _seconds(text: str) -> float:
+    return _number(text, float, SECONDS, '{:g} to {:g} seconds')
+
+
+def _seed(text: str) -> int:
+    return _number(text, int, SEEDS, 'a whole number from {} to {}')
+
+
+def _number(text: str, kind: type, limits: tuple, words: str) -> float | int:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    # Written so that what is not a number is refused too.
+    if not limits[0] <= value <= limits[1]:
+        raise argparse.ArgumentTypeError(f'must be {words.format(*limits)}, not {text!r}')
+    return value
+
+
+GENERIC_QUESTIONS = ('What do you see?', 'How many things are there?', 'What moved last?')
+BUILTIN_QUESTIONS = ('How many shapes are there?', 'Which shape moved last?',
+                     'Is there a red circle?')
+
+KNOWS = ('the built-in model knows coloured shapes on plain ground and nothing else: of any other '
+         'video it tells of shapes that are not there; give a model of your own with --model PATH')
+
+
+def advice(options: DemoOptions) -> list[str]:
+    """Return what the user should know before the run, line by line."""
+    if not options.is_builtin:
+        return []
+    unread = [text for text in options.questions or () if not options.can_read(text)]
+    return [KNOWS] * bool(options.video) + [_of_unread(unread)] * bool(unread)
+
+
+def _of_unread(texts: list[str]) -> str:
+    quoted = ', '.join(f'"{text}"' for text in texts)
+    return (f'the built-in model was not taught to read {quoted}: expect nonsense or nothing. It '
+            f'reads: {" ".join(EXAMPLE_QUESTIONS)}')
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,14 +165,11 @@ def main(arguments: list[str] | None = None) -> int:
     begun_s = time.monotonic() - _age_s()
     options = bounded(parse(arguments))
     sys.stdout.reconfigure(errors='replace')
-    from sww_ros.demo.processes import claim_domain
-    from sww_ros.demo.processes import ChildDied
+    from sww_ros.demo.processes import ChildDied, claim_domain
     from sww_ros.terminal.display import make_display
     claim_domain()
-    from sww_ros.demo.options import advice
     from sww_ros.demo.director import DemoError, Director
-    from sww_ros.demo.report import report
-    from sww_ros.demo.record import summarize
+    from sww_ros.demo.record import report, summarize
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     display = None
@@ -67,8 +210,7 @@ def _measured(options: DemoOptions) -> dict | None:
     """A camera leaves the built-in model idle most of the time: show what it can do."""
     if not options.is_show:
         return None
-    from sww_ros.demo.report import measure_full_load
-    from sww_ros.demo.report import report_full_load
+    from sww_ros.demo.record import measure_full_load, report_full_load
     print('\n# measuring both sides at full load, with frames as fast as they can be perceived: '
           'a few seconds (Ctrl-C ends it)', flush=True)
     load = measure_full_load(options.model)

@@ -27,8 +27,7 @@ from sww_ros.evaluation.run import MODES, Options, evaluate, run_settings
 from sww_ros.models.loading import BUILTIN, builtin_path, load
 from sww_ros.settings import add_option
 from sww_ros.streaming.config import BY_NAME, check_prompt
-from sww_ros.training.data.annotations import Report
-from sww_ros.training.data.records import FORMS, PAPER, check_there
+from sww_ros.training.annotations import FORMS, PAPER, Report, check_there
 
 _DEFAULTS = Options()
 

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 from sww_ros.evaluation.metrics import words
-from sww_ros.training.data.annotations import Report, read_annotations
-from sww_ros.training.data.records import PAPER, Rejected, Sample
+from sww_ros.training.annotations import PAPER, Rejected, Report, read_annotations
+from sww_ros.training.frames import Sample
 
 
 def read_clips(paths: Sequence[Path], *, prompt: str, form: str = '', tokenizer=None,

@@ -23,8 +23,7 @@ from sww_ros.evaluation.metrics import Bleurt, bleu, cider, score, words
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.perception import PixelSettings, shrunk
-from sww_ros.training.data.frames import READ_FACTOR, read_frames
-from sww_ros.training.data.records import Sample, VideoError
+from sww_ros.training.frames import READ_FACTOR, Sample, VideoError, read_frames
 
 MODES = ('offline', 'wait_k', 'random_wait_k')
 """Schedules whose text does not depend on the machine."""

@@ -21,7 +21,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.service import Service
 
-from sww_ros.spin import EndingNode
+from sww_ros.node import EndingNode
 
 LAST_TRANSITION_S = 10.0
 """How long the node's end waits for a transition under way."""

@@ -18,14 +18,13 @@ from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import SetPrompt
 from sww_ros.engine.client import SESSION, EngineClient, EngineError
 from sww_ros.frames import CameraFrame
+from sww_ros.node import declare, read, run
 from sww_ros.nodes import narrator_parameters
 from sww_ros.nodes.camera import Camera
 from sww_ros.nodes.diagnostics import Alarm, Health, judge_camera, resident_bytes, statuses
 from sww_ros.nodes.lifecycle import SERVICE_QOS, ManagedNode, Responder, logged
 from sww_ros.nodes.questions import MAX_WAITERS, Questions
 from sww_ros.nodes.reporting import Annotator, Reporter, TextPublisher
-from sww_ros.parameters import declare, read
-from sww_ros.spin import run
 
 NAME = 'narrator'
 SHORT_CALLBACKS = 6

@@ -11,8 +11,7 @@ from transformers import Qwen2Tokenizer
 
 from sww_ros.models.qwen2_5_vl.turns import TURNS
 from sww_ros.shapes.checkpoint import FRAME_SIZE, MAX_STEPS, MEAN, SILENCE, STD, SYSTEM, WAIT_K
-from sww_ros.shapes.grammar import COLORS, DIRECTIONS, KINDS, SHAPES
-from sww_ros.shapes.questions import make as make_question
+from sww_ros.shapes.grammar import COLORS, DIRECTIONS, KINDS, SHAPES, make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Difficulty, Scene, generate
 from sww_ros.shapes.truth import NARRATE, facts_by_step, newest_frame_s
@@ -118,7 +117,7 @@ def cell_truths(scene: Scene, steps: int, phase_s: float) -> np.ndarray:
             if np.abs(moved).max() > 0.016:
                 unit = tuple(np.round(moved / np.abs(moved).max()).astype(int))
                 way = ways.index(unit) + 1 if unit in ways else 0
-            color = track.color[min(int(at / TICK_S + 1e-9), len(track.color) - 1)]
+            color = track.color[track.tick(at)]
             if event or not cell[3]:
                 cell[:] = color + 1, track.shape + 1, way, event
     return cells

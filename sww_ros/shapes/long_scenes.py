@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sww_ros.shapes.checkpoint import FRAME_SIZE
-from sww_ros.shapes.questions import KINDS, ShapesQuestion, make
+from sww_ros.shapes.grammar import QUESTION_KINDS, ShapesQuestion, make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Scene, generate
 from sww_ros.shapes.truth import (
@@ -71,7 +71,7 @@ class LongScore:
         return dict(
             summary=summary, facts_by_kind=self.verdict.by_kind(),
             answers_by_kind={kind: dict(asked=asked[kind], right=right[kind])
-                             for kind in KINDS if asked[kind]}, seeds=self.seeds)
+                             for kind in QUESTION_KINDS if asked[kind]}, seeds=self.seeds)
 
     def add(self, heard: _Heard, scene: Scene, steps: int, phase_s: float) -> None:
         """Judge what was heard of a scene."""
@@ -163,9 +163,9 @@ def play(session: Session, seed: int, steps: int, max_objects: int, score: LongS
                                     desc=f'seed {seed}', unit='step', disable=None)):
         heard.take(list(new))
         if step % QUESTION_STEPS == QUESTION_STEPS - 1:
-            kind = KINDS[step // QUESTION_STEPS % len(KINDS)]
+            kind = QUESTION_KINDS[step // QUESTION_STEPS % len(QUESTION_KINDS)]
             at_s = newest_frame_s(step, phase_s)
-            question = make(scene, at_s, rng, kind) or make(scene, at_s, rng)
+            question = make_question(scene, at_s, rng, kind) or make_question(scene, at_s, rng)
             heard.questions[session.ask(question.text)] = question
             heard.take(list(settle(session)))
     score.add(heard, scene, steps, phase_s)

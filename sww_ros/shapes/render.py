@@ -59,7 +59,7 @@ class Renderer:
         for track in self.scene.tracks:
             place = self._place(track.xy, time_s)
             if place is not None:
-                color = track.color[min(int(time_s / TICK_S + 1e-9), len(track.color) - 1)]
+                color = track.color[track.tick(time_s)]
                 rgb = np.clip(np.array(_RGB[COLORS[color]])
                               + self._tints[track.object_id % 64], 0, 255)
                 self._draw(image, SHAPES[track.shape], *place, track.radius,

@@ -64,6 +64,10 @@ class ShapeTrack:
     xy: np.ndarray
     color: np.ndarray
 
+    def tick(self, time_s: float) -> int:
+        """Return the index of the last tick up to a time; past the script's end its last one."""
+        return min(max(0, int(time_s / TICK_S + 1e-9)), len(self.color) - 1)
+
 
 @dataclass(frozen=True)
 class Scene:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sww_ros.shapes import long_scenes
 from sww_ros.shapes.checkpoint import FRAME_SIZE
-from sww_ros.shapes.questions import KINDS, ShapesQuestion, make
+from sww_ros.shapes.grammar import QUESTION_KINDS, ShapesQuestion, make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, generate
 from sww_ros.shapes.truth import (
@@ -58,7 +58,7 @@ class Score:
         return dict(
             summary=summary, facts_by_kind=self.verdict.by_kind(),
             answers_by_kind={kind: dict(asked=asked[kind], right=right[kind])
-                             for kind in KINDS if asked[kind]})
+                             for kind in QUESTION_KINDS if asked[kind]})
 
 
 def play(session: Session, seed: int, max_objects: int, score: Score,
@@ -85,7 +85,8 @@ def play(session: Session, seed: int, max_objects: int, score: Score,
         if step in asked_at:
             number = seed * QUESTIONS + asked_at.index(step)
             at = newest_frame_s(step, phase)
-            question = make(scene, at, rng, KINDS[number % len(KINDS)]) or make(scene, at, rng)
+            kind = QUESTION_KINDS[number % len(QUESTION_KINDS)]
+            question = make_question(scene, at, rng, kind) or make_question(scene, at, rng)
             questions[session.ask(question.text)] = question
             events += settle(session)
     if any(isinstance(event, Restarted) for event in events):

@@ -17,9 +17,16 @@ from statistics import median
 import numpy as np
 
 from sww_ros.frames import NANOSECONDS
-from sww_ros.shapes import questions
-from sww_ros.shapes.grammar import SHAPES, Claim, parse
-from sww_ros.shapes.questions import ShapesQuestion
+from sww_ros.shapes.grammar import (
+    QUESTION_KINDS,
+    SHAPES,
+    Claim,
+    ShapesQuestion,
+    Viewer,
+    make_question,
+    parse,
+    true_answer,
+)
 from sww_ros.shapes.scene import Fact, Scene, generate
 from sww_ros.streaming.events import TextDelta
 
@@ -73,7 +80,7 @@ def in_view(scene: Scene, until_s: float) -> list[Fact]:
     appeared = {fact.object_id: fact for fact in scene.facts_visible(until_s)
                 if fact.claim.kind == 'appears'}
     found = []
-    for object_id, known in questions.Viewer(scene, until_s).present.items():
+    for object_id, known in Viewer(scene, until_s).present.items():
         claim = Claim('appears', known.color, known.shape)
         fact = appeared[object_id]
         found.append(fact if fact.claim == claim else replace(fact, claim=claim))
@@ -276,16 +283,16 @@ class Witness:
 
     def answer(self, question: str, stamp_ns: int) -> str | None:
         """Return the true answer for one who saw all up to a stamp, None where it has none."""
-        return questions.answer(self.scene, max(0.0, self.seconds(stamp_ns)), question)
+        return true_answer(self.scene, max(0.0, self.seconds(stamp_ns)), question)
 
-    def question(self, stamp_ns: int, used: Iterable[str]) -> questions.ShapesQuestion:
+    def question(self, stamp_ns: int, used: Iterable[str]) -> ShapesQuestion:
         """Return a question for one who saw all up to a stamp, of a kind not in `used`."""
         at_s = max(0.0, self.seconds(stamp_ns))
         rng = np.random.default_rng([self.scene.seed, round(at_s)])
         used = set(used)
-        for index in rng.permutation(len(questions.KINDS)):
-            kind = questions.KINDS[index]
-            made = None if kind in used else questions.make(self.scene, at_s, rng, kind)
+        for index in rng.permutation(len(QUESTION_KINDS)):
+            kind = QUESTION_KINDS[index]
+            made = None if kind in used else make_question(self.scene, at_s, rng, kind)
             if made is not None:
                 return made
-        return questions.make(self.scene, at_s, rng)
+        return make_question(self.scene, at_s, rng)

@@ -10,11 +10,11 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
 from sww_ros.frames import NANOSECONDS, SourceFrame
+from sww_ros.node import run
 from sww_ros.settings import Setting
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import PRESETS, Scene, generate
 from sww_ros.sources.source_node import SOURCE_SETTINGS, SourceNode
-from sww_ros.spin import run
 
 NAME = 'shapes_camera'
 SETTINGS = (

@@ -18,9 +18,8 @@ from std_msgs.msg import Header
 
 from sww_ros.frames import NANOSECONDS, SourceFrame
 from sww_ros.images import WRITABLE_ENCODINGS, rgb_to_image
-from sww_ros.parameters import declare
+from sww_ros.node import EndingNode, declare
 from sww_ros.settings import Setting
-from sww_ros.spin import EndingNode
 
 POLL_S = 0.05
 LINGER_S = 0.3

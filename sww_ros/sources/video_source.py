@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 
 from sww_ros.frames import NANOSECONDS, SourceFrame
+from sww_ros.node import run
 from sww_ros.settings import Setting
 from sww_ros.sources.readers import open_reader
 from sww_ros.sources.source_node import SOURCE_SETTINGS, SourceNode
-from sww_ros.spin import run
 
 NAME = 'video_source'
 SETTINGS = (

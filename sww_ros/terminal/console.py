@@ -8,9 +8,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from sww_interfaces.msg import TextChunk
-from sww_ros.parameters import declare
+from sww_ros.node import EndingNode, declare, run
 from sww_ros.settings import Setting
-from sww_ros.spin import EndingNode, run
 from sww_ros.terminal.display import STYLES, make_display
 from sww_ros.terminal.transcript import Transcript
 

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         # Heavy imports only once the command line is known to make sense.
-        from sww_ros.training.run import train
+        from sww_ros.training.trainer import train
         train(recipe)
     except OSError as error:
         reason = f'{error.filename}: {error.strerror}' if error.filename else error

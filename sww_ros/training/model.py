@@ -1,24 +1,39 @@
 """
-The model under training: loaded, frozen where the recipe says so, written as a checkpoint.
+The model under training: loaded, frozen where the recipe says so, its loss, its checkpoint.
 
-What is written is an ordinary checkpoint folder, which the engine opens.
+What is written is an ordinary checkpoint folder, which the engine opens. The loss is that of
+transformers' own modules: video through the stock tower, rows through the stock model.
+
+Attention has dense masks under SDPA, block masks under FlexAttention. Both say the same:
+`mask_mod` is the rule of `streaming/visibility.py` for single pairs of rows, and the tests hold it
+against `Rows.mask`. FlexAttention has no backward pass on a CPU; there it runs uncompiled and
+without gradients, which is how the tests compare it. Compiled, on a GPU, it never builds a dense
+mask.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+import functools
 import json
 from pathlib import Path
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+import torch.nn.functional as F
+from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import cached_file
 
 from sww_ros.models.loading import BUILTIN, CONFIG_KEY, CheckpointError, builtin_path, load
-from sww_ros.streaming.checkpoint import Checkpoint, StreamDefaults
+from sww_ros.streaming.checkpoint import Checkpoint
+from sww_ros.streaming.layout import IGNORE
 from sww_ros.streaming.perception import PixelSettings
-from sww_ros.streaming.positions import SCHEMES
-from sww_ros.training.recipe import Recipe, streaming_words
+from sww_ros.streaming.trace import VIDEO
+from sww_ros.streaming.visibility import VISUAL_LANE
+from sww_ros.training.clips import Batch
+from sww_ros.training.recipe import Recipe, StreamSettings
 
 ADAPTED = (r'model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)'
            r'|model\.visual\.merger\.mlp\.[02]')
@@ -27,56 +42,6 @@ _PIXELS = ('video_preprocessor_config.json', 'preprocessor_config.json')
 _COPIED = ('processor_config.json', 'chat_template.json', 'chat_template.jinja')
 ADAPTER = 'adapter'
 """The folder, inside the checkpoint's, of LoRA's adapters as peft writes them."""
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """The checkpoint's own settings, with what the recipe changes."""
-
-    defaults: StreamDefaults
-    pixels: PixelSettings
-
-    @staticmethod
-    def of(about: Checkpoint, recipe: Recipe) -> StreamSettings:
-        """
-        Put a checkpoint's settings and a recipe together.
-
-        :raises ValueError: for pixels that the checkpoint cannot take
-        """
-        own, pixels = about.defaults, about.perception.settings
-        defaults = replace(
-            own, position_encoding=recipe.position_encoding, position_gap=recipe.position_gap,
-            schedule=recipe.schedule, wait_k=recipe.wait_k,
-            seconds_per_step=pixels.temporal_patch_size / recipe.fps,
-            system=recipe.system or own.system, prompt=recipe.prompt or own.prompt,
-            max_steps=recipe.max_steps or own.max_steps)
-        if recipe.max_pixels:
-            least = pixels.unit ** 2
-            if recipe.max_pixels < least:
-                raise ValueError(f'max_pixels must be at least {least}, one visual token, not '
-                                 f'{recipe.max_pixels}')
-            pixels = replace(pixels, max_pixels=recipe.max_pixels,
-                             min_pixels=min(pixels.min_pixels, recipe.max_pixels))
-        return StreamSettings(defaults, pixels)
-
-    def entry(self) -> dict:
-        """The `speak_while_watching` entry of the trained checkpoint's config."""
-        d = self.defaults
-        entry = dict(position_encoding=d.position_encoding, schedule=d.schedule, wait_k=d.wait_k,
-                     seconds_per_step=d.seconds_per_step, system=d.system, prompt=d.prompt,
-                     max_steps=d.max_steps)
-        if SCHEMES[d.position_encoding].uses_gap:
-            entry['position_gap'] = d.position_gap
-        return entry
-
-
-def own_words(about: Checkpoint) -> dict[str, str]:
-    """Return `streaming_words` of a checkpoint that was trained to stream; {} for any other."""
-    if not about.trained:
-        return {}
-    own, per_step = about.defaults, about.perception.settings.temporal_patch_size
-    return streaming_words(own.position_encoding, own.position_gap, own.schedule, own.wait_k,
-                           per_step / own.seconds_per_step)
 
 
 @dataclass
@@ -224,3 +189,110 @@ def _find(source: str, name: str) -> Path | None:
                                   _raise_exceptions_for_missing_entries=False,
                                   _raise_exceptions_for_connection_errors=False)
     return Path(file) if file else None
+
+
+FLEX = 'sww_flex'
+"""FlexAttention under a name of our own, so that only the language model takes it."""
+BLOCK = 128
+"""Rows of one block of a block mask; batches are filled up to whole ones, for fewer shapes."""
+def choose(attention: str, device: torch.device) -> str:
+    """
+    Return 'sdpa' or 'flex' for 'auto' and for what was asked.
+
+    :raises ValueError: where what was asked cannot train on this device
+    """
+    if attention == 'auto':
+        return 'flex' if device.type == 'cuda' else 'sdpa'
+    if attention == 'flex' and device.type != 'cuda':
+        raise ValueError(f'attention flex cannot train on {device.type}: FlexAttention has no '
+                         'backward pass there; leave the option out, or use sdpa')
+    return attention
+
+
+def mask_mod(clip: torch.Tensor, lane: torch.Tensor, step: torch.Tensor,
+             sees: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """
+    Return FlexAttention's predicate: whether row `query` of a batch attends to row `key`.
+
+    All arguments are (B, L) integers; rows of different clips never see each other.
+    """
+    def visible(batch, _head, query, key):
+        causal = (key <= query) & (lane[batch, key] == lane[batch, query])
+        across = (lane[batch, query] != VISUAL_LANE) & (lane[batch, key] == VISUAL_LANE)
+        shown = step[batch, key] < sees[batch, query]
+        return (clip[batch, key] == clip[batch, query]) & (causal | (across & shown))
+
+    return visible
+
+
+def block_mask(clip: torch.Tensor, lane: torch.Tensor, step: torch.Tensor,
+               sees: torch.Tensor) -> BlockMask:
+    """Return the block mask of a batch; on a GPU its making is compiled, and nothing is dense."""
+    rows, length = clip.shape
+    make = _compiled_maker() if clip.is_cuda else create_block_mask
+    return make(mask_mod(clip, lane, step, sees), rows, None, length, length,
+                device=str(clip.device), BLOCK_SIZE=BLOCK)
+
+
+@functools.cache
+def _compiled_maker() -> Callable[..., BlockMask]:
+    return torch.compile(create_block_mask)
+
+
+@functools.cache
+def _compiled_attention() -> Callable[..., torch.Tensor]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _attend(module, query, key, value, attention_mask, scaling=None, **_):
+    run = _compiled_attention() if query.is_cuda else flex_attention
+    # Under autocast, turning queries and keys leaves them in fp32, and all three must agree.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    out = run(query, key, value, block_mask=attention_mask, scale=scaling,
+              enable_gqa=query.shape[1] != key.shape[1])
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(FLEX, _attend)
+
+
+class Loss(nn.Module):
+    """
+    The loss of a batch under the streaming mask, by transformers' own modules.
+
+    The tower is frozen but for its merger: its blocks keep nothing for a backward pass, as none
+    of their inputs asks for a gradient.
+    """
+
+    def __init__(self, model: TrainedModel, attention: str) -> None:
+        """
+        Take the model.
+
+        :param attention: 'sdpa' with dense masks, or 'flex' with block masks
+        """
+        super().__init__()
+        self.net, self._attention = model.net, attention
+        self._stock = [model.stock]  # In a list: its weights are in `net` already.
+        language = model.stock.model.language_model
+        language.config._attn_implementation = FLEX if attention == 'flex' else 'sdpa'
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the cross-entropy summed over the batch's answer tokens, fp32."""
+        labelled = batch.labels != IGNORE
+        return F.cross_entropy(self.logits(batch, labelled).float(), batch.labels[labelled],
+                               reduction='sum')
+
+    def logits(self, batch: Batch, at: torch.Tensor) -> torch.Tensor:
+        """Return the logits (n, vocabulary) of the rows where `at` (B, L) is True."""
+        stock = self._stock[0]
+        seen = stock.model.visual(batch.patches, grid_thw=batch.grids).pooler_output
+        embeds = stock.get_input_embeddings()(batch.ids.clamp(min=0))
+        embeds = embeds.masked_scatter((batch.ids == VIDEO)[..., None], seen.to(embeds.dtype))
+        if self._attention == 'flex':
+            mask = block_mask(batch.clip, batch.lane, batch.step, batch.sees)
+        else:
+            mask = batch.mask()
+        hidden = stock.model.language_model(
+            inputs_embeds=embeds, position_ids=batch.positions,
+            attention_mask=mask, use_cache=False).last_hidden_state
+        return stock.lm_head(hidden[at])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import torch
 from tqdm import tqdm
 
-from sww_ros.training.data.records import Sample
+from sww_ros.training.frames import Sample
 from sww_ros.training.recipe import Recipe
 
 LOG = 'training.jsonl'
