@@ -13,7 +13,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
-from sww_ros.nodes.narrator_parameters import SETTINGS
+from sww_ros.nodes import SETTINGS
 from sww_ros.settings import Setting
 
 USE_SIM_TIME = Setting(

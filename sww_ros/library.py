@@ -17,7 +17,7 @@ from sww_ros.streaming.events import NARRATION, TextDelta
 from sww_ros.streaming.session import Session
 
 if TYPE_CHECKING:
-    from sww_ros.sources.readers import PictureFolder, VideoFile
+    from sww_ros.sources import PictureFolder, VideoFile
 
 
 class Sentence(NamedTuple):
@@ -73,5 +73,5 @@ def _frames(video: str | os.PathLike | Iterable[np.ndarray],
 
 
 def _open(video: str | os.PathLike, rate: float = 0.0) -> VideoFile | PictureFolder:
-    from sww_ros.sources.readers import open_video  # Frames that are given need no OpenCV.
+    from sww_ros.sources import open_video  # Frames that are given need no OpenCV.
     return open_video(Path(video).expanduser(), rate)

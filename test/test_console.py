@@ -12,8 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sww_ros.terminal.display import PlainDisplay, make_display, seconds_since, wall_clock
-from sww_ros.terminal.transcript import Line, Transcript
+from sww_ros.terminal import Line, PlainDisplay, Transcript, make_display, seconds_since, wall_clock
 
 PATIENCE_S = 60.0
 

@@ -38,8 +38,7 @@ from sww_ros.shapes.grammar import is_known_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
 from sww_ros.shapes.truth import Witness
-from sww_ros.terminal.display import PlainDisplay, seconds_since
-from sww_ros.terminal.transcript import Line
+from sww_ros.terminal import Line, PlainDisplay, seconds_since
 
 HERE = Path(__file__).parent
 PATIENCE_S = 120.0

@@ -21,8 +21,7 @@ import pytest
 from rclpy.parameter import parameter_value_to_python
 import yaml
 
-from sww_ros.nodes import console, shapes_camera
-from sww_ros.nodes.narrator_parameters import SETTINGS
+from sww_ros.nodes import SETTINGS, console, shapes_camera
 
 ROOT = Path(__file__).resolve().parents[1]
 NARRATE, DEMO = ROOT / 'launch/narrate.launch.py', ROOT / 'launch/demo.launch.py'

@@ -32,7 +32,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from sww_interfaces.action import AnswerQuestion
 from sww_interfaces.srv import Ask, SetPrompt
-from sww_ros.nodes.narrator_parameters import SETTINGS
+from sww_ros.nodes import SETTINGS
 
 HEIGHT, WIDTH = 48, 64
 CHANNELS = {'rgb8': 3, 'bgr8': 3, 'mono8': 1, 'yuv422': 2}

@@ -7,9 +7,9 @@ import pytest
 from rclpy.parameter import Parameter
 import yaml
 
+from sww_ros import nodes
 from sww_ros.node import descriptor
-from sww_ros.nodes import narrator_parameters
-from sww_ros.nodes.narrator_parameters import SETTINGS, check, session_config
+from sww_ros.nodes import SETTINGS, check, session_config
 from sww_ros.streaming.config import SessionConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def test_defaults_are_within_their_ranges(setting):
 @pytest.mark.parametrize('setting', [s for s in SETTINGS if s.kind == 'integer'],
                          ids=lambda setting: setting.name)
 def test_both_ends_of_a_range_make_a_session(setting):
-    if setting in narrator_parameters.SESSION_SETTINGS:
+    if setting in nodes.SESSION_SETTINGS:
         for end in (setting.low, setting.high):
             replace(SessionConfig(), **{setting.name: int(end)})
 

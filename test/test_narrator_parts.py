@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 
 from sww_interfaces.msg import TextChunk
-from sww_ros.engine.latency import UNSEEN_STEPS, Rate, StepBook, Window
-from sww_ros.nodes.diagnostics import ERROR, OK, WARN, Alarm, Health, judge_camera, statuses
+from sww_ros.nodes.camera import Subtitle, draw_subtitle
+from sww_ros.nodes.diagnostics import (
+    ERROR,
+    OK,
+    WARN,
+    Alarm,
+    Health,
+    Rate,
+    Window,
+    judge_camera,
+    statuses,
+)
 from sww_ros.nodes.questions import AnswerBook
-from sww_ros.nodes.reporting import Subtitle, draw_subtitle
+from sww_ros.nodes.reporting import UNSEEN_STEPS, StepBook
 from sww_ros.streaming.events import NARRATION, FirstSight, StepPerceived, TextDelta
 
 

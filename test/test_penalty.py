@@ -5,11 +5,11 @@ import json
 import pytest
 from training_kit import noise
 
+from sww_ros import nodes
 from sww_ros.evaluation.clip_player import Player
 from sww_ros.evaluation.random_model import SMALL, save_random
 from sww_ros.evaluation.run import Options, run_settings
 from sww_ros.models.loading import load
-from sww_ros.nodes import narrator_parameters
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.generation import TextLane
 from sww_ros.streaming.session import Session
@@ -80,7 +80,7 @@ def test_evaluation_follows_the_same_rule(penalized, used, given, expected):
 
 
 def test_the_node_follows_the_same_rule():
-    setting = narrator_parameters.BY_NAME['repetition_penalty']
+    setting = nodes.BY_NAME['repetition_penalty']
     assert (setting.default, setting.low) == (0.0, 0.0)
     assert 'checkpoint' in setting.description
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sww_ros.sources.readers import PictureFolder, VideoFile, open_reader
+from sww_ros.sources import PictureFolder, VideoFile, open_reader
 
 NANOSECONDS = 1_000_000_000
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'sww_ros'
 ROS = {'rclpy', 'rcl_interfaces', 'sww_interfaces', 'std_msgs', 'std_srvs', 'builtin_interfaces',
        'diagnostic_msgs'}
-NODES = {'nodes', 'sources/shapes_camera', 'sources/video_source', 'sources/source_node',
+NODES = {'nodes', 'sources/shapes_camera', 'sources/video_source',
          'terminal/console', 'node'}
 """What may need ROS to be imported; the demo is a node too."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sww_ros.models.qwen2_5_vl.turns import TURNS
+from sww_ros.models.qwen2_5_vl import TURNS
 from sww_ros.shapes.batches import (
     GRID,
     IGNORE,

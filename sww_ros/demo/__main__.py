@@ -97,7 +97,7 @@ def bounded(options: DemoOptions) -> DemoOptions:
     path = Path(options.video).expanduser()
     if not options.video or path.is_char_device() or options.video.isdigit():
         return options
-    from sww_ros.sources.readers import open_reader
+    from sww_ros.sources import open_reader
     try:
         duration_s = open_reader(options.video).duration_s
     except ValueError as error:
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = bounded(parse(arguments))
     sys.stdout.reconfigure(errors='replace')
     from sww_ros.demo.processes import ChildDied, claim_domain
-    from sww_ros.terminal.display import make_display
+    from sww_ros.terminal import make_display
     claim_domain()
     from sww_ros.demo.director import DemoError, Director
     from sww_ros.demo.record import report, summarize

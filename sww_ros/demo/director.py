@@ -33,8 +33,7 @@ from sww_ros.frames import NANOSECONDS
 from sww_ros.images import image_to_rgb
 from sww_ros.shapes.render import difference
 from sww_ros.shapes.truth import Witness
-from sww_ros.terminal.display import Display, seconds_since
-from sww_ros.terminal.transcript import Line, Transcript, nanoseconds
+from sww_ros.terminal import Display, Line, Transcript, nanoseconds, seconds_since
 
 if TYPE_CHECKING:
     from sww_ros.demo.__main__ import DemoOptions

@@ -24,7 +24,7 @@ from rich.table import Table
 from sww_ros.frames import NANOSECONDS
 from sww_ros.shapes.scene import Fact
 from sww_ros.shapes.truth import Witness
-from sww_ros.terminal.transcript import NARRATION, Line, nanoseconds
+from sww_ros.terminal import NARRATION, Line, nanoseconds
 
 
 @dataclass

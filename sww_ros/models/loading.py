@@ -1,4 +1,4 @@
-"""Loads a checkpoint for streaming: the built-in one, a folder, or a hub id."""
+"""Loads a checkpoint for streaming: the built-in one, a folder, or a hub id; tries it once."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from pathlib import Path
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from sww_ros.models.checks import check_penalty
 from sww_ros.models.files import JSON_FILES, CheckpointError, Files, told
-from sww_ros.models.trial import try_out
 from sww_ros.streaming.checkpoint import Checkpoint, StreamDefaults
+from sww_ros.streaming.decoder import Chunk
 from sww_ros.streaming.family import Family, family_of
 from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.perception import Perception
+from sww_ros.streaming.positions import text_positions
 
 BUILTIN = 'builtin'
 CONFIG_KEY = 'speak_while_watching'
@@ -226,3 +228,34 @@ def _stop_tokens(net: Any, tokenizer: Any, family: Family) -> frozenset[int]:
     stop = stop if isinstance(stop, (list, tuple)) else [stop]
     named = [tokenizer.convert_tokens_to_ids(family.turns.end), tokenizer.eos_token_id]
     return frozenset(int(t) for t in (*stop, *named) if t is not None)
+
+
+def try_out(checkpoint: Checkpoint) -> None:
+    """
+    Let the checkpoint see a small gray picture and predict one token.
+
+    A NaN or an infinity in any layer, a table of zeros, or a type too narrow for the weights
+    shows in it: the model would say the same token for ever.
+
+    :raises CheckpointError: in words
+    """
+    decoder, perception = checkpoint.decoder, checkpoint.perception
+    side = 2 * perception.settings.unit
+    gray = np.full((side, side, 3), 100, np.uint8)
+    prefix = checkpoint.encode(*checkpoint.turns.prefix(checkpoint.defaults.system, ''))
+    try:
+        seen = perception.embed(perception.patches([gray], side, side), side, side).rows
+        rows = torch.cat([decoder.embed(prefix), seen])
+        positions = torch.from_numpy(text_positions(0, len(rows)))
+        logits, = decoder.step([Chunk(decoder.new_lane(len(rows)), rows, positions, predict=True)])
+    except (RuntimeError, IndexError) as error:
+        raise CheckpointError(f'the model cannot run: {error}') from error
+    if not seen.isfinite().all() or not logits.isfinite().all():
+        where = 'its output' if seen.isfinite().all() else 'its vision tower'
+        narrow = (', or float16 is too narrow for it (try bfloat16 or float32)'
+                  if decoder.dtype == torch.float16 else '')
+        raise CheckpointError(f'the model computes no finite numbers ({where}): its weights are '
+                              f'broken{narrow}; save or download it again')
+    if logits.max() == logits.min():
+        raise CheckpointError('the model likes all tokens alike: its weights are zero; save or '
+                              'download it again')

@@ -1,12 +1,13 @@
 """
 What /diagnostics says about the narrator: its engine, its camera, its speech (REP-107).
 
-What may be wrong with the camera's frames is judged here too, for the log.
+What is said of the last seconds is measured here, and what may be wrong with the camera's frames is
+judged, for the log too.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 import time
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+import numpy as np
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -33,6 +35,49 @@ REPEAT_S = 30.0
 """Least time between two lines of the log about the same kind of trouble."""
 
 LOGGED_ELSEWHERE = ('silent',)
+
+WINDOW = 256
+RATE_WINDOW_S = 10.0
+RATE_EVENTS = 10_000
+
+
+class Window:
+    """The last values of a measure; any thread may add and read."""
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque(maxlen=WINDOW)
+
+    def add(self, value: float) -> None:
+        self._values.append(value)
+
+    def percentile(self, percent: float) -> float:
+        """Return a percentile of the last values; NaN without any."""
+        values = self._values.copy()
+        return float(np.percentile(values, percent)) if values else float('nan')
+
+    def mean(self) -> float:
+        values = self._values.copy()
+        return float(np.mean(values)) if values else float('nan')
+
+
+class Rate:
+    """How often something happens per second, over the last ten seconds; for any thread."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=RATE_EVENTS)
+        self._began = time.monotonic()
+
+    def add(self, times: int = 1) -> None:
+        self._times.extend([time.monotonic()] * times)
+
+    def count(self) -> int:
+        """Return how often it happened in the last ten seconds."""
+        since = time.monotonic() - RATE_WINDOW_S
+        return sum(at >= since for at in self._times.copy())
+
+    def value(self) -> float:
+        lasted = time.monotonic() - self._began
+        return self.count() / max(min(RATE_WINDOW_S, lasted), 1e-3)
 
 
 @dataclass

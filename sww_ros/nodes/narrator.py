@@ -16,15 +16,15 @@ from std_srvs.srv import SetBool, Trigger
 
 from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import SetPrompt
+from sww_ros import nodes
 from sww_ros.engine.client import SESSION, EngineClient, EngineError
 from sww_ros.frames import CameraFrame
 from sww_ros.node import declare, read, run
-from sww_ros.nodes import narrator_parameters
-from sww_ros.nodes.camera import Camera
+from sww_ros.nodes.camera import Annotator, Camera
 from sww_ros.nodes.diagnostics import Alarm, Health, judge_camera, resident_bytes, statuses
 from sww_ros.nodes.lifecycle import SERVICE_QOS, ManagedNode, Responder, logged
 from sww_ros.nodes.questions import MAX_WAITERS, Questions
-from sww_ros.nodes.reporting import Annotator, Reporter, TextPublisher
+from sww_ros.nodes.reporting import Reporter, TextPublisher
 
 NAME = 'narrator'
 SHORT_CALLBACKS = 6
@@ -58,7 +58,7 @@ class Narrator(ManagedNode):
 
     def __init__(self, session: str = SESSION) -> None:
         super().__init__(NAME)
-        declare(self, narrator_parameters.SETTINGS)
+        declare(self, nodes.SETTINGS)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
         self._session = session
@@ -105,10 +105,10 @@ class Narrator(ManagedNode):
 
     @logged
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        values = read(self, narrator_parameters.SETTINGS)
+        values = read(self, nodes.SETTINGS)
         log = self.get_logger()
         try:
-            config = narrator_parameters.session_config(values)
+            config = nodes.session_config(values)
             self._engine = EngineClient(
                 values['model'], config, session=self._session,
                 restart=values['restart_engine'], on_event=self._reporter.take,
@@ -249,8 +249,8 @@ class Narrator(ManagedNode):
         return 'paused' if request.data else 'watching'
 
     def _check_parameters(self, changes: list[Parameter]):
-        return narrator_parameters.check(
-            changes, read(self, narrator_parameters.SETTINGS), self._engine is not None)
+        return nodes.check(
+            changes, read(self, nodes.SETTINGS), self._engine is not None)
 
     def _apply_parameters(self, changes: list[Parameter]) -> None:
         for parameter in changes:

@@ -1,28 +1,21 @@
-"""What the narrator tells the outside: messages, subtitles, counts, and lines of the log."""
+"""What the narrator tells the outside: text, where the time of each step goes, counts, the log."""
 
 from __future__ import annotations
 
 from collections import Counter
-import textwrap
+from dataclasses import dataclass, replace
 import threading
 import time
 
 from builtin_interfaces.msg import Duration, Time
-import cv2
-import numpy as np
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNodeMixin
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
 from sww_interfaces.msg import StepLatency, TextChunk
-from sww_ros.engine.latency import Rate, StepBook, StepTimes, Window
 from sww_ros.frames import NANOSECONDS
-from sww_ros.nodes.camera import Arrival, Camera
-from sww_ros.nodes.diagnostics import Health
+from sww_ros.nodes.camera import Arrival, Camera, Subtitle
+from sww_ros.nodes.diagnostics import Health, Rate, Window
 from sww_ros.nodes.lifecycle import TEXT_QOS
 from sww_ros.nodes.questions import AnswerBook
 from sww_ros.streaming.events import (
@@ -40,9 +33,76 @@ from sww_ros.streaming.events import (
 QUIET_S = 5.0
 """Least time between two log messages about troubles of the same kind."""
 
-FONT = cv2.FONT_HERSHEY_SIMPLEX
-MAX_LINES = 3
-WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+UNSEEN_STEPS = 64
+"""Steps that may wait for a token that sees them; older ones are reported without."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """
+    A perceived step with the first token that could see it, if any.
+
+    `first_token_ns` is from perceived to that token, `publish_ns` from the token to its message
+    (0 for silence).
+    """
+
+    step: StepPerceived
+    has_first_token: bool = False
+    first_token_ns: int = 0
+    publish_ns: int = 0
+
+    @property
+    def perceived_ns(self) -> int:
+        """From the image callback until a token could see the step."""
+        return self.step.perceived_ns - self.step.received_ns
+
+    @property
+    def overlap_ratio(self) -> float:
+        """Share of the step's perception during which decoding ran too."""
+        duration = self.step.perceived_ns - self.step.started_ns
+        return min(1.0, self.step.overlap_ns / duration) if duration > 0 else 0.0
+
+
+class StepBook:
+    """
+    Brings the events of a session together, step by step.
+
+    Each method returns the steps whose times are known now. The text of a decode step follows
+    its sights at once, so a sight is settled by the event after it.
+    """
+
+    def __init__(self) -> None:
+        self._unseen: dict[tuple[int, int], StepPerceived] = {}
+        self._seen: list[StepTimes] = []
+
+    def perceived(self, step: StepPerceived) -> list[StepTimes]:
+        settled = self.settle()
+        self._unseen[step.video, step.index] = step
+        while len(self._unseen) > UNSEEN_STEPS:
+            settled.append(StepTimes(self._unseen.pop(next(iter(self._unseen)))))
+        return settled
+
+    def seen(self, sight: FirstSight) -> None:
+        step = self._unseen.pop((sight.video, sight.index), None)
+        if step is not None:
+            self._seen.append(StepTimes(step, True, sight.decoded_ns - step.perceived_ns))
+
+    def published(self, delta: TextDelta, published_ns: int) -> list[StepTimes]:
+        """Note that a text's message went out at `published_ns` [monotonic]."""
+        if delta.first_sight:
+            publish_ns = published_ns - delta.emitted_ns
+            self._seen = [replace(times, publish_ns=publish_ns) for times in self._seen]
+        return self.settle()
+
+    def settle(self) -> list[StepTimes]:
+        """Return the steps that were seen, whose token turned out to be silence."""
+        seen, self._seen = self._seen, []
+        return seen
+
+    def clear(self) -> list[StepTimes]:
+        """Return what is known, as the stream begins anew."""
+        unseen, self._unseen = self._unseen, {}
+        return [*self.settle(), *(StepTimes(step) for step in unseen.values())]
 
 
 class TextPublisher:
@@ -102,69 +162,6 @@ def _time(nanoseconds: int) -> Time:
 
 def _duration(nanoseconds: int) -> Duration:
     return Duration(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
-
-
-class Subtitle:
-    """The sentence being spoken; the last whole one until the next begins."""
-
-    def __init__(self) -> None:
-        self.text = ''
-        self._ended = False
-
-    def add(self, delta: TextDelta) -> None:
-        """Follow the narration by one piece."""
-        if self._ended and delta.delta.strip():
-            self.text, self._ended = '', False
-        self.text += delta.delta
-        if delta.sentence or delta.final:
-            self.text, self._ended = delta.sentence or self.text, True
-
-
-def draw_subtitle(pixels: np.ndarray, text: str) -> np.ndarray:
-    """Return a copy of the picture, (H, W, 3) uint8, with the text at its foot; ASCII only."""
-    drawn = pixels.copy()
-    height, width = drawn.shape[:2]
-    scale = max(width / 640, 0.3)
-    advance, line = cv2.getTextSize('n' * 10, FONT, scale, 1)[0]
-    columns = max(int(width * 10 / advance) - 2, 8)
-    lines = textwrap.wrap(text.strip(), columns)[-MAX_LINES:]
-    for i, words in enumerate(reversed(lines)):
-        at = (int(line / 2), height - int(line * (0.7 + 1.7 * i)))
-        cv2.putText(drawn, words, at, FONT, scale, BLACK, max(3, round(4 * scale)), cv2.LINE_AA)
-        cv2.putText(drawn, words, at, FONT, scale, WHITE, max(1, round(scale)), cv2.LINE_AA)
-    return drawn
-
-
-class Annotator:
-    """Publishes ~/image_annotated (rgb8) at a bounded rate, only while it is subscribed to."""
-
-    def __init__(self, node: LifecycleNodeMixin, camera: Camera, rate: float) -> None:
-        self._camera = camera
-        self._published = None
-        self.subtitle = Subtitle()
-        self._publisher = node.create_lifecycle_publisher(
-            Image, '~/image_annotated',
-            QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE))
-        node.create_timer(1.0 / rate, self._publish, MutuallyExclusiveCallbackGroup(),
-                          clock=Clock(clock_type=ClockType.STEADY_TIME))
-
-    def _publish(self) -> None:
-        if self._camera.newest is self._published or not self._publisher.get_subscription_count():
-            return
-        try:
-            newest = self._camera.newest_pixels()
-        except ValueError:
-            return  # The engine's side tells of bad images.
-        if newest is None:
-            return
-        message, pixels = newest
-        self._published = message
-        drawn = draw_subtitle(pixels, self.subtitle.text)
-        height, width = drawn.shape[:2]
-        # Bytes: an array would be copied element by element.
-        self._publisher.publish(Image(
-            header=message.header, height=height, width=width, encoding='rgb8', is_bigendian=0,
-            step=3 * width, data=drawn.tobytes()))
 
 
 class Reporter:

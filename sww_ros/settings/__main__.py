@@ -17,7 +17,7 @@ import textwrap
 
 from sww_ros.settings import LIBRARY, START, WHEN, Setting
 
-NODES = {'narrator': 'sww_ros.nodes.narrator_parameters',
+NODES = {'narrator': 'sww_ros.nodes',
          'shapes_camera': 'sww_ros.sources.shapes_camera',
          'video_source': 'sww_ros.sources.video_source'}
 """The nodes that have a file of parameters, and the modules of their tables, `SETTINGS`."""

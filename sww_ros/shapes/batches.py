@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import Qwen2Tokenizer
 
-from sww_ros.models.qwen2_5_vl.turns import TURNS
+from sww_ros.models.qwen2_5_vl import TURNS
 from sww_ros.shapes.checkpoint import FRAME_SIZE, MAX_STEPS, MEAN, SILENCE, STD, SYSTEM, WAIT_K
 from sww_ros.shapes.grammar import COLORS, DIRECTIONS, KINDS, SHAPES, make_question
 from sww_ros.shapes.render import Renderer

@@ -14,7 +14,7 @@ from sww_ros.node import run
 from sww_ros.settings import Setting
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import PRESETS, Scene, generate
-from sww_ros.sources.source_node import SOURCE_SETTINGS, SourceNode
+from sww_ros.sources.video_source import SOURCE_SETTINGS, SourceNode
 
 NAME = 'shapes_camera'
 SETTINGS = (

@@ -10,8 +10,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sww_interfaces.msg import TextChunk
 from sww_ros.node import EndingNode, declare, run
 from sww_ros.settings import Setting
-from sww_ros.terminal.display import STYLES, make_display
-from sww_ros.terminal.transcript import Transcript
+from sww_ros.terminal import STYLES, Transcript, make_display
 
 NAME = 'console'
 SETTINGS = (

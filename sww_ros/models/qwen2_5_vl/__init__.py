@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,15 +10,41 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from sww_ros.models.checks import check_layers, check_sizes, check_types
 from sww_ros.models.files import CheckpointError, Files, told
-from sww_ros.models.qwen2_5_vl.checks import check_config
+from sww_ros.models.qwen2_5_vl.checks import check_config, pixel_settings
 from sww_ros.models.qwen2_5_vl.language import QwenLanguage
-from sww_ros.models.qwen2_5_vl.pixels import pixel_settings
 from sww_ros.models.qwen2_5_vl.tower import QwenTower
-from sww_ros.models.qwen2_5_vl.turns import TURNS
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.family import Turns, VisionTower
 from sww_ros.streaming.perception import PixelSettings
 from sww_ros.streaming.trace import VIDEO, Trace
+
+
+@dataclass(frozen=True)
+class ChatTurns:
+    """`streaming.family.Turns` of Qwen2.5-VL: one user turn holds the prompt and the video."""
+
+    special: tuple[str, ...] = ('<|im_start|>', '<|im_end|>', '<|vision_start|>',
+                                '<|vision_end|>')
+    end: str = '<|im_end|>'
+    tail: str = '<|vision_end|><|im_end|>\n'
+    assistant: str = '<|im_start|>assistant\n'
+    next_turn: str = '<|im_end|>\n<|im_start|>assistant\n'
+
+    def prefix(self, system: str, prompt: str) -> tuple[str, ...]:
+        """System turn, standing question and the start of the video: ours, the user's, ours."""
+        return (f'<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n', prompt,
+                '<|vision_start|>')
+
+    def question(self, question: str) -> tuple[str, ...]:
+        """The head of the text group of a question asked at run time: ours, the user's, ours."""
+        return '<|im_start|>user\n', question, self.next_turn
+
+    def around_step(self, index: int, seconds: float) -> tuple[str, str]:
+        """Nothing: the steps of a video stand side by side."""
+        return '', ''
+
+
+TURNS = ChatTurns()
 
 
 class Qwen25VL:

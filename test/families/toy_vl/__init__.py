@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from sww_ros.models.qwen2_5_vl import Qwen25VL
-from sww_ros.models.qwen2_5_vl.turns import ChatTurns
+from sww_ros.models.qwen2_5_vl import ChatTurns, Qwen25VL
 
 
 class ToyConfig(Qwen2_5_VLConfig):
