@@ -9,6 +9,7 @@ through most steps a second at full load.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+import math
 import os
 from statistics import median
 import time
@@ -29,13 +30,19 @@ from sww_ros.streaming.session import Session
 
 LONG_S = 0.5
 """A step with its tokens that takes longer is not tried in every way: loading takes long enough."""
-SIGHTS, LOAD_STEPS, ROUNDS = 3, 8, 3
+SIGHTS = 3
+LOAD_STEPS, SLOW_LOAD_STEPS, SLOW_S = 16, 8, 0.05
+"""Steps at full load; of a model whose step takes longer than this time [s], fewer."""
+ROUNDS, LEAST_ROUNDS, ENOUGH_S = 6, 2, 8.0
+"""Rounds of all ways; no further one is begun after this time [s]."""
 ALIKE, ALIKE_S = 1.1, 0.010
 """
 Latencies within this factor, or this time [s], are alike: a camera's own period is far longer.
 
 With 5 ms the 35 M model took one pass for both, 6 ms sooner but 0.8 times as many steps a second.
 """
+HOPELESS = 1.3
+"""What has taken so many times as long as the quickest is not tried again."""
 
 
 class Way(NamedTuple):
@@ -72,23 +79,35 @@ def choose_overlap(checkpoint: Checkpoint, config: SessionConfig, pace: Pace) ->
         threads = max(way.threads for way in ways)
         return Choice('fused', threads, f'a step and its words take {slow:.1f} s, too long to try '
                       'all: one pass for both reads the weights once', {})
-    trials = {way: _Trial(checkpoint, config, way) for way in ways}
-    sights: dict[Way, list[float]] = {way: [] for way in ways}
-    loads: dict[Way, list[float]] = {way: [] for way in ways}
-    for _ in range(ROUNDS):
+    steps = LOAD_STEPS if slow <= SLOW_S else SLOW_LOAD_STEPS
+    found = _measure({way: _Trial(checkpoint, config, way) for way in ways}, steps)
+    measured = {str(way): each for way, each in found.items()}
+    best, why = decide(measured)
+    way = next(way for way in found if str(way) == best)
+    return Choice(way.overlap, way.threads, why, measured)
+
+
+def _measure(trials: dict[Way, _Trial], steps: int) -> dict[Way, dict[str, float]]:
+    """Return each way's `first_sight_s`, and `steps_per_s` at a load of so many steps."""
+    sights: dict[Way, list[float]] = {way: [] for way in trials}
+    # What else runs on a machine only ever adds to a time: the least is nearest to what is asked.
+    loads = dict.fromkeys(trials, math.inf)
+    began = time.monotonic()
+    for number in range(ROUNDS):
+        if number >= LEAST_ROUNDS and time.monotonic() - began > ENOUGH_S:
+            break
         for way, trial in [*trials.items()]:
+            if math.inf > loads[way] > HOPELESS * min(loads.values()):
+                continue
             try:
                 sights[way] += trial.sights_s()
-                loads[way].append(trial.load_s(LOAD_STEPS))
+                loads[way] = min(loads[way], trial.load_s(steps))
             except (OSError, RuntimeError):
                 if way.overlap != 'processes':
                     raise
-                del trials[way]  # No memory for another process, say: the others do without.
-    measured = {str(way): dict(first_sight_s=median(sights[way]),
-                               steps_per_s=LOAD_STEPS / median(loads[way])) for way in trials}
-    best, why = decide(measured)
-    way = next(way for way in trials if str(way) == best)
-    return Choice(way.overlap, way.threads, why, measured)
+                del trials[way], loads[way]  # No memory for another process, say.
+    return {way: dict(first_sight_s=median(sights[way]), steps_per_s=steps / loads[way])
+            for way in trials}
 
 
 def decide(measured: dict[str, dict[str, float]]) -> tuple[str, str]:
