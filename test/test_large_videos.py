@@ -15,7 +15,7 @@ from sww_ros.models.loading import load
 from sww_ros.streaming.perception import PixelSettings, fit_size, shrunk
 from sww_ros.training.clips import ClipMaker
 from sww_ros.training.frames import Sample, VideoError, read_frames
-from sww_ros.training.recipe import Recipe, StreamSettings
+from sww_ros.training.recipe import Recipe
 
 STEPS = 20
 MEGABYTE = 1 << 20
@@ -46,7 +46,7 @@ def checkpoint(tmp_path_factory):
 def maker(checkpoint, **changes):
     recipe = Recipe(model='', data=(Path('a'),), out=Path('b'), **changes)
     net = random_model(SMALL, 1)[0]
-    return ClipMaker(checkpoint, net, recipe, StreamSettings.of(checkpoint, recipe))
+    return ClipMaker(checkpoint, net, recipe)
 
 
 def peak_mb(work):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 import json
 import os
 from pathlib import Path
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,14 +18,13 @@ from video_kit import GRAYS, needs_x264, shown, write_video
 
 from sww_ros.shapes.checkpoint import build_tokenizer
 from sww_ros.training.annotations import (
+    PAPER,
     Limits,
     Rejected,
     Report,
-    read_bag_captions,
-    read_funqa,
-    read_pe_video,
+    read_annotations,
 )
-from sww_ros.training.clips import Dataset
+from sww_ros.training.clips import ClipFeed
 from sww_ros.training.frames import Sample, VideoError, read_frames
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,15 @@ CLIPS = ROOT / 'test/data/clips'
 @pytest.fixture(scope='module')
 def tokenizer():
     return build_tokenizer()
+
+
+def read_pe_video(path: Path, tokenizer, limits: Limits | None = PAPER, prompt: str = 'Say.',
+                  **options) -> list[Sample]:
+    return read_annotations(path, form='pe_video', tokenizer=tokenizer, limits=limits,
+                            prompt=prompt, **options)
+
+
+read_funqa = partial(read_annotations, form='funqa', prompt='')
 
 
 def words(text: str, **_) -> dict:
@@ -150,7 +160,7 @@ def test_pe_video_takes_its_keys_and_resolves_paths(tmp_path: Path):
     other = write_lines(tmp_path / 'b.jsonl', dict(video='c.mp4', caption='x'))
     (sample,) = read_pe_video(other, None, limits=None, video_root=tmp_path / 'elsewhere')
     assert sample.video == tmp_path / 'elsewhere/c.mp4'
-    assert sample.prompt == 'Describe what is happening in the video as it happens.'
+    assert sample.prompt == 'Say.'
 
 
 def test_funqa_takes_both_spellings_and_finds_videos_in_its_folders(tmp_path: Path):
@@ -263,57 +273,63 @@ def test_report_tells_the_first_of_each_reason(tmp_path: Path):
 # Order.
 
 
-def order_of(dataset: Dataset, epoch: int, begin: int = 0) -> list[str]:
-    return [sample.answer for sample, _ in dataset.epoch(epoch, begin)]
+def order_of(feed: ClipFeed, epoch: int, begin: int = 0, count: int = 8) -> list[str]:
+    return list(feed.clips(range(epoch * count + begin, (epoch + 1) * count)))
 
 
-def fake_dataset(seed: int, broken: Sequence[str] = (), warnings: list | None = None) -> Dataset:
+def feed_of(samples: list[Sample], seed: int, read: Callable[[Sample], np.ndarray],
+            warnings: list | None = None) -> ClipFeed:
+    """Return a feed whose clips are the answers of its samples."""
+    maker = SimpleNamespace(read=read, make=lambda sample, frames, seed: sample.answer)
+    return ClipFeed(samples, maker, seed, 1, [].append if warnings is None else warnings.append)
+
+
+def fake_feed(seed: int, broken: Sequence[str] = (), warnings: list | None = None) -> ClipFeed:
     def read(sample: Sample) -> np.ndarray:
         if sample.answer in broken:
             raise VideoError(f'cannot read {sample.video}')
         return np.zeros((2, 4, 4, 3), np.uint8)
 
     samples = [Sample(Path(f'{i}.mp4'), '', str(i), source=f'a:{i}') for i in range(8)]
-    return Dataset(samples, seed, read=read, warn=[].append if warnings is None else
-                   warnings.append)
+    return feed_of(samples, seed, read, warnings)
 
 
 def test_order_is_that_of_seed_and_epoch():
-    first = order_of(fake_dataset(1), 0)
+    first = order_of(fake_feed(1), 0)
     assert sorted(first) == [str(i) for i in range(8)]
-    assert order_of(fake_dataset(1), 0) == first
-    assert order_of(fake_dataset(1), 1) != first != order_of(fake_dataset(2), 0)
+    assert order_of(fake_feed(1), 0) == first
+    assert order_of(fake_feed(1), 1) != first != order_of(fake_feed(2), 0)
 
 
 def test_broken_videos_give_way_the_same_in_a_resumed_run():
-    whole, warnings = order_of(fake_dataset(1), 0), []
+    whole, warnings = order_of(fake_feed(1), 0), []
     broken = [whole[2], whole[3], whole[7]]
-    dataset = fake_dataset(1, broken, warnings)
-    seen = order_of(dataset, 0)
+    feed = fake_feed(1, broken, warnings)
+    seen = order_of(feed, 0)
     assert seen == [*whole[:2], whole[4], whole[4], *whole[4:7], whole[0]]
-    assert len(warnings) == 3 and len(order_of(dataset, 1)) == 8 and len(warnings) == 3
+    assert len(warnings) == 3 and len(order_of(feed, 1)) == 8 and len(warnings) == 3
     assert warnings[0] == (f'a:{broken[0]}: cannot read {broken[0]}.mp4; '
                            'the next sample takes its place')
     for begin in range(8):
-        assert order_of(fake_dataset(1, broken), 0, begin) == seen[begin:]
+        assert order_of(fake_feed(1, broken), 0, begin) == seen[begin:]
 
 
 def test_nothing_to_train_on_is_an_error():
     with pytest.raises(ValueError, match='no samples'):
-        Dataset([])
+        feed_of([], 1, read_frames)
     with pytest.raises(VideoError, match='not one of 8 videos'):
-        fake_dataset(1, [str(i) for i in range(8)]).at(0, 0)
+        fake_feed(1, [str(i) for i in range(8)]).clip(0)
 
 
-def test_truncated_clip_is_skipped(tmp_path: Path, caplog):
+def test_truncated_clip_is_skipped(tmp_path: Path):
     (tmp_path / 'cut.mp4').write_bytes((CLIPS / 'pe_0.mp4').read_bytes()[:900])
     (tmp_path / 'good.mp4').write_bytes((CLIPS / 'pe_0.mp4').read_bytes())
     path = write_lines(tmp_path / 'a.jsonl', dict(video='cut.mp4', caption='cut', duration=5),
                        dict(video='good.mp4', caption='good', duration=5))
-    dataset = Dataset(read_pe_video(path, None, limits=None))
-    assert order_of(dataset, 0) == order_of(dataset, 1) == ['good', 'good']
-    assert [r.levelname for r in caplog.records] == ['WARNING']
-    assert 'a.jsonl:1' in caplog.text and 'cut.mp4' in caplog.text
+    warnings: list[str] = []
+    feed = feed_of(read_pe_video(path, None, limits=None), 0, read_frames, warnings)
+    assert order_of(feed, 0, count=2) == order_of(feed, 1, count=2) == ['good', 'good']
+    assert len(warnings) == 1 and 'a.jsonl:1' in warnings[0] and 'cut.mp4' in warnings[0]
 
 
 # Bags.
@@ -354,11 +370,12 @@ def test_bag_with_captions(tmp_path: Path, plugin: str, compressed: bool):
                        dict(bag='bag', caption='no topic'),
                        dict(bag='none', topic='/camera', caption='no bag'))
     report = Report()
-    whole, part = read_bag_captions(path, report=report)
+    whole, part = read_annotations(path, prompt='Say.', report=report)
     assert report.left_out == {'malformed': 1, 'without video': 1}
     assert shown(read_frames(whole)) == [0, 1, 2, 3, 3, 3, 3, 3, 4, 5, 6, 6]
     assert shown(read_frames(part)) == [3, 4, 5, 5]
-    assert (part.prompt, part.topic) == ('What now?', '/camera')
+    assert [one.prompt for one in (whole, part)] == ['Say.', 'What now?']
+    assert part.topic == '/camera'
     assert read_frames(part, max_pixels=12).shape == (4, 3, 4, 3)
 
 

@@ -32,7 +32,7 @@ from sww_ros.training.clips import ClipMaker, pad
 from sww_ros.training.frames import Sample
 from sww_ros.training.model import ADAPTER, Loss, export, load_model
 from sww_ros.training.progress import LOG
-from sww_ros.training.recipe import Recipe, StreamSettings, parse
+from sww_ros.training.recipe import Recipe, parse
 from sww_ros.training.trainer import Trainer, learning_rate_scale, read_samples, train
 
 PE_VIDEO, FUNQA = DATA / 'pe_video.jsonl', DATA / 'funqa.json'
@@ -67,9 +67,8 @@ def mean_loss(wanted: Recipe, model: str) -> float:
     """The loss of a checkpoint over all samples of a recipe."""
     wanted = replace(wanted, model=model, lora_rank=0, lora_alpha=0.0, lora_dropout=0.0)
     model = load_model(wanted)
-    settings = StreamSettings.of(model.about, wanted)
-    maker = ClipMaker(model.about, model.stock, wanted, settings)
-    samples = read_samples(wanted, model.about.tokenizer, settings.defaults.prompt, Report())
+    maker = ClipMaker(model.about, model.stock, wanted)
+    samples = read_samples(wanted, model.about.tokenizer, maker.settings.defaults.prompt, Report())
     batch = pad([maker.make(sample, maker.read(sample)) for sample in samples])
     with torch.no_grad():
         return float(Loss(model, 'sdpa')(batch)) / batch.answer_tokens
@@ -344,13 +343,13 @@ def test_the_defaults_are_the_papers():
 
 
 @pytest.mark.parametrize('options, said', [
-    (['--wait-k', '0'], 'wait_k must be at least 1, not 0'),
-    (['--learning-rate', '0'], 'learning_rate must be above 0'),
-    (['--warmup', '3'], 'warmup must be a share'),
+    (['--wait-k', '0'], 'wait_k must be 1 to 1000, not 0'),
+    (['--learning-rate', '0'], 'learning_rate must be 1e-09 to'),
+    (['--warmup', '3'], 'warmup must be 0 to 0.999, not 3'),
     (['--lora-alpha', '8'], 'need a lora_rank'),
-    (['--lora', '100000'], 'lora_rank must be at most 1024, not 100000'),
+    (['--lora', '100000'], 'lora_rank must be 0 to 1024, not 100000'),
     (['--lora', '65'], 'lora_rank must be at most 64, half the width'),
-    (['--wait-k', '1000000'], 'wait_k must be at most 1000, not 1000000'),
+    (['--wait-k', '1000000'], 'wait_k must be 1 to 1000, not 1000000'),
     (['--seconds', '9', '5'], 'seconds must be a range'),
     (['--attention', 'flex'], 'FlexAttention has no backward pass'),
     (['--model', '/nowhere'], 'the folder does not exist'),
@@ -392,8 +391,7 @@ def test_adapters_on_a_base_kept_in_bf16_train_and_merge(tmp_path):
     assert {weight.dtype for weight in model.trained.values()} == {torch.float32}
     assert {weight.dtype for weight in model.net.parameters()
             if not weight.requires_grad} == {torch.bfloat16}
-    settings = StreamSettings.of(model.about, wanted)
-    maker = ClipMaker(model.about, model.stock, wanted, settings)
+    maker = ClipMaker(model.about, model.stock, wanted)
     batch = pad([maker.make(Sample(Path('none'), 'What?', 'A thing.'), noise(2, 56, 56))])
     loss, losses = Loss(model, 'sdpa'), []
     optimizer = torch.optim.AdamW(model.trained.values(), lr=1e-2)
@@ -410,7 +408,7 @@ def test_adapters_on_a_base_kept_in_bf16_train_and_merge(tmp_path):
         for name, weight in plain.trained.items():
             weight.copy_(model.trained[name])
     for name, one in (('saving', model), ('plain', plain)):
-        export(one, settings, tmp_path / name)
+        export(one, maker.settings, tmp_path / name)
     assert largest_difference(tmp_path / 'saving', tmp_path / 'plain') == 0
     assert largest_difference(tmp_path / 'saving', tmp_path / 'base') > 0
 

@@ -17,7 +17,7 @@ from sww_ros.streaming.session import Session
 from sww_ros.training.clips import ClipMaker
 from sww_ros.training.frames import Sample
 from sww_ros.training.model import Loss, prepare
-from sww_ros.training.recipe import Recipe, StreamSettings
+from sww_ros.training.recipe import Recipe
 
 DATA = Path(__file__).parent / 'data/clips'
 PREPROCESSOR = 'preprocessor_config.json', dict(
@@ -40,9 +40,8 @@ class Bench:
         """Turn to another recipe, with the weights as they are."""
         self.recipe = Recipe(model='', data=(DATA / 'pe_video.jsonl',), out=Path('unused'),
                              **changes)
-        self.settings = StreamSettings.of(self.about, self.recipe)
         self.model = prepare(self.net, self.about, self.recipe, '', torch.float32)
-        self.maker = ClipMaker(self.about, self.net, self.recipe, self.settings)
+        self.maker = ClipMaker(self.about, self.net, self.recipe)
         return self
 
     def loss(self, attention='sdpa') -> Loss:

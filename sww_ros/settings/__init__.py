@@ -150,4 +150,4 @@ def add_option(parser: ArgumentParser | _ArgumentGroup, of: Setting, **instead: 
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else f'{value:g}'
+    return str(int(value)) if value % 1 == 0 else f'{value:g}'  # Infinity is no integer.

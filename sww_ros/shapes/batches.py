@@ -57,9 +57,7 @@ class BatchRecipe:
     corrupt: float = 0.0
     position_encoding: str = DEFAULT_SCHEME
     offline: bool = False
-
-
-CLOCK = VideoClock(tokens_per_second=3.0, seconds_per_step=1.0)
+    tokens_per_second: int = WAIT_K
 
 
 def frames_to_patches(frames: np.ndarray) -> np.ndarray:
@@ -175,7 +173,7 @@ class Batcher:
 
     def _layouts(self, recipe: BatchRecipe, prefix: int, clips: Sequence[dict]) -> list[Layout]:
         """Lay out each clip, all as long as the longest."""
-        scheme = make_scheme(recipe.position_encoding, CLOCK)
+        scheme = make_scheme(recipe.position_encoding, VideoClock(recipe.tokens_per_second, 1.0))
         schedule = make_schedule('offline' if recipe.offline else 'wait_k', WAIT_K)
         longest = max((len(ids) for clip in clips for ids, _, _ in clip['lanes']), default=0)
         shape = ClipShape(

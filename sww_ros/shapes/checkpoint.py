@@ -89,13 +89,13 @@ MEAN, STD = 0.5, 0.25
 
 
 def build_config(tokenizer: Qwen2Tokenizer, hidden: int = 128, layers: int = 6,
-                 position_encoding: str = DEFAULT_SCHEME,
-                 offline: bool = False) -> Qwen2_5_VLConfig:
+                 position_encoding: str = DEFAULT_SCHEME, offline: bool = False,
+                 tokens_per_second: int = WAIT_K) -> Qwen2_5_VLConfig:
     """
     Return the configuration; its `speak_while_watching` entry says how it was trained.
 
     M-RoPE sections are interleaved, as otherwise the width axis has no usable frequency at this
-    head size; 3 positions a second keep narration and video at a constant distance (K = 3).
+    head size. As many positions a second as tokens keep narration and video at a constant distance.
     """
     token = tokenizer.convert_tokens_to_ids
     config = Qwen2_5_VLConfig(
@@ -108,7 +108,8 @@ def build_config(tokenizer: Qwen2Tokenizer, hidden: int = 128, layers: int = 6,
                                  mrope_section=[2, 1, 1] * 4)),
         vision_config=dict(
             depth=2, hidden_size=96, intermediate_size=256, num_heads=4, out_hidden_size=hidden,
-            window_size=112, fullatt_block_indexes=[0, 1], tokens_per_second=3),
+            window_size=112, fullatt_block_indexes=[0, 1],
+            tokens_per_second=tokens_per_second),
         image_token_id=token('<|image_pad|>'), video_token_id=token('<|video_pad|>'),
         vision_start_token_id=token('<|vision_start|>'),
         vision_end_token_id=token('<|vision_end|>'), tie_word_embeddings=True)

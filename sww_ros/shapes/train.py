@@ -26,7 +26,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from sww_ros.shapes.batches import AUXILIARY, IGNORE, Batcher, BatchRecipe, ShapesBatch
-from sww_ros.shapes.checkpoint import build_config, build_model, build_tokenizer, save_checkpoint
+from sww_ros.shapes.checkpoint import (
+    WAIT_K,
+    build_config,
+    build_model,
+    build_tokenizer,
+    save_checkpoint,
+)
 from sww_ros.shapes.truth import NARRATE, standing_questions
 from sww_ros.streaming.positions import DEFAULT_SCHEME, SCHEMES
 
@@ -213,6 +219,7 @@ class RunSettings:
     position_encoding: str = DEFAULT_SCHEME
     offline: bool = False
     curriculum: str = 'builtin'
+    tokens_per_second: int = WAIT_K
 
 
 class TrainingWorker:
@@ -222,7 +229,8 @@ class TrainingWorker:
         self.settings, self.rank = settings, rank
         self.tokenizer = build_tokenizer()
         config = build_config(self.tokenizer, settings.hidden, settings.layers,
-                              settings.position_encoding, settings.offline)
+                              settings.position_encoding, settings.offline,
+                              settings.tokens_per_second)
         model = build_model(config, settings.seed)
         model.set_attn_implementation('sww_training')
         self.model = ModelWithHeads(model, settings.hidden)
@@ -252,7 +260,8 @@ class TrainingWorker:
             step / settings.steps, settings.clips // settings.workers,
             np.random.default_rng([settings.seed, step]))
         recipe = replace(recipe, position_encoding=settings.position_encoding,
-                         offline=settings.offline)
+                         offline=settings.offline,
+                         tokens_per_second=settings.tokens_per_second)
         return self.batcher.make(
             recipe, np.random.default_rng([settings.seed, step, self.rank + 1]))
 
@@ -353,6 +362,8 @@ def main() -> None:
                         help='describe and answer once the clip has been seen whole')
     parser.add_argument('--curriculum', choices=CURRICULA, default='builtin',
                         help='which clips (default: %(default)s)')
+    parser.add_argument('--tokens-per-second', type=int, default=WAIT_K,
+                        help='positions of a second of video (default: %(default)s)')
     settings = RunSettings(**vars(parser.parse_args()))
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / '.rendezvous').unlink(missing_ok=True)

@@ -8,14 +8,13 @@ What a record lacks leaves out one sample, never a training: it is `Rejected` wi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 import functools
 import json
 import math
 from pathlib import Path
 
-from sww_ros.streaming.checkpoint import StreamDefaults
 from sww_ros.training.frames import Sample, VideoError, video_seconds
 
 _SHORTEST_S = 0.1
@@ -252,31 +251,6 @@ class Report:
         return '\n  '.join(lines + self.examples)
 
 
-def collect(records: Iterable[Record], to_sample: Callable[[Record], Sample],
-            report: Report | None, name: Path) -> list[Sample]:
-    """
-    Turn records into samples; a record that cannot be one is reported, not fatal.
-
-    :param report: takes the counts, those of several files if it is passed on
-    :param name: the file of annotations, for the message
-    :raises ValueError: where no record is usable; the message ends in the reasons
-    """
-    here, samples = Report(), []
-    for record in records:
-        try:
-            samples.append(to_sample(record))
-        except Rejected as error:
-            here.reject(error)
-            if report:
-                report.reject(error)
-    here.kept = len(samples)
-    if report:
-        report.kept += here.kept
-    if not samples:
-        raise ValueError(f'no usable sample in {name}: {here}')
-    return samples
-
-
 class VideoRoot:
     """A folder of videos; a name that is not in it is looked for in its folders, one level down."""
 
@@ -308,109 +282,73 @@ def read_annotations(path: Path, *, form: str = '', prompt: str, tokenizer=None,
                      limits: Limits | None = None, video_root: Path | None = None,
                      localization: bool = False, report: Report | None = None) -> list[Sample]:
     """
-    Return the samples of one file.
+    Return the samples of one file; a record that cannot be one is reported, not fatal.
+
+    - `pe_video`: `{"video": ..., "caption": ..., "duration": seconds}`. `video_path` and `path`
+      stand for `video` too; a duration that is missing is the file's own.
+    - `funqa`: `{"visual_input": ..., "instruction": ..., "output": ..., "task": ...}`. `video`,
+      `question` and `answer` stand for the first three too. The root's folders are searched.
+    - `bag`: `{"bag": ..., "topic": ..., "caption": ...}`, with a `prompt` of its own if it likes.
+      Seconds count from the topic's first picture.
+
+    In each, `start` and `end` [s] may choose a part.
 
     :param form: one of FORMS; '': as `guess_form` finds
     :param prompt: what is asked where an annotation asks nothing
     :param tokenizer: transformers' own; counts the tokens of captions, used with `limits` only
     :param limits: which videos of PE-Video to keep; None: all
     :param video_root: what relative paths start from; None: the folder of the file
-    :param localization: keep FunQA's tasks whose answer is a stretch of time
-    :param report: takes what was kept, what not and why
+    :param localization: keep FunQA's tasks H1, C1 and M1; a viewer without a clock cannot answer
+        them
+    :param report: takes what was kept, what not and why, of several files if it is passed on
     :raises ValueError: for a file that cannot be read, is of no known form, or has no usable sample
     """
-    form = form or guess_form(path)
-    if form == 'bag':
-        return read_bag_captions(path, bag_root=video_root, prompt=prompt, report=report)
-    if form == 'funqa':
-        return read_funqa(path, video_root=video_root, localization=localization, report=report)
-    return read_pe_video(path, tokenizer, video_root=video_root, prompt=prompt, limits=limits,
-                         report=report)
-
-
-def read_pe_video(path: Path, tokenizer, *, video_root: Path | None = None,
-                  prompt: str = StreamDefaults.prompt, limits: Limits | None = PAPER,
-                  report: Report | None = None) -> list[Sample]:
-    """
-    Read `{"video": ..., "caption": ..., "duration": seconds}`, one a line or in an array.
-
-    `video_path` and `path` stand for `video` too; a duration that is missing is the file's own.
-
-    :param tokenizer: transformers' own; counts the tokens of captions, used with `limits` only
-    :param video_root: what relative paths start from; None: the folder of `path`
-    :param limits: which videos to keep; None: all
-    :param report: takes what was kept, what not and why
-    :raises ValueError: for a file that cannot be read, or without a usable sample
-    """
     root = VideoRoot(video_root or path.parent)
-
-    def to_sample(record: Record) -> Sample:
-        caption = record.text('caption')
-        sample = Sample(root.find(record, 'video', 'video_path', 'path'), prompt, caption,
-                        source=record.source, **record.stretch())
-        if limits is not None:
-            if sample.length_s is None:
-                sample = replace(sample, duration_s=_file_seconds(sample))
-            limits.check(sample, tokenizer)
-        return sample
-
-    return collect(read_records(path), to_sample, report, path)
-
-
-def _file_seconds(sample: Sample) -> float | None:
-    try:
-        return video_seconds(sample.video)
-    except VideoError as error:
-        raise Rejected('of a broken video', f'{sample.source}: {error}') from None
+    to_sample = dict(pe_video=lambda record: _captioned(record, root, prompt, limits, tokenizer),
+                     funqa=lambda record: _asked(record, root, localization),
+                     bag=lambda record: _recorded(record, root, prompt))[form or guess_form(path)]
+    here, samples = Report(), []
+    report = report or Report()
+    for record in read_records(path):
+        try:
+            samples.append(to_sample(record))
+        except Rejected as error:
+            here.reject(error)
+            report.reject(error)
+    here.kept = len(samples)
+    report.kept += here.kept
+    if not samples:
+        raise ValueError(f'no usable sample in {path}: {here}')
+    return samples
 
 
-def read_funqa(path: Path, *, video_root: Path | None = None, localization: bool = False,
-               report: Report | None = None) -> list[Sample]:
-    """
-    Read `{"visual_input": ..., "instruction": ..., "output": ..., "task": ...}` in an array.
-
-    `video`, `question` and `answer` stand for the first three too; `start`, `end` [s] may choose
-    a part of the video. One record a line will do as well as an array.
-
-    :param video_root: what relative paths start from, its folders are searched too; None: the
-        folder of `path`
-    :param localization: keep the tasks H1, C1 and M1; a viewer without a clock cannot answer them
-    :param report: takes what was kept, what not and why
-    :raises ValueError: for a file that cannot be read, or without a usable sample
-    """
-    root = VideoRoot(video_root or path.parent)
-
-    def to_sample(record: Record) -> Sample:
-        question = record.text('instruction', 'question')
-        task = record.value.get('task')
-        if task in LOCALIZATION and not localization:
-            raise Rejected('asking for times', f'{record.source}: task {task} asks when, in '
-                                               'numbers; such records are left out')
-        return Sample(root.find(record, 'visual_input', 'video'), question,
-                      record.text('output', 'answer'), source=record.source, **record.stretch())
-
-    return collect(read_records(path), to_sample, report, path)
+def _captioned(record: Record, root: VideoRoot, prompt: str, limits: Limits | None,
+               tokenizer) -> Sample:
+    caption = record.text('caption')
+    sample = Sample(root.find(record, 'video', 'video_path', 'path'), prompt, caption,
+                    source=record.source, **record.stretch())
+    if limits is not None:
+        if sample.length_s is None:
+            try:
+                sample = replace(sample, duration_s=video_seconds(sample.video))
+            except VideoError as error:
+                raise Rejected('of a broken video', f'{sample.source}: {error}') from None
+        limits.check(sample, tokenizer)
+    return sample
 
 
-def read_bag_captions(path: Path, *, bag_root: Path | None = None,
-                      prompt: str = StreamDefaults.prompt,
-                      report: Report | None = None) -> list[Sample]:
-    """
-    Read `{"bag": ..., "topic": ..., "caption": ..., "start": s, "end": s}`, one a line.
+def _asked(record: Record, root: VideoRoot, localization: bool) -> Sample:
+    question = record.text('instruction', 'question')
+    task = record.value.get('task')
+    if task in LOCALIZATION and not localization:
+        raise Rejected('asking for times', f'{record.source}: task {task} asks when, in numbers; '
+                                           'such records are left out')
+    return Sample(root.find(record, 'visual_input', 'video'), question,
+                  record.text('output', 'answer'), source=record.source, **record.stretch())
 
-    Seconds count from the topic's first picture; without `start` and `end` it is the whole bag.
-    A record may have a `prompt` of its own.
 
-    :param bag_root: what relative paths start from; None: the folder of `path`
-    :param report: takes what was kept, what not and why
-    :raises ValueError: for a file that cannot be read, or without a usable sample
-    """
-    root = VideoRoot(bag_root or path.parent)
-
-    def to_sample(record: Record) -> Sample:
-        caption, topic = record.text('caption'), record.text('topic')
-        asked = record.text('prompt') if record.has('prompt') else prompt
-        return Sample(root.find(record, 'bag'), asked, caption, source=record.source,
-                      topic=topic, **record.stretch())
-
-    return collect(read_records(path), to_sample, report, path)
+def _recorded(record: Record, root: VideoRoot, prompt: str) -> Sample:
+    caption, topic = record.text('caption'), record.text('topic')
+    asked = record.text('prompt') if record.has('prompt') else prompt
+    return Sample(root.find(record, 'bag'), asked, caption, source=record.source, topic=topic,
+                  **record.stretch())

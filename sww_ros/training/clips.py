@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 import functools
-import logging
 import threading
 
 import numpy as np
@@ -28,68 +27,6 @@ from sww_ros.streaming.trace import VIDEO
 from sww_ros.streaming.visibility import VISUAL_LANE, Rows
 from sww_ros.training.frames import READ_FACTOR, Sample, VideoError, read_frames
 from sww_ros.training.recipe import Recipe, StreamSettings
-
-_LOG = logging.getLogger(__name__)
-
-
-class Dataset:
-    """
-    Samples with their frames; what is at a place of an epoch depends on nothing before it.
-
-    A video that cannot be read is reported once; in its place stands the next one of that epoch
-    that can, which is then seen twice.
-    """
-
-    def __init__(self, samples: Sequence[Sample], seed: int = 0, *,
-                 read: Callable[[Sample], np.ndarray] = read_frames,
-                 warn: Callable[[str], None] = _LOG.warning) -> None:
-        """
-        Take the samples; none of their videos is opened yet.
-
-        :param read: returns a sample's frames or raises a VideoError; `functools.partial` of
-            `read_frames` sets the rate and the size
-        :param warn: told of each video that cannot be read
-        :raises ValueError: for no samples
-        """
-        if not samples:
-            raise ValueError('there are no samples to train on')
-        self.samples = tuple(samples)
-        self._seed, self._read, self._warn = seed, read, warn
-        self._broken: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def order(self, epoch: int) -> list[int]:
-        """Return the indices of all samples in the order of an epoch."""
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self)).tolist()
-
-    def epoch(self, epoch: int, begin: int = 0) -> Iterator[tuple[Sample, np.ndarray]]:
-        """
-        Yield each sample and its frames, (n, H, W, 3) uint8 RGB, from place `begin` on.
-
-        :raises VideoError: where not a single video can be read
-        """
-        for place in range(begin, len(self)):
-            yield self.at(epoch, place)
-
-    def at(self, epoch: int, place: int) -> tuple[Sample, np.ndarray]:
-        """
-        Return the sample at a place of an epoch, 0 to len - 1, and its frames.
-
-        :raises VideoError: where not a single video can be read
-        """
-        order = self.order(epoch)
-        for index in order[place:] + order[:place]:
-            if index in self._broken:
-                continue
-            sample = self.samples[index]
-            try:
-                return sample, self._read(sample)
-            except VideoError as error:
-                self._broken.add(index)
-                self._warn(f'{sample.source}: {error}; the next sample takes its place')
-        raise VideoError(f'not one of {len(self)} videos can be read; see the warnings above')
 
 
 @dataclass(frozen=True)
@@ -151,23 +88,23 @@ class Clip:
 class ClipMaker:
     """Makes clips for one checkpoint and recipe; may be used by several threads."""
 
-    def __init__(self, about: Checkpoint, net: torch.nn.Module, recipe: Recipe,
-                 settings: StreamSettings) -> None:
+    def __init__(self, about: Checkpoint, net: torch.nn.Module, recipe: Recipe) -> None:
         """
         Take what the clips depend on.
 
         :param about: the checkpoint, for its tokenizer
         :param net: transformers' model on a CPU; only its tower's type and shapes are used
-        :raises ValueError: for a family whose steps carry text, which is not laid out here
+        :raises ValueError: for a family whose steps carry text, which is not laid out here, or
+            pixels that the checkpoint cannot take
         """
         if any(about.text_of_step(0)):
             raise ValueError(f'{about.family.name} has text in every step of video, which cannot '
                              'be trained yet')
-        self._about, self._recipe, self.settings = about, recipe, settings
-        self._perception = Perception(about.family.vision(net), settings.pixels)
+        self._about, self._recipe = about, recipe
+        self.settings = StreamSettings.of(about, recipe)
+        self._perception = Perception(about.family.vision(net), self.settings.pixels)
         self.scheme: Scheme = make_scheme(
-            recipe.position_encoding,
-            settings.defaults.clock, recipe.position_gap)
+            recipe.position_encoding, self.settings.defaults.clock, recipe.position_gap)
         turns = about.turns
         self._tail, self._head = about.encode(turns.tail), about.encode(turns.assistant)
         self._end = about.encode(turns.end)
@@ -227,16 +164,24 @@ class ClipFeed:
     """
     Clips by their place in the training, from 0, through as many epochs as there are.
 
-    A video that cannot be read is reported once; another stands in its place.
+    What is at a place depends on nothing before it. A video that cannot be read is reported once;
+    in its place stands the next one of that epoch that can, which is then seen twice.
     """
 
-    def __init__(self, samples: list[Sample], maker: ClipMaker, seed: int, readers: int,
+    def __init__(self, samples: Sequence[Sample], maker: ClipMaker, seed: int, readers: int,
                  warn: Callable[[str], None]) -> None:
-        """Take the samples; `readers` threads decode their videos, once there is a call for it."""
-        self._warned: set[str] = set()
-        self._lock, self._warn = threading.Lock(), warn
-        self._dataset = Dataset(samples, seed, read=maker.read, warn=self._warn_once)
-        self._maker, self._seed, self._readers = maker, seed, readers
+        """
+        Take the samples; `readers` threads decode their videos, once there is a call for it.
+
+        :param warn: told of each video that cannot be read
+        :raises ValueError: for no samples
+        """
+        if not samples:
+            raise ValueError('there are no samples to train on')
+        self._samples, self._maker, self._seed = samples, maker, seed
+        self._readers, self._warn = readers, warn
+        self._broken: set[int] = set()
+        self._lock = threading.Lock()
 
     def clip(self, place: int) -> Clip:
         """
@@ -244,10 +189,19 @@ class ClipFeed:
 
         :raises VideoError: where not a single video can be read
         """
-        epoch, within = divmod(place, len(self._dataset))
-        sample, frames = self._dataset.at(epoch, within)
+        epoch, within = divmod(place, len(self._samples))
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._samples)).tolist()
         drawn = np.random.SeedSequence([self._seed, place]).generate_state(1)
-        return self._maker.make(sample, frames, int(drawn[0]))
+        for index in order[within:] + order[:within]:
+            if index in self._broken:
+                continue
+            sample = self._samples[index]
+            try:
+                return self._maker.make(sample, self._maker.read(sample), int(drawn[0]))
+            except VideoError as error:
+                self._pass_over(index, error)
+        raise VideoError(f'not one of {len(self._samples)} videos can be read; see the warnings '
+                         'above')
 
     def clips(self, places: Iterable[int]) -> Iterator[Clip]:
         """Yield the clips at these places; twice as many as there are readers wait at most."""
@@ -263,13 +217,13 @@ class ClipFeed:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _warn_once(self, message: str) -> None:
+    def _pass_over(self, index: int, error: VideoError) -> None:
         """Two threads may come upon the same broken video at once."""
         with self._lock:
-            if message in self._warned:
-                return
-            self._warned.add(message)
-            self._warn(message)
+            if index not in self._broken:
+                self._broken.add(index)
+                self._warn(f'{self._samples[index].source}: {error}; the next sample takes its '
+                           'place')
 
 
 _PADDED = -1
@@ -328,30 +282,16 @@ def pack(clips: Sequence[Clip], whole: int = 1) -> Batch:
     return _batch([clips], whole)
 
 
-def packed(clips: Iterable[Clip], max_rows: int, whole: int = 1) -> Iterator[Batch]:
-    """Yield packed batches of at most `max_rows` rows of clips each; a clip is never cut."""
-    waiting: list[Clip] = []
-    filled = 0
-    for clip in clips:
-        if waiting and filled + len(clip.rows) > max_rows:
-            yield pack(waiting, whole)
-            waiting, filled = [], 0
-        waiting.append(clip)
-        filled += len(clip.rows)
-    if waiting:
-        yield pack(waiting, whole)
-
-
-def padded(clips: Iterable[Clip], count: int, whole: int = 1) -> Iterator[Batch]:
-    """Yield padded batches of `count` clips, the last one of what is left."""
+def gathered(clips: Iterable[Clip], most: int, size: Callable[[Clip], int]) -> Iterator[list[Clip]]:
+    """Yield the clips in lists whose sizes add up to at most `most`; a clip is never cut."""
     waiting: list[Clip] = []
     for clip in clips:
-        waiting.append(clip)
-        if len(waiting) == count:
-            yield pad(waiting, whole)
+        if waiting and sum(map(size, waiting)) + size(clip) > most:
+            yield waiting
             waiting = []
+        waiting.append(clip)
     if waiting:
-        yield pad(waiting, whole)
+        yield waiting
 
 
 def _batch(lines: Sequence[Sequence[Clip]], whole: int) -> Batch:

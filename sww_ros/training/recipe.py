@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import asdict, dataclass, fields, replace
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
+from dataclasses import asdict, dataclass, replace
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sww_ros.settings import add_option, setting, settings_of
 from sww_ros.streaming.positions import DEFAULT_SCHEME, GIPE_GAP, SCHEMES
 from sww_ros.streaming.schedule import MAX_WAIT_K
 from sww_ros.training.annotations import FORMS, PAPER
@@ -19,7 +21,9 @@ SCHEDULES = ('wait_k', 'random_wait_k', 'offline')
 """A `live` session runs what was trained with `wait_k`."""
 MAX_LORA_RANK = 1024
 """Beyond any published recipe; a model of small layers allows less, see `load_model`."""
-ATTENTIONS = ('auto', 'sdpa', 'flex')
+_MANY = 10 ** 9
+"""Far beyond what any training has: what is refused is a slip of the pen."""
+_LEAST = 1e-9
 _ELSEWHERE = ('data', 'out', 'micro_batch', 'gradient_checkpointing', 'pack',
               'max_rows', 'resume', 'save_every', 'log_every', 'attention', 'tensorboard',
               'readers', 'allow_download', 'video_root', 'form')
@@ -31,80 +35,61 @@ class Recipe:
     """
     What is trained on what, and how; the defaults are the paper's own.
 
-    `form` '' guesses each file's form. Empty `prompt`, `system` and zero `max_pixels`, `max_steps`
-    mean "as the checkpoint says". `batch` clips make one update, over all processes;
-    `micro_batch` of them one forward pass, or with `pack` as many as fit into `max_rows` rows;
-    `pack` None: with FlexAttention. `steps` 0: `epochs` of the data. `lora_rank` 0 trains the
-    language model and the merger whole; the rest of the vision tower is frozen either way.
-    `bf16` None: on a GPU.
+    With `lora_rank` or without, the vision tower is frozen but for its merger.
+
+    :raises ValueError: for values that no recipe can have
     """
 
     model: str
     data: tuple[Path, ...]
     out: Path
-    form: str = ''
     video_root: Path | None = None
-    allow_download: bool = False
-    position_encoding: str = DEFAULT_SCHEME
-    position_gap: int = GIPE_GAP
-    schedule: str = 'wait_k'
-    wait_k: int = 3
-    fps: float = 2.0
-    system: str = ''
-    prompt: str = ''
-    max_steps: int = 0
-    max_pixels: int = 0
     seconds: tuple[float, float] = PAPER.seconds
     caption_rate: tuple[float, float] = PAPER.tokens_per_second
-    keep_all: bool = False
-    lora_rank: int = 0
-    lora_alpha: float = 0.0
-    lora_dropout: float = 0.0
-    steps: int = 0
-    epochs: float = 1.0
-    batch: int = 64
-    micro_batch: int = 1
     pack: bool | None = None
-    max_rows: int = 16384
-    learning_rate: float = 2e-5
-    warmup: float = 0.03
-    clip: float = 1.0
-    seed: int = 0
     bf16: bool | None = None
-    gradient_checkpointing: bool = False
-    attention: str = 'auto'
-    readers: int = 2
-    resume: bool = True
-    save_every: int = 100
-    log_every: int = 1
-    tensorboard: bool = False
+    form: str = setting('', 'form of the annotations; guessed if not given', choices=('', *FORMS))
+    allow_download: bool = setting(False, 'whether a hub id may be fetched')
+    keep_all: bool = setting(False, 'keep captioned videos of any length and rate')
+    lora_rank: int = setting(
+        0, 'rank of LoRA adapters; the whole model is trained if not given', high=MAX_LORA_RANK)
+    lora_alpha: float = setting(0.0, 'their scale; twice the rank if not given', high=_MANY)
+    lora_dropout: float = setting(0.0, 'share of their input that is dropped', high=0.999)
+    position_encoding: str = setting(
+        DEFAULT_SCHEME, 'position scheme', choices=lambda: tuple(SCHEMES))
+    position_gap: int = setting(GIPE_GAP, 'where text starts with gipe', high=_MANY)
+    schedule: str = setting(
+        'wait_k', 'when it speaks; sessions that run live want wait_k', choices=SCHEDULES)
+    wait_k: int = setting(3, 'tokens of text a step', low=1, high=MAX_WAIT_K)
+    fps: float = setting(2.0, 'frames a second', low=_LEAST, high=_MANY)
+    max_pixels: int = setting(
+        0, "pixels of a frame at most; the checkpoint's own if not given", high=_MANY)
+    max_steps: int = setting(
+        0, "steps of a video at most; the checkpoint's own if not given", high=_MANY)
+    system: str = setting('', "system turn; the checkpoint's own if not given")
+    prompt: str = setting(
+        '', "standing question where the data asks nothing; the checkpoint's own if not given")
+    steps: int = setting(0, 'updates; counted by epochs if not given', high=_MANY)
+    epochs: float = setting(1.0, 'times through the data', low=_LEAST, high=_MANY)
+    batch: int = setting(64, 'clips of an update, over all processes', low=1, high=_MANY)
+    micro_batch: int = setting(1, 'clips of a forward pass without packing', low=1, high=_MANY)
+    max_rows: int = setting(16384, 'rows of a packed forward pass', low=1, high=_MANY)
+    learning_rate: float = setting(2e-5, 'the highest', low=_LEAST, high=_MANY)
+    warmup: float = setting(0.03, 'share of the updates in which it rises', high=0.999)
+    clip: float = setting(1.0, 'largest norm of a gradient', low=_LEAST, high=math.inf)
+    seed: int = setting(0, 'of order, random schedules and adapters (default: 0)', high=2 ** 63)
+    gradient_checkpointing: bool = setting(False, 'less memory, a third slower')
+    attention: str = setting(
+        'auto', 'flex needs a GPU; auto takes it there', choices=('auto', 'sdpa', 'flex'))
+    readers: int = setting(2, 'threads that decode videos', low=1, high=1000)
+    resume: bool = setting(True, 'go on with what --out holds')
+    save_every: int = setting(100, 'updates between states', low=1, high=_MANY)
+    log_every: int = setting(1, 'updates between lines of the log', low=1, high=_MANY)
+    tensorboard: bool = setting(False, 'write a TensorBoard log into --out')
 
     def __post_init__(self) -> None:
-        for name, choices in (('position_encoding', SCHEMES), ('schedule', SCHEDULES),
-                              ('attention', ATTENTIONS), ('form', ('', *FORMS))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f'{name} must be one of {", ".join(filter(None, choices))}, '
-                                 f'not {getattr(self, name)!r}')
-        for name in ('wait_k', 'batch', 'micro_batch', 'max_rows', 'readers', 'save_every',
-                     'log_every'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be at least 1, not {getattr(self, name)}')
-        for name, most in (('wait_k', MAX_WAIT_K), ('lora_rank', MAX_LORA_RANK)):
-            if getattr(self, name) > most:
-                raise ValueError(f'{name} must be at most {most}, not {getattr(self, name)}')
-        for name in ('position_gap', 'max_steps', 'max_pixels', 'steps', 'lora_rank',
-                     'lora_alpha', 'seed'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name} must not be negative, not {getattr(self, name)}')
-        for name in ('fps', 'learning_rate', 'clip'):
-            if not getattr(self, name) > 0:
-                raise ValueError(f'{name} must be above 0, not {getattr(self, name)}')
-        if not self.steps and not self.epochs > 0:
-            raise ValueError(f'epochs must be above 0, not {self.epochs}; or give steps')
-        for name in ('warmup', 'lora_dropout'):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f'{name} must be a share from 0 to below 1, '
-                                 f'not {getattr(self, name)}')
+        for declared in settings_of(Recipe):
+            declared.check_range(getattr(self, declared.name))
         for name in ('seconds', 'caption_rate'):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
@@ -133,8 +118,7 @@ class Recipe:
 
         :param own: `streaming_words` of the checkpoint, if it was trained to stream
         """
-        words = streaming_words(self.position_encoding, self.position_gap, self.schedule,
-                                self.wait_k, self.fps)
+        words = streaming_words(self, self.fps)
         for name, was in (own or {}).items():
             if was != words[name]:
                 words[name] += f' (was {was} in the checkpoint)'
@@ -153,21 +137,19 @@ class Recipe:
                 f'{self.warmup:g}, gradients clipped at {self.clip:g}, seed {self.seed}']
 
 
-def streaming_words(position_encoding: str, position_gap: int, schedule: str, wait_k: int,
-                    fps: float) -> dict[str, str]:
-    """Return what a recipe's `positions` and `schedule` are called on the screen."""
-    gap = f', gap {position_gap}' if SCHEMES[position_encoding].uses_gap else ''
-    return dict(positions=f'{position_encoding}{gap}',
-                schedule=f'{schedule}, K = {wait_k}, {fps:g} frames a second')
+def streaming_words(of: Recipe | StreamDefaults, fps: float) -> dict[str, str]:
+    """Return what `positions` and `schedule` are called on the screen."""
+    gap = f', gap {of.position_gap}' if SCHEMES[of.position_encoding].uses_gap else ''
+    return dict(positions=f'{of.position_encoding}{gap}',
+                schedule=f'{of.schedule}, K = {of.wait_k}, {fps:g} frames a second')
 
 
 def own_words(about: Checkpoint) -> dict[str, str]:
     """Return `streaming_words` of a checkpoint that was trained to stream; {} for any other."""
     if not about.trained:
         return {}
-    own, per_step = about.defaults, about.perception.settings.temporal_patch_size
-    return streaming_words(own.position_encoding, own.position_gap, own.schedule, own.wait_k,
-                           per_step / own.seconds_per_step)
+    per_step = about.perception.settings.temporal_patch_size
+    return streaming_words(about.defaults, per_step / about.defaults.seconds_per_step)
 
 
 @dataclass(frozen=True)
@@ -202,16 +184,17 @@ class StreamSettings:
 
     def entry(self) -> dict:
         """The `speak_while_watching` entry of the trained checkpoint's config."""
-        d = self.defaults
-        entry = dict(position_encoding=d.position_encoding, schedule=d.schedule, wait_k=d.wait_k,
-                     seconds_per_step=d.seconds_per_step, system=d.system, prompt=d.prompt,
-                     max_steps=d.max_steps)
-        if SCHEMES[d.position_encoding].uses_gap:
-            entry['position_gap'] = d.position_gap
+        entry = asdict(self.defaults)
+        # The clock is the vision tower's own, and the gap that of one scheme.
+        del entry['tokens_per_second']
+        if not SCHEMES[self.defaults.position_encoding].uses_gap:
+            del entry['position_gap']
         return entry
 
 
-_DEFAULTS = {field.name: field.default for field in fields(Recipe)}
+_GROUPS = dict(form='what is trained on what', position_encoding='how it will stream',
+               steps='how it is trained', resume='the run')
+"""The groups of options, each by its first setting."""
 
 
 def parse(arguments: list[str] | None = None) -> Recipe:
@@ -221,83 +204,40 @@ def parse(arguments: list[str] | None = None) -> Recipe:
     :raises ValueError: for values that no recipe can have
     """
     given = vars(_parser().parse_args(arguments))
-    for name in ('seconds', 'caption_rate', 'data'):
-        if name in given:
-            given[name] = tuple(given[name])
-    return Recipe(**given)
+    return Recipe(**{name: tuple(value) if isinstance(value, list) else value
+                     for name, value in given.items()})
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='python -m sww_ros.training', allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog='python -m sww_ros.training', allow_abbrev=False, argument_default=SUPPRESS,
         description='Trains a Qwen2.5-VL checkpoint to speak while watching. The defaults are '
                     'the recipe of arXiv 2601.06843. Several GPUs: torchrun --nproc-per-node N '
                     '-m sww_ros.training ...')
-    group = None
-
-    def add(name: str, text: str, **options) -> None:
-        key = name.removeprefix('--').replace('-', '_')
-        default = _DEFAULTS.get(options.get('dest', key))
-        if isinstance(default, tuple):
-            text += f' (default: {default[0]:g} {default[1]:g})'
-        elif isinstance(default, int | float | str) and not isinstance(default, bool) and default:
-            text += f' (default: {default:g})' if not isinstance(default, str) else (
-                f' (default: {default})')
-        group.add_argument(name, help=text, **options)
-
-    def switch(name: str, text: str) -> None:
-        group.add_argument(name, help=text, action=argparse.BooleanOptionalAction)
-
-    group = parser.add_argument_group('what is trained on what')
-    add('--model', 'a folder, "builtin", or a hub id', required=True)
-    add('--data', 'annotation files', type=Path, nargs='+', required=True, metavar='FILE')
-    add('--out', 'folder of the trained checkpoint', type=Path, required=True)
-    add('--form', 'form of the annotations; guessed if not given',
-        choices=FORMS)
-    add('--video-root', 'what relative paths of videos start from; the folder of each file if '
-        'not given', type=Path)
-    add('--allow-download', 'whether a hub id may be fetched', action='store_true')
-    add('--seconds', 'how long captioned videos may be [s]', type=float, nargs=2,
-        metavar=('LOW', 'HIGH'))
-    add('--caption-rate', 'tokens of a caption for each second of its video', type=float,
-        nargs=2, metavar=('LOW', 'HIGH'))
-    add('--keep-all', 'keep captioned videos of any length and rate', action='store_true')
-    add('--lora', 'rank of LoRA adapters; the whole model is trained if not given', type=int,
-        dest='lora_rank', metavar='RANK')
-    add('--lora-alpha', 'their scale; twice the rank if not given', type=float)
-    add('--lora-dropout', 'share of their input that is dropped', type=float)
-
-    group = parser.add_argument_group('how it will stream')
-    add('--position-encoding', 'position scheme', choices=SCHEMES)
-    add('--position-gap', 'where text starts with gipe', type=int)
-    add('--schedule', 'when it speaks; sessions that run live want wait_k', choices=SCHEDULES)
-    add('--wait-k', 'tokens of text a step', type=int)
-    add('--fps', 'frames a second', type=float)
-    add('--max-pixels', "pixels of a frame at most; the checkpoint's own if not given", type=int)
-    add('--max-steps', "steps of a video at most; the checkpoint's own if not given", type=int)
-    add('--system', "system turn; the checkpoint's own if not given")
-    add('--prompt', 'standing question where the data asks nothing')
-
-    group = parser.add_argument_group('how it is trained')
-    add('--steps', 'updates; counted by epochs if not given', type=int)
-    add('--epochs', 'times through the data', type=float)
-    add('--batch', 'clips of an update, over all processes', type=int)
-    add('--micro-batch', 'clips of a forward pass without packing', type=int)
-    switch('--pack', 'several clips in one row (default: with flex)')
-    add('--max-rows', 'rows of a packed forward pass', type=int)
-    add('--learning-rate', 'the highest', type=float)
-    add('--warmup', 'share of the updates in which it rises', type=float)
-    add('--clip', 'largest norm of a gradient', type=float)
-    add('--seed', 'of order, random schedules and adapters (default: 0)', type=int)
-    switch('--bf16', 'compute in bf16; weights stay fp32 (default: on a GPU)')
-    switch('--gradient-checkpointing', 'less memory, a third slower')
-    add('--attention', 'flex needs a GPU; auto takes it there', choices=ATTENTIONS)
-    add('--readers', 'threads that decode videos', type=int)
-
-    group = parser.add_argument_group('the run')
-    switch('--resume', 'go on with what --out holds (default)')
-    add('--save-every', 'updates between states', type=int)
-    add('--log-every', 'updates between lines of the log', type=int)
-    switch('--tensorboard', 'write a TensorBoard log into --out')
+    groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
+    add = groups['form'].add_argument
+    add('--model', required=True, help='a folder, "builtin", or a hub id')
+    add('--data', type=Path, nargs='+', required=True, metavar='FILE', help='annotation files')
+    add('--out', type=Path, required=True, help='folder of the trained checkpoint')
+    add('--video-root', type=Path,
+        help='what relative paths of videos start from; the folder of each file if not given')
+    for name, (low, high), text in (
+            ('--seconds', PAPER.seconds, 'how long captioned videos may be [s]'),
+            ('--caption-rate', PAPER.tokens_per_second,
+             'tokens of a caption for each second of its video')):
+        add(name, type=float, nargs=2, metavar=('LOW', 'HIGH'),
+            help=f'{text} (default: {low:g} {high:g})')
+    group = parser
+    for declared in settings_of(Recipe):
+        group = groups.get(declared.name, group)
+        if declared.name == 'lora_rank':
+            add_option(group, replace(declared, name='lora'), dest='lora_rank', metavar='RANK')
+        else:
+            add_option(group, declared, **dict(action=BooleanOptionalAction)
+                       if declared.kind == 'bool' else {})
+    switch = groups['steps'].add_argument
+    switch('--pack', action=BooleanOptionalAction,
+           help='several clips in one row (default: with flex)')
+    switch('--bf16', action=BooleanOptionalAction,
+           help='compute in bf16; weights stay fp32 (default: on a GPU)')
     return parser

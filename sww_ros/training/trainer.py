@@ -26,7 +26,7 @@ import torch
 
 from sww_ros.frames import with_last
 from sww_ros.training.annotations import Limits, Report, check_there, read_annotations
-from sww_ros.training.clips import Batch, Clip, ClipFeed, ClipMaker, packed, padded
+from sww_ros.training.clips import Batch, Clip, ClipFeed, ClipMaker, gathered, pack, pad
 from sww_ros.training.frames import Sample
 from sww_ros.training.model import BLOCK, Loss, TrainedModel, choose, export, load_model
 from sww_ros.training.progress import (
@@ -39,7 +39,7 @@ from sww_ros.training.progress import (
     load_state,
     save_state,
 )
-from sww_ros.training.recipe import Recipe, StreamSettings, own_words
+from sww_ros.training.recipe import Recipe, own_words
 
 
 def train(recipe: Recipe) -> None:
@@ -68,15 +68,13 @@ def train(recipe: Recipe) -> None:
     show(*recipe.lines(own_words(model.about)),
          f'attention    {attention} on {accelerator.num_processes} x {accelerator.device.type}, '
          f'{accelerator.mixed_precision.replace("no", "fp32")}')
-    settings = StreamSettings.of(model.about, recipe)
-    report = Report()
-    samples = read_samples(recipe, model.about.tokenizer, settings.defaults.prompt, report)
+    # The clips take the tower's type and shapes, so they are made before it goes to a GPU.
+    maker, report = ClipMaker(model.about, model.stock, recipe), Report()
+    samples = read_samples(recipe, model.about.tokenizer, maker.settings.defaults.prompt, report)
     show(str(report))
     if accelerator.is_main_process and not recipe.resume:
         clear_all(recipe.out)
     accelerator.wait_for_everyone()
-    # The clips take the tower's type and shapes, so they are made before it goes to a GPU.
-    maker = ClipMaker(model.about, model.stock, recipe, settings)
     trainer = Trainer(recipe, model, maker, samples, accelerator, attention)
     count = sum(weight.numel() for weight in model.trained.values())
     show(f'{count / 1e6:.2f} M of {model.about.parameters / 1e6:.2f} M weights are trained, '
@@ -85,7 +83,7 @@ def train(recipe: Recipe) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         try:
-            export(model, settings, recipe.out)
+            export(model, maker.settings, recipe.out)
         except SafetensorError as error:
             # Which is what a full disk is called there.
             raise OSError(f'cannot write the checkpoint {recipe.out}: {error}') from error
@@ -286,9 +284,10 @@ class Trainer:
             update + 1, Sums(cost, int(tokens), int(rows), time.monotonic() - started), rate, norm)
 
     def _batches(self, clips: Iterator[Clip]) -> Iterator[Batch]:
-        if self.recipe.pack:
-            return packed(clips, self.recipe.max_rows, self._whole)
-        return padded(clips, self.recipe.micro_batch, self._whole)
+        recipe = self.recipe
+        put, most = (pack, recipe.max_rows) if recipe.pack else (pad, recipe.micro_batch)
+        for some in gathered(clips, most, lambda clip: len(clip.rows) if recipe.pack else 1):
+            yield put(some, self._whole)
 
     def _add_up(self, sums: torch.Tensor) -> list[float]:
         """Add up over all processes."""
