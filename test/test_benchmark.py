@@ -213,7 +213,7 @@ def test_answers_beside_the_narration_are_compared_with_each_alone(model: str, t
                       '--repeats', '2')
     [found], [said] = result['models'], result['summary']
     assert found['visual_tokens'] == 9 and found['identity']['tokens'] >= 8 * 20
-    assert all(len(each) == 2 for each in found['step_ms'].values())
+    assert all(len(each) == 2 for of in ('step_ms', 'plain_ms') for each in found[of].values())
     assert said['beside']['0'] == 1.0 and set(said['beside']) == {'0', '1', '2', '4', '8'}
 
 
@@ -225,9 +225,11 @@ def test_a_step_of_many_is_measured_once_all_heads_are_read(model: str):
 
 
 def test_tokens_per_second_are_those_of_all_speakers():
-    said = lanes.summarize(dict(model='m', identity=dict(tokens=9, differing=0), step_ms={
-        '0': [1.0, 1.0, 4.0], '8': [2.0, 2.0, 2.0]}))
-    assert said['beside'] == {'0': 1.0, '8': 2.0}
+    said = lanes.summarize(dict(
+        model='m', identity=dict(tokens=9, differing=0),
+        step_ms={'0': [1.0, 1.0, 4.0], '8': [2.0, 2.0, 2.0]},
+        plain_ms={'0': [0.5, 0.5, 0.5], '8': [0.9, 0.8, 0.7]}))
+    assert said['beside'] == {'0': 1.0, '8': 2.0} and said['plain'] == {'0': 1.0, '8': 1.6}
     assert said['tokens_per_s'] == {'0': 1000.0, '8': 4500.0}
 
 

@@ -3,7 +3,8 @@ What answers beside the narration cost: a decode step with 0, 1, 2, 4 and 8 of t
 
 `python -m sww_ros.benchmark lanes --json FILE --picture FILE` narrates in the engine, about one
 large picture, whose tokens are as many as a stream of small ones has, and asks so many questions at
-once. What each says is compared with what it says when it is answered alone. Rounds alternate.
+once. What each says is compared with what it says when it is answered alone. Beside it, as what
+can be had, the pass of so many rows as speak if they were one lane's. Rounds alternate.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+import time
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from sww_ros.benchmark.command import finish, make_parser, milliseconds, parse
 from sww_ros.benchmark.models import Span, TimedSession, noise, tireless
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.decoder import Chunk
 from sww_ros.streaming.events import NARRATION, FirstSight, TextDelta
 from sww_ros.streaming.schedule import MAX_WAIT_K
 
@@ -78,6 +82,20 @@ def steps_s(spans: Sequence[Span], speakers: int) -> list[float]:
     return found[speakers + 2:]
 
 
+def plain_s(checkpoint: Checkpoint, rows: int, before: int, steps: int) -> float:
+    """Return the median time of a pass of `rows` rows of one lane that holds `before` others."""
+    torch.set_num_threads(1)  # As the session's own threads compute.
+    decoder = checkpoint.decoder
+    lane, found = decoder.new_lane(before + rows * (steps + 1)), []
+    for count in [before, *[rows] * steps]:
+        embeds = decoder.embed(range(count))
+        positions = torch.arange(len(lane), len(lane) + count).expand(3, count)
+        start = time.monotonic()
+        decoder.step([Chunk(lane, embeds, positions, predict=True)])
+        found.append(time.monotonic() - start)
+    return median(found[1:])
+
+
 def compare(checkpoint: Checkpoint, frames: Sequence[np.ndarray], tokens: int) -> dict:
     """Return how many tokens of all speakers at once differ from each one's beside narration."""
     _, together = speak(checkpoint, frames, QUESTIONS, tokens, record=True)
@@ -94,25 +112,35 @@ def compare(checkpoint: Checkpoint, frames: Sequence[np.ndarray], tokens: int) -
 def play(checkpoint: Checkpoint, frames: Sequence[np.ndarray], tokens: int, repeats: int) -> dict:
     """Return one model's times of a decode step [ms], each repetition's median, by answers."""
     perception = checkpoint.perception
+    height, width = perception.grid(*frames[0].shape[:2])
     found = {str(answers): [] for answers in ANSWERS}
+    plain = {answers: list[float]() for answers in found}
     rounds = [answers for _ in range(repeats + 1) for answers in ANSWERS]
     for answers in tqdm(rounds, desc=f'lanes, {checkpoint.name}', unit='run', disable=None):
         spans, _ = speak(checkpoint, frames, QUESTIONS[:answers], tokens)
         found[str(answers)].append(milliseconds(median(steps_s(spans, answers + 1))))
-    height, width = perception.grid(*frames[0].shape[:2])
+        plain[str(answers)].append(milliseconds(
+            plain_s(checkpoint, answers + 1, height * width, tokens)))
     return dict(
         model=checkpoint.name, parameters=checkpoint.parameters, visual_tokens=height * width,
         identity=compare(checkpoint, frames, tokens),
         # The first round warms up.
-        step_ms={answers: each[1:] for answers, each in found.items()})
+        step_ms={answers: each[1:] for answers, each in found.items()},
+        plain_ms={answers: each[1:] for answers, each in plain.items()})
 
 
 def summarize(model: dict) -> dict:
-    """Return, by answers: a step over one of narration alone, and tokens a second of all."""
+    """
+    Return, by answers: a step over one of narration alone, and tokens a second of all.
+
+    `plain` are the rows of one lane over one of them: what a batch of rows costs at least.
+    """
     times = {answers: median(each) for answers, each in model['step_ms'].items()}
+    plain = {answers: median(each) for answers, each in model['plain_ms'].items()}
     return dict(
         model=model['model'], **model['identity'],
         beside={answers: round(each / times['0'], 3) for answers, each in times.items()},
+        plain={answers: round(each / plain['0'], 3) for answers, each in plain.items()},
         tokens_per_s={answers: round((int(answers) + 1) / each * 1e3, 1)
                       for answers, each in times.items()},
         step_ms={answers: round(each, 4) for answers, each in times.items()})
