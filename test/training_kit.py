@@ -40,7 +40,7 @@ class Bench:
         """Turn to another recipe, with the weights as they are."""
         self.recipe = Recipe(model='', data=(DATA / 'pe_video.jsonl',), out=Path('unused'),
                              **changes)
-        self.model = prepare(self.net, self.about, self.recipe, '', torch.float32)
+        self.model = prepare(self.net, self.about, self.recipe)
         self.maker = ClipMaker(self.about, self.net, self.recipe)
         return self
 

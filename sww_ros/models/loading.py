@@ -44,7 +44,7 @@ def load(model: str = BUILTIN, *, device: str = 'cpu', dtype: str = '',
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise CheckpointError(f'device {device!r} is not there: this PyTorch '
                               f'({torch.__version__}) sees no GPU')
-    source = _resolve(model)
+    source = resolve(model)
     try:
         return _load(model, source, device, dtype, allow_download)
     except CheckpointError as error:
@@ -86,7 +86,7 @@ def load_stock(model: str, dtype: torch.dtype) -> Any:
 
     :raises ValueError: in words, for one of no family that can be streamed
     """
-    source = _resolve(model)
+    source = resolve(model)
     family = family_of(Files(source).json('config.json').get('model_type'))
     return family.stock(source, dtype=dtype, local_files_only=True)
 
@@ -186,7 +186,12 @@ def _check_tokenizer(tokenizer: Any, net: Any, family: Family) -> None:
                               'they do not belong together')
 
 
-def _resolve(model: str) -> str:
+def resolve(model: str) -> str:
+    """
+    Return the folder of a checkpoint, or its hub id.
+
+    :raises CheckpointError: for a folder that is none
+    """
     if model == BUILTIN:
         if not (builtin_path() / 'config.json').exists():
             raise CheckpointError('the built-in checkpoint is missing from this installation: '

@@ -23,10 +23,10 @@ import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 import torch.nn.functional as F
-from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
-from transformers.utils import cached_file
+from transformers import AttentionInterface, PreTrainedModel
 
-from sww_ros.models.loading import BUILTIN, CONFIG_KEY, CheckpointError, builtin_path, load
+from sww_ros.models.files import Files
+from sww_ros.models.loading import CONFIG_KEY, CheckpointError, load, load_stock, resolve
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.layout import IGNORE
 from sww_ros.streaming.perception import PixelSettings
@@ -48,16 +48,14 @@ ADAPTER = 'adapter'
 class TrainedModel:
     """
     `net` is transformers' model, or peft's around it; `about` the same checkpoint as the engine
-    sees it, without weights; `source` where its files are; `dtype` that of its files.
+    sees it, without weights, in the type of its files.
     """
 
     net: torch.nn.Module
     about: Checkpoint
-    source: str
-    dtype: torch.dtype
 
     @property
-    def stock(self) -> Qwen2_5_VLForConditionalGeneration:
+    def stock(self) -> PreTrainedModel:
         """Transformers' own model, adapters in its layers where there are some."""
         return self.net.get_base_model() if hasattr(self.net, 'get_base_model') else self.net
 
@@ -78,24 +76,18 @@ def load_model(recipe: Recipe, saving: bool = False) -> TrainedModel:
     # The engine's own loader checks the checkpoint; its weights are let go at once.
     about = load(recipe.model, device='meta', allow_download=recipe.allow_download)
     _check_rank(recipe, about)
-    source = str(builtin_path() if recipe.model == BUILTIN else Path(recipe.model).expanduser())
-    if not Path(source).exists():
-        source = recipe.model
     saved = about.decoder.dtype
     # Not so fp16: activations take the type of what is frozen, and may be too large for that one.
     frozen = saving and recipe.lora_rank and saved == torch.bfloat16
     try:
-        net = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            source, dtype=saved if frozen else torch.float32, use_safetensors=True,
-            attn_implementation='sdpa', local_files_only=not recipe.allow_download,
-            trust_remote_code=False)
+        net = load_stock(recipe.model, saved if frozen else torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f'cannot load checkpoint {recipe.model!r}: {error}') from error
     for name, weight in net.named_parameters():
         if not weight.isfinite().all():
             raise CheckpointError(f'checkpoint {recipe.model!r} has no finite numbers in '
                                   f'{name!r}: save or download it again')
-    return prepare(net, about, recipe, source, saved)
+    return prepare(net, about, recipe)
 
 
 def _check_rank(recipe: Recipe, about: Checkpoint) -> None:
@@ -106,15 +98,14 @@ def _check_rank(recipe: Recipe, about: Checkpoint) -> None:
                          f'{recipe.lora_rank}: lower it, or train the whole model')
 
 
-def prepare(net: Qwen2_5_VLForConditionalGeneration, about: Checkpoint, recipe: Recipe,
-            source: str, dtype: torch.dtype) -> TrainedModel:
+def prepare(net: PreTrainedModel, about: Checkpoint, recipe: Recipe) -> TrainedModel:
     """Freeze the vision tower but its merger, or everything but new adapters."""
     net.requires_grad_(True)
     net.model.visual.requires_grad_(False)
     net.model.visual.merger.requires_grad_(True)
     if recipe.lora_rank:
         net = _adapted(net, recipe)
-    model = TrainedModel(net, about, source, dtype)
+    model = TrainedModel(net, about)
     if recipe.gradient_checkpointing:
         # Not the tower's: its blocks are frozen and keep nothing.
         language, options = model.stock.model.language_model, {'use_reentrant': False}
@@ -126,7 +117,7 @@ def prepare(net: Qwen2_5_VLForConditionalGeneration, about: Checkpoint, recipe: 
     return model
 
 
-def _adapted(net: Qwen2_5_VLForConditionalGeneration, recipe: Recipe) -> torch.nn.Module:
+def _adapted(net: PreTrainedModel, recipe: Recipe) -> torch.nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -154,9 +145,9 @@ def export(model: TrainedModel, settings: StreamSettings, out: Path) -> None:
     entry = dict(getattr(net.config, CONFIG_KEY, None) or {})
     entry.pop('position_gap', None)
     setattr(net.config, CONFIG_KEY, entry | settings.entry())
-    net.to(model.dtype).save_pretrained(out)
+    net.to(model.about.decoder.dtype).save_pretrained(out)
     model.about.tokenizer.save_pretrained(out)
-    _write_processor(model.source, settings.pixels, out)
+    _write_processor(Files(resolve(model.about.name)), settings.pixels, out)
     # safetensors makes files that their owner alone may read.
     mode = (out / 'config.json').stat().st_mode
     for folder in (out, out / ADAPTER):
@@ -164,31 +155,21 @@ def export(model: TrainedModel, settings: StreamSettings, out: Path) -> None:
             file.chmod(mode)
 
 
-def _write_processor(source: str, pixels: PixelSettings, out: Path) -> None:
+def _write_processor(files: Files, pixels: PixelSettings, out: Path) -> None:
     """Copy the processor's files; frames are as large as they were in training."""
     for name in _COPIED:
-        found = _find(source, name)
+        found = files.find(name)
         if found and not (out / name).exists():
             (out / name).write_bytes(found.read_bytes())
-    size = dict(shortest_edge=pixels.min_pixels, longest_edge=pixels.max_pixels)
-    found = {name: file for name in _PIXELS if (file := _find(source, name))}
-    for name in found or {_PIXELS[1]: None}:
-        content = json.loads(found[name].read_text()) if found else dict(
+    contents = {name: files.json(name) for name in _PIXELS if files.find(name)}
+    for name, content in (contents or {_PIXELS[1]: dict(
             image_mean=pixels.mean, image_std=pixels.std, patch_size=pixels.patch_size,
-            temporal_patch_size=pixels.temporal_patch_size, merge_size=pixels.merge_size)
-        content['size'] = size
-        for key, value in (('min_pixels', pixels.min_pixels), ('max_pixels', pixels.max_pixels)):
-            if key in content:
-                content[key] = value
+            temporal_patch_size=pixels.temporal_patch_size,
+            merge_size=pixels.merge_size)}).items():
+        content['size'] = dict(shortest_edge=pixels.min_pixels, longest_edge=pixels.max_pixels)
+        for key in content.keys() & {'min_pixels', 'max_pixels'}:
+            content[key] = getattr(pixels, key)
         (out / name).write_text(json.dumps(content, indent=2) + '\n')
-
-
-def _find(source: str, name: str) -> Path | None:
-    """Return a file of a checkpoint's, in its folder or the local cache of the hub."""
-    file = source and cached_file(source, name, local_files_only=True,
-                                  _raise_exceptions_for_missing_entries=False,
-                                  _raise_exceptions_for_connection_errors=False)
-    return Path(file) if file else None
 
 
 FLEX = 'sww_flex'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 import hashlib
@@ -9,7 +10,6 @@ import json
 from pathlib import Path
 import shutil
 import time
-from types import SimpleNamespace
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,22 +24,6 @@ _PATTERN = 'state-*[0-9]'
 
 
 @dataclass
-class Sums:
-    """What one update or several add up to, over all processes."""
-
-    cost: float = 0.0
-    answer_tokens: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-
-    def add(self, other: Sums) -> None:
-        self.cost += other.cost
-        self.answer_tokens += other.answer_tokens
-        self.rows += other.rows
-        self.seconds += other.seconds
-
-
-@dataclass
 class Progress:
     """One process tells, the others (`shown` False) but for their warnings keep still."""
 
@@ -49,7 +33,7 @@ class Progress:
     every: int
     shown: bool = True
     tensorboard: bool = False
-    _sums: Sums = field(default_factory=Sums)
+    _sums: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._bar = tqdm(total=self.updates, initial=self.first, unit='update',
@@ -74,18 +58,22 @@ class Progress:
                                if line.endswith('\n')
                                and json.loads(line).get('update', 0) <= self.first))
 
-    def update(self, number: int, sums: Sums, learning_rate: float, gradient: float) -> None:
-        """Take note of an update, from 1; `gradient` is the norm before clipping."""
+    def update(self, number: int, learning_rate: float, gradient: float, **sums: float) -> None:
+        """
+        Take note of an update, from 1.
+
+        :param gradient: the norm before clipping
+        :param sums: `cost`, `answer_tokens`, `rows`, `seconds`, over all processes
+        """
         self._bar.update()
-        self._sums.add(sums)
+        self._sums.update(sums)
         if not self.shown or (number % self.every and number != self.updates):
             return
-        total, self._sums = self._sums, Sums()
-        line = dict(update=number, loss=total.cost / max(1, total.answer_tokens),
-                    learning_rate=learning_rate, gradient=gradient,
-                    answer_tokens=total.answer_tokens, rows=total.rows,
-                    rows_per_s=round(total.rows / total.seconds, 1),
-                    tokens_per_s=round(total.answer_tokens / total.seconds, 1))
+        total, self._sums = self._sums, Counter()
+        tokens, rows, seconds = (total[name] for name in ('answer_tokens', 'rows', 'seconds'))
+        line = dict(update=number, loss=total['cost'] / max(1, tokens),
+                    learning_rate=learning_rate, gradient=gradient, answer_tokens=tokens, rows=rows,
+                    rows_per_s=round(rows / seconds, 1), tokens_per_s=round(tokens / seconds, 1))
         self._write(line)
         short = {name: f'{line[name]:.4g}' for name in ('loss', 'rows_per_s', 'tokens_per_s')}
         self._bar.set_postfix(short)
@@ -147,7 +135,7 @@ def save_state(out: Path, about: dict, update: int, weights: dict[str, torch.Ten
         partial.mkdir(parents=True)
         save_file({name: weight.detach().contiguous() for name, weight in weights.items()},
                   partial / 'weights.safetensors')
-        _save_moments(optimizer, partial / 'optimizer.pt')
+        save_file(_moments(optimizer), partial / 'optimizer.safetensors')
         (partial / 'about.json').write_text(
             json.dumps(dict(update=update, recipe=about), indent=2) + '\n')
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -162,28 +150,10 @@ def save_state(out: Path, about: dict, update: int, weights: dict[str, torch.Ten
             clear(path)
 
 
-def _save_moments(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """
-    Write the optimizer's state.
-
-    :raises OSError: with the system's own reason, for which torch says "unexpected pos"
-    """
-    failed: list[OSError] = []
-    with path.open('wb') as file:
-        write = file.write
-
-        def noted(data: bytes) -> int:
-            try:
-                return write(data)
-            except OSError as error:
-                failed.append(error)
-                raise
-
-        file = SimpleNamespace(write=noted, flush=file.flush)
-        try:
-            torch.save(optimizer.state_dict(), file)
-        except RuntimeError as error:
-            raise (failed or [error])[0] from error
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimizer's state by weight and name; its rates are the recipe's."""
+    return {f'{index}.{name}': value for index, moments in optimizer.state_dict()['state'].items()
+            for name, value in moments.items()}
 
 
 def load_state(folder: Path, wanted: dict, weights: dict[str, torch.Tensor],
@@ -197,7 +167,7 @@ def load_state(folder: Path, wanted: dict, weights: dict[str, torch.Tensor],
     try:
         about = json.loads((folder / 'about.json').read_text())
         saved = load_file(folder / 'weights.safetensors')
-        moments = torch.load(folder / 'optimizer.pt', map_location='cpu', weights_only=True)
+        moments = load_file(folder / 'optimizer.safetensors')
     except Exception as error:  # noqa: BLE001 - each file has errors of its own kind
         raise ValueError(f'cannot read the state {folder}: {error}; remove it, or start anew '
                          'with --no-resume') from error
@@ -214,7 +184,11 @@ def load_state(folder: Path, wanted: dict, weights: dict[str, torch.Tensor],
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(saved[name])
-    optimizer.load_state_dict(moments)
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in moments.items():
+        index, _, name = key.partition('.')
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(dict(optimizer.state_dict(), state=state))
     return int(about['update'])
 
 

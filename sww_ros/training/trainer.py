@@ -32,7 +32,6 @@ from sww_ros.training.model import BLOCK, Loss, TrainedModel, choose, export, lo
 from sww_ros.training.progress import (
     LOG,
     Progress,
-    Sums,
     clear_all,
     identity,
     latest,
@@ -280,8 +279,8 @@ class Trainer:
             group['lr'] = rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._progress.update(
-            update + 1, Sums(cost, int(tokens), int(rows), time.monotonic() - started), rate, norm)
+        self._progress.update(update + 1, rate, norm, cost=cost, answer_tokens=int(tokens),
+                              rows=int(rows), seconds=time.monotonic() - started)
 
     def _batches(self, clips: Iterator[Clip]) -> Iterator[Batch]:
         recipe = self.recipe
