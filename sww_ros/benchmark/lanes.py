@@ -88,7 +88,7 @@ def plain_s(checkpoint: Checkpoint, rows: int, before: int, steps: int) -> float
     decoder = checkpoint.decoder
     lane, found = decoder.new_lane(before + rows * (steps + 1)), []
     for count in [before, *[rows] * steps]:
-        embeds = decoder.embed(range(count))
+        embeds = decoder.embed([1] * count)
         positions = torch.arange(len(lane), len(lane) + count).expand(3, count)
         start = time.monotonic()
         decoder.step([Chunk(lane, embeds, positions, predict=True)])
