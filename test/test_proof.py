@@ -14,12 +14,14 @@ from sww_ros.evaluation.proof import (
     TOLERANCE,
     Subject,
     can_relay,
+    kind_of,
     main,
     run_case,
     subject_of,
 )
 from sww_ros.models.qwen2_5_vl.language import QwenLanguage
 from sww_ros.streaming.generation import TextLane
+from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.stream import Stream
 
 CASES = 120
@@ -80,6 +82,14 @@ def test_the_proof_fails_when_another_word_is_carried_over(subjects, monkeypatch
     with pytest.raises(AssertionError, match='does not go on where the one before ended'):
         for seed in range(5000, 5040):
             run_case(subject_of(subjects, seed), seed, hand_overs=True)
+
+
+def test_the_proof_fails_when_a_lane_is_used_again_while_it_is_read(subjects, monkeypatch):
+    monkeypatch.setattr(ModelRunner, '_take_back',
+                        lambda self, video, lane: self._free.append(lane))
+    seeds = [seed for seed in range(60) if can_relay(seed) and kind_of(seed)[2] == 'serial']
+    outcomes = [run_case(subjects[1], seed, hand_overs=True) for seed in seeds[:3]]
+    assert max(outcome.error for outcome in outcomes) > TOLERANCE[subjects[1].dtype]
 
 
 def test_the_proof_fails_when_a_row_sees_one_step_less_than_it_says(subjects, monkeypatch):

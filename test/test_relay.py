@@ -15,6 +15,7 @@ from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, Restarted, StepPerceived, TextDelta, Trouble
 from sww_ros.streaming.jobs import Carry, Open, Perceive
+from sww_ros.streaming.kv import Lane
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import RULES
@@ -29,12 +30,12 @@ def models():
     return random_checkpoint(SMALL, 4, torch.float64, silence_token='<|silence|>')
 
 
-def watch(session: Session, chance: random.Random, steps: int = STEPS) -> list:
+def watch(session: Session, chance: random.Random | None, steps: int = STEPS) -> list:
     rng = np.random.default_rng(0)
     for step in range(steps):
         for _half in range(2):
             session.feed(rng.integers(0, 256, (40, 48, 3), np.uint8), step)
-            time.sleep(chance.choice((0, 0, 0.004)))
+            time.sleep(chance.choice((0, 0, 0.004)) if chance else 0)
         if step in (3, 7):
             session.ask('x' * step)
     assert session.wait_idle(60)
@@ -235,23 +236,46 @@ def test_interleaved_the_video_begins_anew(models):
     assert [event.reason for event in events if isinstance(event, Restarted)] == ['capacity']
 
 
-def test_in_processes_the_lanes_of_streams_that_were_relieved_are_given_back(models):
-    def held(pid: int) -> tuple[int, int]:
-        with open(f'/proc/{pid}/maps') as maps:
-            lanes = sum('visual lane' in line for line in maps)
-        return lanes, len(os.listdir(f'/proc/{pid}/fd'))
+def lanes_of(pid: int) -> tuple[int, int, int]:
+    """How many buffers in shared memory a process has mapped, their size, its descriptors."""
+    with open(f'/proc/{pid}/maps') as maps:
+        spans = [line.split()[0].split('-') for line in maps if 'visual lane' in line]
+    size = sum(int(end, 16) - int(begin, 16) for begin, end in spans)
+    return len(spans), size, len(os.listdir(f'/proc/{pid}/fd'))
 
-    config = SessionConfig(overlap='processes', max_steps=8, capacity=6, memory=3,
-                           max_pending_frames=100)
+
+MANY = dict(wait_k=1, max_steps=4, capacity=2, memory=1, max_pending_frames=2000,
+            max_answer_tokens=2)
+
+
+def test_in_processes_two_buffers_are_shared_over_a_thousand_hand_overs(models):
     gc.collect()  # Sessions of other tests may not have been yet.
-    before, _ = held(os.getpid())
-    with Session(models[1], config) as session:
-        found = []
-        for _ in range(3):
-            watch(session, random.Random(0), 40)
-            found.append((held(os.getpid()), held(session._runner.pid)))
-    (parent, child), *later = found
-    for mine, theirs in later:
+    before = lanes_of(os.getpid())[0]
+    with Session(models[1], SessionConfig(overlap='processes', **MANY)) as session:
+        found, relays = [], 0
+        while relays < 1000:
+            events = watch(session, None, 600)
+            relays += sum(isinstance(event, Restarted) for event in events)
+            found.append((lanes_of(os.getpid()), lanes_of(session._runner.pid)))
+        reserved = session.info['lane_bytes']
+    assert found == found[:1] * len(found)
+    for count, size, _ in found[0]:
         # Beside the stream that is spoken of there may be one that is to relieve it.
-        assert mine[0] - before <= 2 and theirs[0] - before <= 2
-        assert (mine[1], theirs[1]) == (parent[1], child[1])
+        assert count - before <= 2 and size <= reserved + 2 * 4096
+
+
+def test_in_one_process_two_lanes_are_reserved_for_a_thousand_hand_overs(models, monkeypatch):
+    made, reserved = [], Lane.reserve
+
+    def watched(lane, count):
+        view = reserved(lane, count)
+        if lane.view().margin:
+            made.append((view.whole.data_ptr(), view.whole.nbytes))
+        return view
+
+    monkeypatch.setattr(Lane, 'reserve', watched)
+    with Session(models[1], SessionConfig(overlap='serial', **MANY)) as session:
+        events = watch(session, None, 1100)
+        assert sum(size for _, size in set(made)) <= session.info['lane_bytes']
+    assert sum(isinstance(event, Restarted) for event in events) >= 1000
+    assert len(set(made)) == 2

@@ -96,6 +96,10 @@ class Lane:
             self._view, self._pool = grown, None
         return self._view._replace(length=length + count)
 
+    def clear(self) -> None:
+        """Begin anew in the same buffer, for another sequence; once nobody reads this one."""
+        self._view = self._view._replace(length=0)
+
     def follow(self, buffer: torch.Tensor, margin: int = 0) -> None:
         """Take the buffer of a lane that another process writes, which has moved there."""
         self._view = _behind(margin, buffer, len(self))

@@ -50,6 +50,24 @@ def working_size(checkpoint: Checkpoint, config: SessionConfig,
     return fit_size(*frame, settings)
 
 
+def video_rows(checkpoint: Checkpoint, config: SessionConfig) -> int:
+    """
+    Return how many rows a stream takes at most, narration included where it runs through them.
+
+    That is with frames of `working_size`, and with a prompt like the one of the settings.
+
+    :param config: as `SessionConfig.resolved` returns it
+    """
+    turns = checkpoint.turns
+    around = turns.prefix(checkpoint.defaults.system, config.prompt)
+    height, width = checkpoint.perception.grid(*working_size(checkpoint, config))
+    step = height * width + sum(map(len, checkpoint.text_of_step(config.max_steps - 1)))
+    rows = len(checkpoint.encode(*around, '', turns.tail)) + config.max_steps * step
+    if SCHEMES[config.position_encoding].serial:
+        rows += len(checkpoint.encode(turns.assistant)) + config.wait_k * config.max_steps
+    return rows
+
+
 def measure(checkpoint: Checkpoint, config: SessionConfig) -> Pace:
     """
     Perceive a step and decode a token, alone on this machine, as a session would.

@@ -19,6 +19,7 @@ import signal
 import socket
 from typing import Any
 import warnings
+import weakref
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class ForkingRunner(ModelRunner):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.pid = 0
+        self.pid, self._unread = 0, list[int]()
         for _ in range(FORKS):
             self._fork()
             if self._channel.wait_readable(PROOF_S) and self._channel.receive():
@@ -111,10 +112,17 @@ class ForkingRunner(ModelRunner):
     def _open(self, job: Open) -> Opened:
         video, source = job.video, job.source
         video.work = stream = self._begin(video, source)
+        unread = [self._unread.pop() for _ in self._unread[:]]
         reply = self._call(dict(open=video.stream, prompt=video.prompt, first=video.first,
-                                source=source.stream if source else None))
+                                source=source.stream if source else None, unread=unread))
         self._follow(reply, stream.lane)
         return Opened(job)
+
+    def _new_video_lane(self, rows: int) -> Lane:
+        return super()._new_video_lane(1)  # Which follows the child's.
+
+    def _take_back(self, video: Video, lane: Lane) -> None:
+        weakref.finalize(video, self._unread.append, video.stream)  # The child is told.
 
     def _carry(self, job: Carry) -> Carried:
         stream, source, words = job.video.work, job.source.work, job.words
@@ -219,7 +227,9 @@ class _Child(ModelRunner):
         os.closerange(sock.fileno() + 1, FAR_FD)
         self._socket, self._channel = sock, Channel(sock)
         self._videos: dict[int, Video] = {}
+        self._lanes: dict[int, Lane] = {}
         self._shared: dict[int, int] = {}
+        self._unsent: set[int] = set()
         self._prove()
         while (message := self._channel.receive()) is not None:
             try:
@@ -237,13 +247,8 @@ class _Child(ModelRunner):
         self._open(Open(video))
         video.work.size, video.work.grid = (2 * unit, 2 * unit), (2, 2)
         self._perceive(Perceive(video, (frame,), False))
-        self._close_shared()
+        self._free.append(self._lanes.pop(video.stream))
         self._channel.send({'computes': True})
-
-    def _close_shared(self) -> None:
-        for outgrown in self._shared.values():
-            os.close(outgrown)
-        self._shared.clear()
 
     def _obey(self, header: dict, pixels: bytearray) -> None:
         if 'open' in header:
@@ -258,6 +263,8 @@ class _Child(ModelRunner):
         video = Video(0, header['prompt'], _SILENT, header['open'], first=header['first'])
         # Of a video there are two streams at most, and of those before it none is perceived.
         self._videos = {each.stream: each for each in (source, video) if each}
+        self._free += [self._lanes.pop(number) for number in header['unread']
+                       if number in self._lanes]
         self._open(Open(video, source))
         self._reply({}, video.work.lane)
 
@@ -288,29 +295,46 @@ class _Child(ModelRunner):
                     *[stream.lane for stream in streams])
 
     def _reply(self, header: dict, *lanes: Lane) -> None:
-        """Tell what has been published, and hand over the buffers that are new."""
-        buffers = [view.kv if view.whole is None else view.whole
-                   for view in (lane.view() for lane in lanes)]
-        fds = [self._shared.pop(buffer.data_ptr(), None) for buffer in buffers]
-        self._close_shared()
-        header['lanes'] = [(len(lane), None if fd is None else tuple(buffer.shape))
-                           for lane, buffer, fd in zip(lanes, buffers, fds)]
+        """Tell what has been published, and hand over the buffers that are new to a stream."""
+        buffers = [_buffer(lane) for lane in lanes]
+        new = [buffer.data_ptr() in self._unsent for buffer in buffers]
+        self._unsent.difference_update(buffer.data_ptr() for buffer in buffers)
+        header['lanes'] = [(len(lane), tuple(buffer.shape) if is_new else None)
+                           for lane, buffer, is_new in zip(lanes, buffers, new)]
         self._channel.send(header)
-        for fd in fds:
-            if fd is not None:
-                socket.send_fds(self._socket, [b'.'], [fd])
-                os.close(fd)
+        for buffer, is_new in zip(buffers, new):
+            if is_new:
+                socket.send_fds(self._socket, [b'.'], [self._shared[buffer.data_ptr()]])
+
+    def _video_lane(self, rows: int, relieves: bool) -> Lane:
+        lane = super()._video_lane(rows, relieves)
+        self._unsent.add(_buffer(lane).data_ptr())
+        return lane
 
     def _new_video_lane(self, rows: int) -> Lane:
         return self._checkpoint.decoder.new_lane(rows, self._allocate, self._margin)
 
+    def _take_back(self, video: Video, lane: Lane) -> None:
+        self._lanes[video.stream] = lane  # The parent says when nobody reads it.
+
     def _allocate(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Return a tensor in shared memory; its descriptor waits to be sent."""
+        """Return a tensor in shared memory, whose descriptor is there for as long as it is."""
         fd = os.memfd_create('visual lane')
         os.ftruncate(fd, math.prod(shape) * dtype.itemsize)
         tensor = _map(fd, shape, dtype)
         self._shared[tensor.data_ptr()] = fd
+        self._unsent.add(tensor.data_ptr())
+        weakref.finalize(tensor, self._close_buffer, tensor.data_ptr())
         return tensor
+
+    def _close_buffer(self, pointer: int) -> None:
+        os.close(self._shared.pop(pointer))
+        self._unsent.discard(pointer)
+
+
+def _buffer(lane: Lane) -> torch.Tensor:
+    view = lane.view()
+    return view.kv if view.whole is None else view.whole
 
 
 def _map(fd: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

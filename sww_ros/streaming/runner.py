@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 import time
+import weakref
 
 import torch
 
@@ -32,7 +33,7 @@ from sww_ros.streaming.jobs import (
     Word,
 )
 from sww_ros.streaming.kv import Lane, LaneView
-from sww_ros.streaming.pace import working_size
+from sww_ros.streaming.pace import video_rows, working_size
 from sww_ros.streaming.positions import Scheme, Track
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.schedule import make_schedule
@@ -61,6 +62,9 @@ class ModelRunner:
         """
         self._checkpoint, self._config, self._scheme = checkpoint, config, scheme
         self._relay = Relay.plan(config.max_steps, config.capacity, config.memory)
+        # Without a relay max_steps says where a stream ends, not how long it is meant to be.
+        self._rows = video_rows(checkpoint, config) if self._relay else 0
+        self._free: list[Lane] = []
         self._silence = checkpoint.vocabulary.silence
         self._next_turn = checkpoint.encode(checkpoint.turns.next_turn)
         self.decode_steps = 0
@@ -103,7 +107,7 @@ class ModelRunner:
             len(prefix), granted=schedule.granted, head_tokens=len(head),
             reserved_steps=0 if config.schedule == 'offline' else config.reserved_steps,
             tail_tokens=len(tail))
-        lane = self._new_video_lane(len(prefix) + 256)
+        lane = self._video_lane(len(prefix) + 256, relieves=source is not None)
         narration = self._open_lane(
             NARRATION, head, timeline.narration(), prefix,
             lane if self._scheme.serial else checkpoint.decoder.new_side_lane(len(head) + 64),
@@ -112,19 +116,34 @@ class ModelRunner:
                         checkpoint.text_of_step, tail, lane, narration, schedule,
                         deque(maxlen=self._relay.kept if self._relay else 0))
         _keep_record(stream, narration)
+        self._take_back(video, lane)
         if source:
             _go_on(stream, source.work)
         return stream
 
+    def _video_lane(self, rows: int, relieves: bool) -> Lane:
+        """
+        Return a lane that no stream is in any more, or a new one.
+
+        There are two, in which streams take turns, and one more for each stream before them that
+        is still answered about.
+        """
+        lane = (self._free.pop() if self._free else
+                self._new_video_lane(max(rows, self._rows)))
+        lane.clear()
+        del self._free[0 if relieves or not self._relay else 1:]
+        return lane
+
     def _new_video_lane(self, rows: int) -> Lane:
         return self._checkpoint.decoder.new_lane(rows, margin=self._margin)
 
+    def _take_back(self, video: Video, lane: Lane) -> None:
+        """Have the lane of a stream used again once nobody reads it: each job holds its video."""
+        weakref.finalize(video, self._free.append, lane)
+
     @property
     def _margin(self) -> int:
-        """Room for the narration in the visual lane, of which one call then reads both."""
-        if self._scheme.serial:
-            return 0
-        return min(64 + self._config.wait_k * self._config.max_steps, SIDE_ROWS)
+        return margin_rows(self._config, self._scheme)
 
     def _open_lane(self, stream_id: str, head: Sequence[int], track: Track,
                    before: Sequence[int], cache: Lane | None = None,
@@ -271,6 +290,23 @@ class ModelRunner:
             return Spoken('stop', sentence=lane.end_turn(), token=token)
         delta, sentence = lane.text.add(token)
         return Spoken('text', delta, sentence, lane.text.unfinished, token)
+
+
+def margin_rows(config: SessionConfig, scheme: Scheme) -> int:
+    """Room for the narration in the visual lane, of which one call then reads both."""
+    return 0 if scheme.serial else min(64 + config.wait_k * config.max_steps, SIDE_ROWS)
+
+
+def lane_bytes(checkpoint: Checkpoint, config: SessionConfig, scheme: Scheme) -> int:
+    """
+    Return what the lanes of a session's video take at most [bytes]: two streams' with a relay.
+
+    :param config: as `SessionConfig.resolved` returns it
+    """
+    decoder = checkpoint.decoder
+    rows = margin_rows(config, scheme) + video_rows(checkpoint, config)
+    row = 2 * decoder.layer_count * decoder.kv_heads * decoder.head_dim * decoder.dtype.itemsize
+    return (2 if config.memory else 1) * rows * row
 
 
 def _go_on(stream: Stream, source: Stream) -> None:

@@ -44,7 +44,7 @@ from sww_ros.streaming.positions import SCHEMES, Scheme, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import AHEAD, Rule
-from sww_ros.streaming.runner import ModelRunner
+from sww_ros.streaming.runner import ModelRunner, lane_bytes
 from sww_ros.streaming.trace import Trace
 
 
@@ -143,7 +143,7 @@ class Session:
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._core.wait_k, max_steps=self._core.max_steps,
             capacity=self._settings.capacity, memory=self._settings.memory,
-            relay=_relay_in_words(self._settings),
+            relay=_relay_in_words(self._settings, self.lane_bytes), lane_bytes=self.lane_bytes,
             repetition_penalty=self._settings.repetition_penalty,
             schedule=self.config.schedule, overlap=self._overlap,
             threads=max(1, self.config.threads),
@@ -155,6 +155,11 @@ class Session:
             token_seconds=pace.token_seconds if pace else 0.0,
             frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
             frame_rate=settings.temporal_patch_size / seconds)
+
+    @property
+    def lane_bytes(self) -> int:
+        """What keys and values of the video take at most, which a relay has reserved."""
+        return lane_bytes(self._checkpoint, self._settings, self.scheme)
 
     @property
     def decode_steps(self) -> int:
@@ -340,14 +345,15 @@ class Session:
                 raise ValueError(f'the model cannot run: {event.message}')
 
 
-def _relay_in_words(settings: SessionConfig) -> str:
+def _relay_in_words(settings: SessionConfig, reserved: int) -> str:
     """What happens to a stream that is full; `settings` as `resolved` returns them."""
+    room = f'{reserved / 1e6:.1f} MB'
     if settings.memory:
         return (f'a stream of {settings.capacity} steps is relieved by one that begins with the '
-                f'last {settings.memory}')
+                f'last {settings.memory}; {room} are reserved for both')
     why = (', as its positions depend on the text'
            if SCHEMES[settings.position_encoding].serial else '')
-    return f'the video begins anew after {settings.max_steps} steps{why}'
+    return f'the video begins anew after {settings.max_steps} steps{why}, with {room} at most'
 
 
 def _scheme_of(checkpoint: Checkpoint, config: SessionConfig) -> Scheme:
