@@ -8,13 +8,13 @@ from statistics import median
 
 import pytest
 
-from sww_ros.benchmark import full_load, gap, hazard, lanes, overlap, roofline
+from sww_ros.benchmark import full_load, gap, hand_over, hazard, lanes, overlap, roofline
 from sww_ros.benchmark.__main__ import FULL, NAMES, QUICK, main
-from sww_ros.benchmark.models import TimedSession, frame_side, mean_seconds, noise, tireless
+from sww_ros.benchmark.models import Span, TimedSession, frame_side, mean_seconds, noise, tireless
 from sww_ros.demo.record import full_load_in_words
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.jobs import Decode, Open, Perceive
+from sww_ros.streaming.jobs import Carry, Decode, Open, Perceive, Video
 
 
 @pytest.fixture(scope='module')
@@ -206,6 +206,29 @@ def test_the_ratio_of_gaps_is_that_of_their_p99():
     said = gap.summarize(model)
     assert said['chosen_p99_ratio'] == dict(own=1.0, half=1.5)
     assert said['p99_ratio_median']['fused@1'] == dict(own=1.0, half=2.5)
+
+
+def test_a_hand_over_is_measured_with_every_executor(model: str, tmp_path: Path):
+    file = tmp_path / 'figures.json'
+    assert main(['hand-over', '--model', model, '--side', '56', '--steps', '150', '--step-s',
+                 '0.02', '--json', str(file)]) == 0
+    result = json.loads(file.read_text())
+    said, found = result['summary'], result['executors']
+    assert set(found) == set(hand_over.SIDES) == set(said['p99_ratio'])
+    assert said['memory'] < said['capacity'] < said['max_steps']
+    for each in found.values():
+        assert each['hand_overs'] and 0 < each['steps_around'] < each['steps'] == 150
+        assert each['pieces'] >= each['hand_overs'] * (1 + said['memory'])
+        assert 0 < each['share'] < 1
+
+
+def test_a_step_is_around_a_hand_over_until_the_successor_alone_has_been_given_one():
+    old, new = Video(0, '', None, 1), Video(0, '', None, 2)
+    spans = [Span([job], begin, begin + 5) for job, begin in (
+        (Perceive(old, (), False), 0), (Open(new, old), 10), (Carry(new, old, 0), 20),
+        (Perceive(old, (), False, new), 30), (Perceive(new, (), False), 40),
+        (Perceive(new, (), False), 50))]
+    assert hand_over.windows(spans) == [(10, 45)]
 
 
 def test_answers_beside_the_narration_are_compared_with_each_alone(model: str, tmp_path: Path):

@@ -229,6 +229,21 @@ def test_what_is_left_out_is_filled_in(models, settings, found):
     assert words in info['relay']
 
 
+@pytest.mark.parametrize(('settings', 'found'), [
+    (dict(), (60, 9, 90)), (dict(memory=20), (60, 20, 90)), (dict(memory=0), (90, 0, 90)),
+    (dict(max_steps=48), (40, 16, 48)), (dict(capacity=10), (10, 4, 90)),
+    (dict(capacity=10, memory=3), (10, 3, 90))])
+def test_a_checkpoint_says_when_its_streams_are_relieved(settings, found):
+    checkpoint = random_checkpoint(SMALL, 4, max_steps=90, capacity=60, memory=9)[1]
+    resolved = SessionConfig(**settings).resolved(checkpoint)
+    assert (resolved.capacity, resolved.memory, resolved.max_steps) == found
+
+
+def test_a_checkpoint_that_says_what_does_not_fit_is_refused_in_words():
+    with pytest.raises(ValueError, match='memory 9, capacity 8 and max_steps 90 must rise'):
+        random_checkpoint(SMALL, 4, max_steps=90, capacity=8, memory=9)
+
+
 def test_interleaved_the_video_begins_anew(models):
     config = SessionConfig(position_encoding='interleaved', max_steps=6, max_pending_frames=64)
     with Session(models[1], config) as session:
@@ -252,16 +267,18 @@ def test_in_processes_two_buffers_are_shared_over_a_thousand_hand_overs(models):
     gc.collect()  # Sessions of other tests may not have been yet.
     before = lanes_of(os.getpid())[0]
     with Session(models[1], SessionConfig(overlap='processes', **MANY)) as session:
-        found, relays = [], 0
+        mine, theirs, relays = [], [], 0
         while relays < 1000:
             events = watch(session, None, 600)
             relays += sum(isinstance(event, Restarted) for event in events)
-            found.append((lanes_of(os.getpid()), lanes_of(session._runner.pid)))
+            mine.append(lanes_of(os.getpid()))
+            theirs.append(lanes_of(session._runner.pid))
         reserved = session.info['lane_bytes']
-    assert found == found[:1] * len(found)
-    for count, size, _ in found[0]:
+    for count, size, _ in (*mine, *theirs):
         # Beside the stream that is spoken of there may be one that is to relieve it.
         assert count - before <= 2 and size <= reserved + 2 * 4096
+    assert len({descriptors for _, _, descriptors in mine}) == 1
+    assert len(set(theirs)) == 1
 
 
 def test_in_one_process_two_lanes_are_reserved_for_a_thousand_hand_overs(models, monkeypatch):

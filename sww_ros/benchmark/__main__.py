@@ -20,6 +20,7 @@ NAMES = {
     'full-load': 'the same with real arithmetic, frames coming as fast as they can be perceived',
     'hazard': 'how soon a token sees a step that comes in mid-sentence, with real weights',
     'gap': 'the time between two tokens while frames arrive',
+    'hand-over': 'what it costs that streams relieve one another',
     'lanes': 'what answers beside the narration cost',
     'step': 'the decode step by itself',
     'peers': 'against the ways to do it with stock modules, over the length of the stream',
@@ -32,6 +33,7 @@ FULL: dict[str, list[str]] = {
     'full_load_medium': ['full-load', '--model', 'medium', '--steps', '16', '--roofline'],
     'hazard': ['hazard'],
     'gap': ['gap'],
+    'hand_over': ['hand-over'],
     'lanes': ['lanes'],
     'step': ['step'],
     'peers': ['peers'],
@@ -43,12 +45,13 @@ QUICK: dict[str, list[str]] = {
     'full_load': ['full-load', '--roofline', '--steps', '4', '--repeats', '1'],
     'hazard': ['hazard', '--models', 'builtin', '--lengths', '2', '20', '--repeats', '1'],
     'gap': ['gap', '--models', 'builtin', '--tokens', '40', '--repeats', '1'],
+    'hand_over': ['hand-over', '--steps', '100', '--step-s', '0.03'],
     'lanes': ['lanes', '--models', 'builtin', '--tokens', '20', '--repeats', '1'],
     'step': ['step', '--models', 'builtin', '--repeats', '1'],
     'peers': ['peers', '--lengths', '3', '6', '--repeats', '1', '--threads', '1', '--only',
               'carried', 'interleaved', 'gdpe_fused', 'gdpe_processes'],
 }
-WITHOUT_PICTURE = ('step',)
+WITHOUT_PICTURE = ('step', 'hand_over')
 
 
 def main(arguments: list[str] | None = None) -> int:

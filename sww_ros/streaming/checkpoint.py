@@ -13,9 +13,10 @@ from sww_ros.streaming.family import Family, Turns
 from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.perception import Perception
 from sww_ros.streaming.positions import DEFAULT_SCHEME, GIPE_GAP, SCHEMES, VideoClock
+from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.schedule import SCHEDULES
 
-_LEAST = {'wait_k': 1, 'max_steps': 1, 'position_gap': 0}
+_LEAST = {'wait_k': 1, 'max_steps': 1, 'position_gap': 0, 'capacity': 0, 'memory': -1}
 """A session's 0 is what is said here, so most must be more."""
 _LONGEST_STEP_S = 3600.0
 _FASTEST_CLOCK = 1000.0
@@ -38,6 +39,8 @@ class StreamDefaults:
     system: str = 'You are a helpful assistant.'
     prompt: str = 'Describe what is happening in the video as it happens.'
     max_steps: int = 64
+    capacity: int = 0
+    memory: int = -1
 
     def __post_init__(self) -> None:
         for name, choices in (('position_encoding', SCHEMES), ('schedule', SCHEDULES)):
@@ -56,6 +59,7 @@ class StreamDefaults:
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f'{name} must be a text, not {getattr(self, name)!r}')
         check_prompt(self.prompt)
+        Relay.plan(self.max_steps, self.capacity, self.memory)
 
     @property
     def clock(self) -> VideoClock:

@@ -12,7 +12,7 @@ from sww_ros.streaming.relay import Relay, room_for
 from sww_ros.streaming.schedule import MAX_WAIT_K, SCHEDULES
 
 if TYPE_CHECKING:  # It checks its prompt here.
-    from sww_ros.streaming.checkpoint import Checkpoint
+    from sww_ros.streaming.checkpoint import Checkpoint, StreamDefaults
 
 OVERLAPS = ('auto', 'threads', 'processes', 'serial', 'fused')
 QUESTION_POLICIES = ('queue', 'interrupt', 'reject')
@@ -84,11 +84,12 @@ class SessionConfig:
         0, 'The most steps of video in one stream; 0: as the checkpoint allows.', high=MAX_STEPS)
     capacity: int = setting(
         0, 'Steps of video with which a stream is relieved by the next one, as soon as a sentence '
-        'ends; 0: what leaves a sixth of max_steps for that.', high=MAX_STEPS)
+        'ends; 0: as the checkpoint says, or what leaves a sixth of max_steps for that.',
+        high=MAX_STEPS)
     memory: int = setting(
         -1, 'How many of the last steps, and the words about them, the next stream begins with; 0: '
-        'none, the video begins anew after max_steps; -1: two fifths of capacity.', low=-1,
-        high=MAX_STEPS)
+        'none, the video begins anew after max_steps; -1: as the checkpoint says, or two fifths '
+        'of capacity.', low=-1, high=MAX_STEPS)
     reserved_steps: int = setting(
         0, 'Steps of video before the positions of text in offline positions, where text is spoken '
         'before the video has ended; 0: as the checkpoint was trained, or max_steps if that is '
@@ -149,13 +150,20 @@ class SessionConfig:
         scheme = positions.SCHEMES[found.position_encoding]
         # With interleaved positions text and video are one lane, and offline nothing is said yet.
         relay = (None if scheme.serial or self.schedule == 'offline'
-                 else Relay.plan(max_steps, self.capacity, self.memory))
+                 else Relay.plan(max_steps, *self._relay_of(defaults)))
         found = replace(found, capacity=relay.capacity if relay else max_steps,
                         memory=relay.memory if relay else 0)
         if reserved < max_steps and scheme.after_video:
             raise ValueError(f'reserved_steps must be at least max_steps, {max_steps}, not '
                              f'{reserved}: the text would be where later video is')
         return found
+
+
+    def _relay_of(self, defaults: StreamDefaults) -> tuple[int, int]:
+        """Return capacity and memory; a checkpoint's own go with its own max_steps alone."""
+        if self.max_steps or self.capacity:
+            return self.capacity, self.memory
+        return defaults.capacity, defaults.memory if self.memory < 0 else self.memory
 
 
 SETTINGS = settings_of(SessionConfig)
