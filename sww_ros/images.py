@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+import re
 from typing import Any
 
 import cv2
@@ -57,7 +58,12 @@ _LAYOUTS = {
                           ('gbrg', cv2.COLOR_BayerGR2RGB), ('grbg', cv2.COLOR_BayerGB2RGB))
     for bits in (8, 16)
 }
+_SEGMENT = re.compile(rb'\xff([\x02-\xcf\xda-\xfe])(..)', re.DOTALL)
+_FRAMES = {*range(0xc0, 0xd0)} - {0xc4, 0xc8, 0xcc}
+"""A jpeg's segments that have a length, and those of them that hold the size of the picture."""
 _DEPTH = ('16UC1', '32FC1')
+MAX_PIXELS = 1 << 26
+"""In a compressed image; 8192 x 8192, which is 200 MB of pixels."""
 ENCODINGS = tuple(_LAYOUTS)
 """What `image_to_rgb` reads."""
 WRITABLE_ENCODINGS = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', 'mono16', '8UC1', '8UC3', '8UC4',
@@ -102,7 +108,8 @@ def compressed_to_rgb(msg: Any) -> np.ndarray:
     Return the pixels of a sensor_msgs/CompressedImage (jpeg, png), (height, width, 3) uint8 RGB.
 
     :param msg: the message, or anything with its fields `format` and `data`
-    :raises ValueError: for an empty or undecodable image, or compressed depth
+    :raises ValueError: for an empty or undecodable image, one of more than MAX_PIXELS, or
+        compressed depth
     """
     if 'compressedDepth' in msg.format:
         raise ValueError(f'compressed image of format {msg.format!r} holds depth, not colors; '
@@ -110,8 +117,13 @@ def compressed_to_rgb(msg: Any) -> np.ndarray:
     data = _bytes(msg.data)
     if not data.size:
         raise ValueError(f'empty compressed image (format {msg.format!r}): it has no data')
+    # First: a hundred broken bytes can say that they are a gigapixel, and are given the memory.
+    width, height = _said_size(data.tobytes())
+    if width * height > MAX_PIXELS:
+        raise ValueError(f'a compressed image of {width}x{height} pixels is too large: at most '
+                         f'{MAX_PIXELS} are taken')
     try:
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if width * height else None
     except cv2.error:
         bgr = None  # OpenCV returns None or raises, depending on what is broken.
     if bgr is None:
@@ -141,6 +153,26 @@ def rgb_to_image(pixels: np.ndarray, header: Any, encoding: str = 'rgb8', step: 
     data.frombytes(rows.data)
     return Image(header=header, height=height, width=pixels.shape[1], encoding=encoding,
                  is_bigendian=0, step=rows.shape[1], data=data)
+
+
+def _said_size(data: bytes) -> tuple[int, int]:
+    """Return width and height as the head of a jpeg or png has them; 0, 0 for a broken one."""
+    if data.startswith(b'\x89PNG\r\n\x1a\n'):
+        at = 8
+        while at < len(data):
+            size = int.from_bytes(data[at:at + 4], 'big')
+            if size > len(data):  # OpenCV makes room for a chunk before it reads it.
+                return 0, 0
+            at += 12 + size
+        return int.from_bytes(data[16:20], 'big'), int.from_bytes(data[20:24], 'big')
+    at = 2 if data.startswith(b'\xff\xd8') else len(data)
+    while segment := _SEGMENT.search(data, at):
+        marker, size = segment[1][0], int.from_bytes(segment[2], 'big')
+        if marker in _FRAMES:
+            frame = data[segment.end() + 1:segment.end() + 5]
+            return int.from_bytes(frame[2:], 'big'), int.from_bytes(frame[:2], 'big')
+        at = segment.end() + max(0, size - 2)
+    return 0, 0
 
 
 def _check_size(layout: _Layout, encoding: str, width: int, height: int) -> None:

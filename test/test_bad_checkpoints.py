@@ -100,6 +100,7 @@ def refused(folder, *words):
     (STREAMING, dict(silence_token=['x']), 'silence_token'),
     ((), dict(speak_while_watching=[1]), 'speak_while_watching'),
     ((), dict(text_config=[1]), 'text_config'),
+    ((), dict(model_type=['qwen2_5_vl']), 'it is a'),
     ((), dict(vision_config=3), 'vision_config'),
     ((), dict(quantization_config=dict(quant_method='awq')), 'quantized'),
 ])
@@ -124,6 +125,17 @@ def test_the_flat_form_of_a_config_is_held_to_the_same(copied):
     refused(copied, 'mrope_section [1, 1, 1] adds up to 3, not to 6')
     edit(copied, 'config.json', put((), num_hidden_layers=10 ** 9))
     refused(copied, 'num_hidden_layers')
+
+
+@pytest.mark.parametrize('file, values, words', [
+    ('generation_config.json', dict(eos_token_id=''), 'eos_token_id'),
+    ('generation_config.json', dict(eos_token_id={}), 'eos_token_id'),
+    ('tokenizer_config.json', dict(model_max_length=[]), 'its tokenizer cannot be loaded'),
+])
+def test_what_only_shows_in_use_is_refused_as_it_loads(copied, file, values, words):
+    """Found by test/fuzz.py."""
+    edit(copied, file, put((), **values))
+    refused(copied, words)
 
 
 @pytest.mark.parametrize('file', ['config.json', 'generation_config.json', 'tokenizer.json',

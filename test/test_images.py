@@ -3,6 +3,7 @@
 from array import array
 from pathlib import Path
 import re
+import resource
 import time
 from types import SimpleNamespace
 
@@ -194,6 +195,28 @@ def test_gray_jpeg_becomes_color():
     data = cv2.imencode('.jpg', GRAY)[1]
     assert compressed_to_rgb(SimpleNamespace(format='jpeg', data=data.tobytes())).shape == (
         HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize('extension, at', [('.png', 16), ('.jpg', None)])
+def test_a_small_picture_that_says_it_is_huge_is_refused_before_it_has_the_memory(
+        extension: str, at: int | None):
+    data = bytearray(cv2.imencode(extension, picture())[1].tobytes())
+    frame = data.index(b'\xff\xc0') + 5 if at is None else at
+    half = 2 if at is None else 4
+    data[frame:frame + 2 * half] = 2 * (30000).to_bytes(half, 'big')
+    with pytest.raises(ValueError, match='of 30000x30000 pixels is too large'):
+        compressed_to_rgb(SimpleNamespace(format='x', data=bytes(data)))
+
+
+def test_a_png_with_a_piece_that_says_it_is_huge_is_refused_before_it_has_the_memory():
+    """Found by test/fuzz.py: OpenCV takes 2 GiB for it."""
+    data = bytearray(cv2.imencode('.png', picture())[1].tobytes())
+    piece = data.index(b'IDAT') - 4
+    data[piece:piece + 4] = b'\x7f\xff\xff\xff'
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match='cannot decode'):
+        compressed_to_rgb(SimpleNamespace(format='png', data=bytes(data)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # KiB
 
 
 @pytest.mark.parametrize('image_format, data, words', [

@@ -175,3 +175,18 @@ def test_more_memory_moves_offline_text_behind_it(offline):
 def test_offline_text_is_not_put_among_video(offline):
     with pytest.raises(ValueError, match='reserved_steps must be at least max_steps, 12, not 5'):
         Session(offline, SessionConfig(reserved_steps=5))
+
+
+@pytest.mark.parametrize('name, value', [
+    ('position_gap', None), ('wait_k', 'three'), ('max_steps', 2.5), ('question_timeout_s', []),
+    ('repetition_penalty', 'much'), ('device', 3), ('dtype', None), ('prompt', 7),
+    ('overlap', ['fused']), ('schedule_seed', {})])
+def test_a_setting_of_another_type_is_refused_in_words(name, value):
+    """Found by test/fuzz.py: a TypeError, or later on one of whatever used it."""
+    with pytest.raises(ValueError, match=f'{name} must be .*, not'):
+        SessionConfig(**{name: value})
+
+
+def test_numbers_of_numpy_and_whole_seconds_are_settings():
+    config = SessionConfig(max_steps=np.int64(5), question_timeout_s=3, narrate=np.bool_(False))
+    assert (config.max_steps, config.question_timeout_s, bool(config.narrate)) == (5, 3, False)

@@ -103,6 +103,10 @@ class Household:
         self._children.append(child)
         return child
 
+    def forget(self, child: Child) -> None:
+        """Watch no more over a process that is about to end, or has."""
+        self._children.remove(child)
+
     def check(self) -> None:
         """
         Make sure that nobody died.

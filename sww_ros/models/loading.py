@@ -114,7 +114,9 @@ def _tokenizer(source: str, files: Files, options: dict):
         raise CheckpointError(f'it has no tokenizer: tokenizer.json, or {" and ".join(parts)}, '
                               'are missing; copy them from the checkpoint that it was made from')
     try:
-        return AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer('x', add_special_tokens=False)  # Some of its settings are looked at only now.
+        return tokenizer
     except Exception as error:  # noqa: BLE001 - each of its files has errors of its own kind
         raise CheckpointError(f'its tokenizer cannot be loaded: {told(error)}') from error
 
@@ -230,7 +232,9 @@ def _token(tokenizer, token: object) -> int:
 
 def _stop_tokens(net: Any, tokenizer: Any, family: Family) -> frozenset[int]:
     stop = net.generation_config.eos_token_id if net.generation_config else None
-    stop = stop if isinstance(stop, (list, tuple)) else [stop]
+    stop = [*stop] if isinstance(stop, (list, tuple)) else [stop]
+    if not all(token is None or type(token) is int for token in stop):
+        raise CheckpointError(f'eos_token_id must be a token or a list of them, not {stop!r}')
     named = [tokenizer.convert_tokens_to_ids(family.turns.end), tokenizer.eos_token_id]
     return frozenset(int(t) for t in (*stop, *named) if t is not None)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser, _ArgumentGroup
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 Value = bool | int | float | str
@@ -19,6 +20,10 @@ BOOLEAN_TEXTS = ('true', 'false', 'True', 'False')
 
 LIBRARY, START, CONFIGURE, LIVE = 'library', 'start', 'configure', 'live'
 """When it may change on a node: it is none of its parameters; never; unconfigured; always."""
+
+_ARTICLES = dict(bool='a bool', integer='an integer', double='a double', string='a string')
+_TYPES: dict[str, Any] = dict(bool=object, integer=Integral, double=Real, string=str)
+"""What will do in a program, beside the very type: NumPy's numbers too, and for bool anything."""
 
 WHEN = {
     LIBRARY: 'No parameter of a node.',
@@ -83,17 +88,19 @@ class Setting:
         """
         if type(value) is not type(self.default):
             hint = f': write {float(value)}' if self.kind == 'double' and type(value) is int else ''
-            article = 'an' if self.kind == 'integer' else 'a'
-            raise ValueError(f'{self.name} must be {article} {self.kind}, not {value!r}{hint}')
+            raise ValueError(f'{self.name} must be {_ARTICLES[self.kind]}, not {value!r}{hint}')
         self.check_range(value)
         return value
 
     def check_range(self, value: Any) -> None:
         """
-        Check a value of the right type.
+        Check a value; where Python takes another type as well (an int as a float), so does this.
 
-        :raises ValueError: for one that is no choice, or out of the range
+        :raises ValueError: for one of a type that will not do, that is no choice, or out of the
+            range
         """
+        if not isinstance(value, _TYPES[self.kind]):
+            raise ValueError(f'{self.name} must be {_ARTICLES[self.kind]}, not {value!r}')
         allowed = self.allowed
         if allowed and value not in allowed:
             raise ValueError(f'{self.name} must be one of {", ".join(filter(None, allowed))}, '

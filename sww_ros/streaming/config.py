@@ -116,6 +116,8 @@ class SessionConfig:
         False, 'Whether a checkpoint that is not on this machine may be downloaded from the hub.')
 
     def __post_init__(self) -> None:
+        for declared in SETTINGS:
+            declared.check_range(getattr(self, declared.name))
         if self.prompt != '':
             check_prompt(self.prompt)
         penalty = self.repetition_penalty
@@ -125,8 +127,6 @@ class SessionConfig:
         if penalty and not 1.0 <= penalty < math.inf:
             raise ValueError(f'repetition_penalty must be at least 1.0, not {penalty}; 0 '
                              'means that of the checkpoint')
-        for declared in SETTINGS:
-            declared.check_range(getattr(self, declared.name))
 
     def resolved(self, checkpoint: Checkpoint) -> SessionConfig:
         """

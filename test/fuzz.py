@@ -1,0 +1,387 @@
+"""
+Feeds what no program means to send: images, messages, questions, checkpoints, settings.
+
+`python test/fuzz.py --target NAME --minutes 10` makes up cases until the time is over, and ends
+with exit code 1 at the first that breaks what has to hold: success, or an error of our own kind
+(ValueError), in bounded time and memory. test/test_fuzz.py plays some of a fixed seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+import faulthandler
+from functools import cache
+import json
+from pathlib import Path
+import resource
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from types import SimpleNamespace
+
+import cv2
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+import numpy as np
+from rclpy.parameter import Parameter
+
+from sww_ros import nodes
+from sww_ros.engine.supervision import EngineError, Supervision
+from sww_ros.engine.worker import Worker
+from sww_ros.evaluation.random_model import SMALL, save_random
+from sww_ros.images import ENCODINGS, compressed_to_rgb, image_to_rgb
+from sww_ros.models.loading import CheckpointError, load
+from sww_ros.nodes.reporting import _duration, _time
+from sww_ros.streaming.config import SETTINGS, SessionConfig
+from sww_ros.streaming.events import Event, QuestionState, TextDelta, Trouble, event_to_dict
+from sww_ros.streaming.session import Session
+from sww_ros.wire import Channel, LostChannel
+
+LONGEST_S = 60
+LARGEST = 1 << 30
+"""How long a case may take [s], and by how much the process may grow [bytes]."""
+IDLE_S = 40.0
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+    | st.sampled_from([0, -1, 1, 2 ** 31, 2 ** 32 - 1, 2 ** 63, 10 ** 12, 'x', '']),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.text(max_size=8), inner, max_size=4), max_leaves=6)
+WORDS = (st.text(max_size=60)
+         | st.text(st.characters(), max_size=12).map(lambda text: text * 300)
+         | st.sampled_from(['<|im_end|>', '\ud800', '\x00', '<|vision_start|>' * 40, ' ',
+                            '🦊' * 600, 'narration', 'What colour is the square?']))
+UINT32 = st.sampled_from([0, 1, 2, 3, 4, 7, 8, 12, 16, 24, 2 ** 31, 2 ** 32 - 1]) | st.integers(
+    0, 2 ** 32 - 1)
+STAMPS = st.integers(-2 ** 63, 2 ** 63 - 1) | st.integers() | st.sampled_from([0, -1, 10 ** 9])
+
+
+class Broken(AssertionError):
+    """What has to hold does not."""
+
+
+class Hang(BaseException):
+    """A case takes too long; of no kind that anybody catches."""
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Make sure that what is done within takes neither too long nor too much memory."""
+    def end(*_: object) -> None:
+        raise Hang(f'not done after {LONGEST_S} s')
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(LONGEST_S)
+    faulthandler.dump_traceback_later(3 * LONGEST_S, exit=True)  # Native code hears no signal.
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    if grown > LARGEST:
+        raise Broken(f'the process grew by {grown >> 20} MiB')
+
+
+@cache
+def folder() -> Path:
+    """Return the folder of a small random checkpoint."""
+    path = Path(tempfile.mkdtemp(prefix='fuzz-'))
+    save_random(path, SMALL, 1)
+    return path
+
+
+@cache
+def session() -> Session:
+    """Return a session that always has something to say, and waits for nothing."""
+    return Session(load(str(folder())), SessionConfig(
+        overlap='fused', max_answer_tokens=3, question_timeout_s=0.01, max_steps=8))
+
+
+@contextmanager
+def fails(*kinds: type[Exception]) -> Iterator[None]:
+    """Allow for errors of these kinds, whose words are text."""
+    try:
+        yield
+    except kinds as error:
+        str(error).encode()  # Whoever logs it must not fail in turn.
+
+
+# The targets: each draws one case and plays it.
+
+def play_images(data: st.DataObject) -> None:
+    """What a camera driver may publish, as sensor_msgs/Image, CompressedImage and stamps."""
+    encoding = data.draw(st.sampled_from([*ENCODINGS, '', '32FC1', 'x']) | st.text(max_size=8))
+    height, width, step = data.draw(st.tuples(UINT32, UINT32, UINT32))
+    size = data.draw(st.sampled_from([0, 1, height * step, height * step - 1, height * width * 3]))
+    content = data.draw(st.binary(max_size=64)) * (min(size, 1 << 16) // 8 + 1)
+    message = SimpleNamespace(encoding=encoding, height=height, width=width, step=step,
+                              is_bigendian=data.draw(st.integers(0, 255)),
+                              data=content[:min(size, 1 << 16)])
+    with fails(ValueError):
+        check_pixels(image_to_rgb(message), (height, width))
+    suffix = data.draw(st.sampled_from(['.jpg', '.png', '.bmp', '.tiff']))
+    picture = bytearray(cv2.imencode(suffix, np.full((9, 16, 3), 77, np.uint8))[1].tobytes())
+    message = SimpleNamespace(format=data.draw(st.text(max_size=9) | st.just('jpeg')),
+                              data=mutated(data, picture))
+    with fails(ValueError):
+        check_pixels(compressed_to_rgb(message), None)
+    stamp_ns = data.draw(st.integers(-2 ** 31, 2 ** 31 - 1)) * 10 ** 9 + data.draw(UINT32)
+    _time(stamp_ns)
+    _duration(time.time_ns() - stamp_ns)
+
+
+def check_pixels(pixels: np.ndarray, size: tuple[int, int] | None) -> None:
+    """Check what a conversion returns."""
+    if (pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3
+            or size and pixels.shape[:2] != size or not pixels.flags.c_contiguous):
+        raise Broken(f'{pixels.shape} {pixels.dtype}')
+
+
+def mutated(data: st.DataObject, content: bytearray, within: int = 1 << 20) -> bytes:
+    """Return bytes of which some are others, or are missing, or come twice."""
+    for _ in range(data.draw(st.integers(0, 4))):
+        at = data.draw(st.integers(0, min(within, max(0, len(content) - 1))))
+        how = data.draw(st.sampled_from(['set', 'word', 'cut', 'insert']))
+        if how == 'cut':
+            del content[at:at + data.draw(st.integers(1, 64))]
+        elif how == 'insert':
+            content[at:at] = data.draw(st.binary(min_size=1, max_size=8))
+        else:
+            new = data.draw(st.binary(min_size=1, max_size=1) if how == 'set'
+                            else st.sampled_from([b'\xff\xff', b'\x7f\xff\xff\xff', b'\0\0\0\0']))
+            content[at:at + len(new)] = new
+    return bytes(content)
+
+
+def play_wire(data: st.DataObject) -> None:
+    """Bytes on the socket, commands to the engine, events from it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        header = json.dumps(data.draw(ANY)).encode()
+        message = bytearray(len(header).to_bytes(4, 'big') + (3).to_bytes(4, 'big') + header
+                            + b'abc')
+        ours.sendall(mutated(data, message) + data.draw(st.binary(max_size=40)))
+        ours.shutdown(socket.SHUT_WR)
+        receive_all(Channel(theirs))
+    header = data.draw(st.fixed_dictionaries({}, optional=dict(
+        command=st.sampled_from(['feed', 'ask', 'cancel', 'set_prompt', 'reset', 'pause', 'open'])
+        | ANY, question=ANY | WORDS, question_id=ANY | WORDS, prompt=ANY | WORDS, paused=ANY,
+        shape=ANY | st.lists(st.integers(-1, 60), min_size=3, max_size=3), stamp_ns=ANY | STAMPS,
+        received_ns=ANY, last=ANY)))
+    obey(header, bytearray(data.draw(st.binary(max_size=64)) * 99))
+    supervision = Supervision(SessionConfig(), [0.1])
+    supervision.started('engine')
+    supervision.became_ready({'default_prompt': 'x'})
+    supervision.ask('what?', 'q1')
+    for _ in range(data.draw(st.integers(1, 4))):
+        kind = data.draw(st.sampled_from(Event.__args__))
+        event = {field.name: data.draw(ANY | st.integers(0, 9) | st.just('q1'))
+                 for field in fields(kind)} | dict(type=kind.type)
+        event = data.draw(st.just(event) | st.dictionaries(st.sampled_from([
+            'type', 'prompt', 'kept']), ANY | st.just('refused')))
+        with fails(ValueError, TypeError, AttributeError):  # For which the client gives it up.
+            supervision.received(event)
+    supervision.lost()
+    supervision.ended('gone')
+    if supervision.answers.questions:
+        raise Broken('a question is left open')
+
+
+def receive_all(channel: Channel) -> None:
+    """Read until the end, or what is no message."""
+    while True:
+        try:
+            if channel.receive() is None:
+                return
+        except LostChannel:
+            return
+        except ValueError:
+            pass
+
+
+def obey(header: dict, payload: bytearray) -> None:
+    """Have the engine's process obey, and its session come to rest."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = Worker(Channel(ours))
+        worker._session = session()
+        worker._obey(header, payload)
+        ours.shutdown(socket.SHUT_WR)
+        receive_all(Channel(theirs))
+    check_rest(set())
+
+
+def check_rest(asked: set[str]) -> None:
+    """Check that all is said, can be sent, and that each question has ended."""
+    if not session().wait_idle(IDLE_S):
+        raise Broken('it does not come to rest')
+    events = session().drain()
+    for event in events:
+        json.dumps(event_to_dict(event)).encode()
+        if isinstance(event, Trouble):
+            raise Broken(event.message)
+    ended = {event.stream_id for event in events if isinstance(event, TextDelta) and event.final}
+    ended |= {event.question_id for event in events
+              if isinstance(event, QuestionState) and event.state == 'rejected'}
+    if left := asked - ended:
+        raise Broken(f'{left} did not end')
+
+
+def play_questions(data: st.DataObject) -> None:
+    """What people ask, at any moment, with any id, about frames of any stamp."""
+    watching, asked = session(), set()
+    for _ in range(data.draw(st.integers(1, 6))):
+        with fails(ValueError):
+            match data.draw(st.sampled_from(['ask', 'ask', 'cancel', 'prompt', 'feed', 'pause',
+                                             'reset'])):
+                case 'ask':
+                    asked.add(watching.ask(data.draw(WORDS), data.draw(WORDS | st.none())))
+                case 'cancel':
+                    watching.cancel(data.draw(st.sampled_from([*asked, 'x'])))
+                case 'prompt':
+                    watching.set_prompt(data.draw(WORDS))
+                case 'feed':
+                    shape = data.draw(st.tuples(*[st.integers(0, 60)] * 2, st.integers(1, 4)))
+                    frame = np.zeros(shape, data.draw(st.sampled_from(['uint8', 'float32'])))
+                    watching.feed(frame, data.draw(STAMPS), data.draw(STAMPS),
+                                  data.draw(st.booleans()))
+                case 'pause':
+                    watching.pause(data.draw(st.booleans()))
+                case 'reset':
+                    watching.reset()
+    watching.pause(False)
+    check_rest(asked)
+    supervision = Supervision(SessionConfig(), [])
+    with fails(ValueError, EngineError):
+        supervision.ask(data.draw(WORDS | ANY), data.draw(WORDS))
+
+
+def play_checkpoints(data: st.DataObject) -> None:
+    """Files of a checkpoint, of which one is changed."""
+    with tempfile.TemporaryDirectory(prefix='fuzz-') as name:
+        copy = shutil.copytree(folder(), Path(name, 'model'))
+        file = copy / data.draw(st.sampled_from(sorted(path.name for path in copy.iterdir())))
+        content = bytearray(file.read_bytes())
+        if file.suffix == '.safetensors':
+            length = int.from_bytes(content[:8], 'little')
+            header = json.loads(content[8:8 + length])
+            how = data.draw(st.sampled_from(['header', 'bytes']))
+            if how == 'header':
+                changed = json.dumps(change(data, header)).encode()
+                content = bytearray(len(changed).to_bytes(8, 'little') + changed
+                                    + content[8 + length:])
+            file.write_bytes(content if how == 'header' else mutated(data, content, 4096))
+        elif file.suffix == '.json' and data.draw(st.integers(0, 3)):
+            file.write_text(json.dumps(change(data, json.loads(content))))
+        else:
+            file.write_bytes(mutated(data, content))
+        with fails(CheckpointError):
+            load(str(copy))
+
+
+def change(data: st.DataObject, content: object) -> object:
+    """Return plain data in which something, at any depth, is something else, or is missing."""
+    if not isinstance(content, dict | list) or not content or not data.draw(st.integers(0, 5)):
+        return data.draw(ANY)
+    key = data.draw(st.sampled_from([*content] if isinstance(content, dict)
+                                    else range(min(len(content), 9))))
+    copy = content.copy()
+    if data.draw(st.integers(0, 5)):
+        copy[key] = change(data, content[key])
+    else:
+        del copy[key]
+    return copy
+
+
+def play_settings(data: st.DataObject) -> None:
+    """Settings of any type and size, of the library and of the node; a session with what passes."""
+    names = data.draw(st.lists(st.sampled_from(SETTINGS), max_size=4, unique=True))
+    values = {of.name: data.draw(
+        ANY | st.integers(of.low - 1, of.high + 1) if of.kind == 'integer'
+        else ANY | st.floats() if of.kind == 'double'
+        else ANY | st.sampled_from([*of.allowed, 'cpu', 'float32', 'float16'])) for of in names}
+    for of in names:
+        with fails(ValueError):
+            of.check(values[of.name])
+        with fails(ValueError):
+            of.parse(str(values[of.name]))
+    check_parameters(values)
+    with fails(ValueError):
+        config = SessionConfig(**values)
+        if (config.frame_width * config.frame_height > 1 << 16 or config.device != 'cpu'
+                or config.overlap in ('auto', 'processes')):
+            return  # Slow for a good reason, or tried elsewhere.
+        with Session(session()._checkpoint, config) as opened:
+            for last in (False, False, False, True):
+                opened.feed(np.zeros((56, 56, 3), np.uint8), last=last)
+            with fails(ValueError):
+                opened.ask('what?')
+            if not opened.wait_idle(IDLE_S):
+                raise Broken('it does not come to rest')
+            if troubles := [event for event in opened.drain() if isinstance(event, Trouble)]:
+                raise Broken(troubles[0].message)
+
+
+def check_parameters(values: dict) -> None:
+    """Check that the node takes or refuses them in words."""
+    present = {of.name: of.default for of in nodes.SETTINGS}
+    changes = []
+    for name, value in values.items():
+        try:
+            changes.append(Parameter(name, value=value))
+        except TypeError:  # Of no type that a parameter can have.
+            pass
+    result = nodes.check(changes, present, False)
+    if not result.successful and not result.reason:
+        raise Broken('refused without a word')
+
+
+TARGETS: dict[str, Callable[[st.DataObject], None]] = dict(
+    images=play_images, wire=play_wire, questions=play_questions, checkpoints=play_checkpoints,
+    settings=play_settings)
+
+
+def fuzz(target: str, examples: int, number: int) -> None:
+    """
+    Play so many cases of a target.
+
+    :param number: which cases: the same again for the same number
+    """
+    def play(data: st.DataObject) -> None:
+        with bounded():
+            TARGETS[target](data)
+    checks = settings(max_examples=examples, database=None, deadline=None,
+                      suppress_health_check=list(HealthCheck), print_blob=True,
+                      phases=[Phase.generate, Phase.shrink])
+    seed(number)(checks(given(st.data())(play)))()
+
+
+def main() -> int:
+    """Play until the time is over; return 1 if something broke."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
+    parser.add_argument('--target', choices=TARGETS, required=True)
+    parser.add_argument('--minutes', type=float, default=10.0)
+    parser.add_argument('--json', type=Path, help='file to which the figures are added')
+    arguments = parser.parse_args()
+    begun_s, number, examples = time.monotonic(), 0, 100
+    while time.monotonic() - begun_s < 60 * arguments.minutes:
+        number += 1
+        fuzz(arguments.target, examples, number)
+    figures = dict(minutes=round((time.monotonic() - begun_s) / 60, 1), cases=number * examples,
+                   broken=0)
+    print(arguments.target, figures)
+    if arguments.json:
+        known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+        arguments.json.write_text(json.dumps(known | {arguments.target: figures}, indent=1) + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

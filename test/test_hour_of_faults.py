@@ -1,0 +1,27 @@
+"""The short form of `python -m experiments.faults`: each kind of fault once, without a pause."""
+
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+from experiments.faults import broken, kinds
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.timeout(600)
+def test_the_narrator_outlives_every_kind_of_fault(ros_domain: int, tmp_path: Path):
+    file = tmp_path / 'faults.json'
+    run = subprocess.run(
+        [sys.executable, '-m', 'experiments.faults', '--every', '0', '--outage', '4', '--json',
+         str(file)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert file.exists(), run.stdout
+    result = json.loads(file.read_text())
+    assert sorted(entry['fault'] for entry in result['faults']) == sorted(kinds())
+    # Memory and threads grow with the first faults of each kind, and then no more: an hour shows.
+    assert set(broken(result['summary'])) <= {'leaked_rss_mib', 'leaked_threads'}, run.stdout
+    assert result['summary']['leaked_rss_mib'] < 64 and result['summary']['leaked_threads'] < 32
+    assert len(file.with_suffix('.log').read_text().splitlines()) == len(kinds())
