@@ -88,8 +88,10 @@ def test_the_proof_fails_when_a_lane_is_used_again_while_it_is_read(subjects, mo
     monkeypatch.setattr(ModelRunner, '_take_back',
                         lambda self, video, lane: self._free.append(lane))
     seeds = [seed for seed in range(60) if can_relay(seed) and kind_of(seed)[2] == 'serial']
-    outcomes = [run_case(subjects[1], seed, hand_overs=True) for seed in seeds[:3]]
-    assert max(outcome.error for outcome in outcomes) > TOLERANCE[subjects[1].dtype]
+    with pytest.raises(AssertionError):  # Two streams write one lane, or read what is another's.
+        for seed in seeds:
+            outcome = run_case(subjects[1], seed, hand_overs=True)
+            assert outcome.error <= TOLERANCE[subjects[1].dtype]
 
 
 def test_the_proof_fails_when_a_row_sees_one_step_less_than_it_says(subjects, monkeypatch):

@@ -1,6 +1,7 @@
 """The relay: what the core decides, and that each of a video's streams is the stock model's."""
 
 import gc
+import itertools
 import os
 import random
 import time
@@ -14,12 +15,13 @@ import torch
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, Restarted, StepPerceived, TextDelta, Trouble
-from sww_ros.streaming.jobs import Carry, Open, Perceive
+from sww_ros.streaming.jobs import Carry, Decoded, Open, Perceive, Spoken
 from sww_ros.streaming.kv import Lane
 from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import RULES
 from sww_ros.streaming.session import Session
+from sww_ros.streaming.text import TextAssembler
 
 PARALLEL = ('gdpe', 'gipe', 'ospe', 'offline')
 STEPS = 17
@@ -75,6 +77,40 @@ def test_every_stream_of_a_relay_is_the_stock_models(models, scheme, overlap):
     assert not [event for event in texts if event.final and event.stream_id == NARRATION]
     for question in ('q1', 'q2'):
         assert sum(event.final for event in texts if event.stream_id == question) == 1
+
+
+@pytest.mark.parametrize('overlap', ['serial', 'processes'])
+def test_what_was_said_before_the_carried_steps_stands_in_the_prefix(
+        models, monkeypatch, overlap):
+    numbers = itertools.count()
+    monkeypatch.setattr(TextAssembler, 'add', lambda *_: ('a', f'S{next(numbers)}.'))
+    config = SessionConfig(overlap=overlap, record_trace=True, wait_k=2, max_steps=8, capacity=6,
+                           memory=2, max_pending_frames=64, previous_sentences=2)
+    with Session(models[1], config) as session:
+        events = watch(session, random.Random(1))
+        tokens, wrong, error = differing(session, models[0])
+        traces = session.traces()
+        prefixes = [models[1].tokenizer.decode(trace.ids[trace.step < 0]) for trace in traces]
+    assert tokens > STEPS and (wrong, error < 1e-9) == (0, True)
+    sentences = [event.sentence for event in events if isinstance(event, TextDelta)
+                 and event.stream_id == NARRATION and event.sentence]
+    assert len(traces) > 3 and sentences[0] not in prefixes[0]
+    for prefix in prefixes[2:]:
+        assert sum(f'{first} {second}' in prefix
+                   for first, second in zip(sentences, sentences[1:])) == 1
+
+
+def test_only_what_was_said_before_the_carried_steps_is_told_again():
+    play = Play(relay=Relay(4, 2, 6, sentences=1), schedule='wait_k')
+    for number in range(4):
+        play.feed()
+        play.perceive()
+        play.done(play.take_decode())
+        play.tell(Decoded(play.take_decode(), (Spoken('text', 'a', f'S{number}.'),)))
+    assert play.core.video.successor.standing == 'Tell.\nS1.'
+    prepare(play)
+    assert play.core.video.base == 2 and play.core.video.standing == 'Tell.\nS1.'
+    assert [text for _, text in play.core.video.told] == ['S1.', 'S2.', 'S3.']
 
 
 def test_in_processes_words_that_are_not_shared_are_repeated_by_the_generating_side(

@@ -53,6 +53,8 @@ from sww_ros.streaming.trace import Trace
 EXECUTORS = tuple(RULES)
 _SCHEMES = tuple(SCHEMES)
 KINDS = len(_SCHEMES) * len(SCHEDULES)
+PATIENCE_S = 900.0
+"""How long a case may take to come to rest, on a machine that does other things first."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 
@@ -116,7 +118,8 @@ def relay_of(seed: int, always: bool = False) -> dict:
         return {}
     memory = chance.randint(1, 4)
     capacity = memory + chance.randint(1, 3)
-    return dict(memory=memory, capacity=capacity, max_steps=capacity + chance.randint(1, 3))
+    return dict(memory=memory, capacity=capacity, max_steps=capacity + chance.randint(1, 3),
+                previous_sentences=chance.randint(0, 3))
 
 
 def run_case(subject: Subject, seed: int, hand_overs: bool = False) -> Outcome:
@@ -165,7 +168,7 @@ def run_case(subject: Subject, seed: int, hand_overs: bool = False) -> Outcome:
             feed(ends and step == steps - 1, step)
             if chance.random() < 0.4:
                 session.ask('x' * chance.randint(1, 20))
-        assert session.wait_idle(60), f'case {seed} did not come to rest'
+        assert session.wait_idle(PATIENCE_S), f'case {seed} did not come to rest'
         events = session.drain()
         trouble = [event for event in events if isinstance(event, Trouble)]
         assert not trouble, f'case {seed}: {trouble[0].message}'

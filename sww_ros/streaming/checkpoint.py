@@ -16,7 +16,8 @@ from sww_ros.streaming.positions import DEFAULT_SCHEME, GIPE_GAP, SCHEMES, Video
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.schedule import SCHEDULES
 
-_LEAST = {'wait_k': 1, 'max_steps': 1, 'position_gap': 0, 'capacity': 0, 'memory': -1}
+_LEAST = {'wait_k': 1, 'max_steps': 1, 'position_gap': 0, 'capacity': 0, 'memory': -1,
+          'previous_sentences': 0}
 """A session's 0 is what is said here, so most must be more."""
 _LONGEST_STEP_S = 3600.0
 _FASTEST_CLOCK = 1000.0
@@ -41,6 +42,7 @@ class StreamDefaults:
     max_steps: int = 64
     capacity: int = 0
     memory: int = -1
+    previous_sentences: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in (('position_encoding', SCHEMES), ('schedule', SCHEDULES)):

@@ -90,6 +90,10 @@ class SessionConfig:
         -1, 'How many of the last steps, and the words about them, the next stream begins with; 0: '
         'none, the video begins anew after max_steps; -1: as the checkpoint says, or two fifths '
         'of capacity.', low=-1, high=MAX_STEPS)
+    previous_sentences: int = setting(
+        -1, 'How many of the last sentences before those steps the next stream is told in its '
+        'prefix; -1: as the checkpoint was trained, which is none if it does not say.', low=-1,
+        high=1000)
     reserved_steps: int = setting(
         0, 'Steps of video before the positions of text in offline positions, where text is spoken '
         'before the video has ended; 0: as the checkpoint was trained, or max_steps if that is '
@@ -151,8 +155,11 @@ class SessionConfig:
         # With interleaved positions text and video are one lane, and offline nothing is said yet.
         relay = (None if scheme.serial or self.schedule == 'offline'
                  else Relay.plan(max_steps, *self._relay_of(defaults)))
+        sentences = self.previous_sentences
         found = replace(found, capacity=relay.capacity if relay else max_steps,
-                        memory=relay.memory if relay else 0)
+                        memory=relay.memory if relay else 0,
+                        previous_sentences=defaults.previous_sentences if sentences < 0
+                        else sentences)
         if reserved < max_steps and scheme.after_video:
             raise ValueError(f'reserved_steps must be at least max_steps, {max_steps}, not '
                              f'{reserved}: the text would be where later video is')

@@ -435,6 +435,8 @@ class Core:
         video.words.append(Word(spoken.token, turn.owner, turn.sees))
         video.fed += 1
         video.unfinished = bool(spoken.unfinished)
+        if spoken.sentence and self._relay and self._relay.sentences:
+            video.told.append((video.base + turn.owner, spoken.sentence))
         resting, reason = budget.in_rest, 'length'
         budget.spend()
         if spoken.kind == 'silence' and resting:

@@ -65,6 +65,9 @@ class Video:
     same `number`; `base` counts the video's steps before its own first, `first` those of the
     stream that it is to relieve. `stream` numbers all streams of a session.
 
+    `told` are the narration's last sentences, each after the step of the video that it belongs to;
+    `before` those that were said before the stream's own steps, to be put into its prefix.
+
     `opened` says that its prefix is in the cache, `ended` that its last step is perceived,
     `spoken` that its narration is over, `unfinished` that it is within a sentence. `words` are
     what its narration has said, the first `fed` of which its own cache has been given.
@@ -86,7 +89,14 @@ class Video:
     fed: int = 0
     successor: Video | None = None
     alone: bool = False
+    told: list[tuple[int, str]] = field(default_factory=list)
+    before: str = ''
     work: Any = None
+
+    @property
+    def standing(self) -> str:
+        """What stands before its first step: the prompt, and what was said before."""
+        return f'{self.prompt}\n{self.before}' if self.before else self.prompt
 
 
 @dataclass(eq=False)

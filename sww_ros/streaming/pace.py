@@ -23,6 +23,8 @@ _CAMERA = (480, 640)
 QUICK_S = 0.3
 """What takes less is measured again, as the first time is rarely the usual one."""
 _REPEATS = 3
+SENTENCE_TOKENS = 32
+"""Room for a sentence that was said before; longer ones are rare."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def video_rows(checkpoint: Checkpoint, config: SessionConfig) -> int:
     height, width = checkpoint.perception.grid(*working_size(checkpoint, config))
     step = height * width + sum(map(len, checkpoint.text_of_step(config.max_steps - 1)))
     rows = len(checkpoint.encode(*around, '', turns.tail)) + config.max_steps * step
+    rows += SENTENCE_TOKENS * config.previous_sentences
     if SCHEMES[config.position_encoding].serial:
         rows += len(checkpoint.encode(turns.assistant)) + config.wait_k * config.max_steps
     return rows

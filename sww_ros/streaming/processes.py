@@ -113,7 +113,7 @@ class ForkingRunner(ModelRunner):
         video, source = job.video, job.source
         video.work = stream = self._begin(video, source)
         unread = [self._unread.pop() for _ in self._unread[:]]
-        reply = self._call(dict(open=video.stream, prompt=video.prompt, first=video.first,
+        reply = self._call(dict(open=video.stream, prompt=video.standing, first=video.first,
                                 source=source.stream if source else None, unread=unread))
         self._follow(reply, stream.lane)
         return Opened(job)

@@ -27,15 +27,17 @@ class Relay:
     When a stream is relieved, in steps.
 
     With `capacity` steps it gets a successor, which begins with the last `memory` of them; it
-    never has more than `max_steps`.
+    never has more than `max_steps`. The last `sentences` before those steps go into its prefix.
     """
 
     capacity: int
     memory: int
     max_steps: int
+    sentences: int = 0
 
     @staticmethod
-    def plan(max_steps: int, capacity: int = 0, memory: int = -1) -> Relay | None:
+    def plan(max_steps: int, capacity: int = 0, memory: int = -1,
+             sentences: int = 0) -> Relay | None:
         """
         Return when streams are relieved; None where they are not, as nothing is carried over.
 
@@ -52,7 +54,7 @@ class Relay:
                 f'memory {memory}, capacity {capacity} and max_steps {max_steps} must rise in '
                 'this order: a stream that has `capacity` steps is relieved by one that begins '
                 'with `memory` of them, and has `max_steps` at most; memory 0 begins anew instead')
-        return Relay(capacity, memory, max_steps)
+        return Relay(capacity, memory, max_steps, sentences)
 
     @property
     def kept(self) -> int:
@@ -72,8 +74,12 @@ class Relay:
     def successor(self, video: Video, stream: int) -> Video:
         """Return the stream that is to relieve one, empty still."""
         first = len(video.steps) - self.memory
+        said = [text for step, text in video.told if step <= video.base + first]
+        # What is older is not asked for again.
+        video.told = video.told[max(0, len(said) - self.sentences):]
         return Video(video.number, video.prompt, video.budget, stream, video.base + first, first,
-                     sights=video.sights)
+                     sights=video.sights, before=' '.join(said[-self.sentences:])
+                     if self.sentences else '')
 
 
 def room_for(capacity: int) -> int:
@@ -108,7 +114,7 @@ def owed(video: Video) -> Words:
 def take_over(video: Video) -> Video:
     """Return the successor of a stream, which goes on where that is."""
     successor = _successor(video)
-    successor.words = _carried(video)
+    successor.words, successor.told = _carried(video), video.told
     successor.budget = video.budget.after(successor.first)
     successor.spoken, successor.unfinished = video.spoken, video.unfinished
     successor.first, video.successor = 0, None

@@ -99,7 +99,7 @@ class ModelRunner:
     def _begin(self, video: Video, source: Video | None) -> Stream:
         checkpoint, config = self._checkpoint, self._config
         turns = checkpoint.turns
-        prefix = checkpoint.encode(*turns.prefix(checkpoint.defaults.system, video.prompt))
+        prefix = checkpoint.encode(*turns.prefix(checkpoint.defaults.system, video.standing))
         head, tail = checkpoint.encode(turns.assistant), checkpoint.encode(turns.tail)
         schedule = (source.work.schedule.after(video.first) if source else
                     make_schedule(config.schedule, config.wait_k, config.schedule_seed))

@@ -87,7 +87,8 @@ class Session:
             settings, prompt=settings.prompt, wait_k=settings.wait_k, max_steps=settings.max_steps,
             frames_per_step=checkpoint.perception.settings.temporal_patch_size,
             serial=scheme.serial, perceptions=AHEAD.get(self._overlap, 1),
-            relay=Relay.plan(settings.max_steps, settings.capacity, settings.memory))
+            relay=Relay.plan(settings.max_steps, settings.capacity, settings.memory,
+                             settings.previous_sentences))
         # The one lock: it guards the core, and wakes whoever waits for a job or for rest.
         self._changed = threading.Condition()
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
