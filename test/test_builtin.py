@@ -18,8 +18,11 @@ from transformers import (
 from sww_ros.__main__ import main as watch
 from sww_ros.evaluation.replay import main as replay
 from sww_ros.models.loading import builtin_path, load
+from sww_ros.shapes.carried import decided_s
+from sww_ros.shapes.carried import run as run_carried
 from sww_ros.shapes.checkpoint import SPECIAL
 from sww_ros.shapes.endurance import measure
+from sww_ros.shapes.grammar import ShapesQuestion, Viewer
 from sww_ros.shapes.long_scenes import run as run_long
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
@@ -174,3 +177,30 @@ def test_a_long_scene_is_told_over_hand_overs():
     assert summary['told_again'] == 0 and summary['questions'] == 15
     anew = run_long('builtin', [5000], 120.0, 2, replace(config, memory=0))['summary']
     assert anew['changes'] == 2 and anew['facts_true'] < summary['facts_true']
+
+
+def test_questions_are_asked_after_hand_overs_and_without_them():
+    """A small sample of docs/benchmarks/carried_answers.json."""
+    config = SessionConfig(overlap='serial')
+    found = run_carried('builtin', [5000], 80.0, 2, config, replace(config, memory=0))
+    summary = found['summary']
+    assert summary['hand_overs'] == 2 and summary['questions_carried'] >= 4
+    assert summary['answers_carried'] >= 0.8 and summary['answers_uncut'] >= 0.8
+    for kind in ('carried', 'before'):
+        counts = found['by_kind'][kind], found['by_kind'][f'{kind}_uncut']
+        assert [{name: each['asked'] for name, each in count.items()} for count in counts] == [
+            {name: each['asked'] for name, each in counts[0].items()}] * 2
+
+
+def test_a_question_about_the_past_is_decided_when_that_was_seen():
+    scene = generate(5000, 60.0)
+    found = set()
+    for at_s in np.arange(5.0, 60.0):
+        if answer := Viewer(scene, at_s).moved_last():
+            question = ShapesQuestion('moved_last', 'Which shape moved last?', answer)
+            decided = decided_s(scene, at_s, question)
+            # Who has seen no more than that gives the same answer, and before it there was none.
+            assert Viewer(scene, decided).moved_last() and decided <= at_s
+            found.add(decided)
+            assert decided_s(scene, at_s, ShapesQuestion('count', '', '')) == at_s
+    assert len(found) > 3

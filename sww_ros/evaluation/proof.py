@@ -251,8 +251,15 @@ def _compare(trace: Trace, subject: Subject) -> tuple[int, int, float]:
 class Tally:
     """What was found by all cases, by precision and by kind."""
 
+    next_seed: int = 0
     by_dtype: dict[str, dict] = field(default_factory=dict)
     by_kind: dict[str, dict] = field(default_factory=dict)
+
+    @staticmethod
+    def read(file: Path) -> Tally:
+        """Return what was found so far."""
+        found = json.loads(file.read_text())
+        return Tally(found.pop('next_seed'), by_kind=found.pop('by_kind'), by_dtype=found)
 
     def add(self, outcome: Outcome, dtype: torch.dtype) -> None:
         entry = self.by_dtype.setdefault(str(dtype).removeprefix('torch.'), dict(
@@ -276,8 +283,8 @@ class Tally:
         return any(entry['differing'] or entry['over'] for entry in self.by_dtype.values())
 
     def __str__(self) -> str:
-        return json.dumps(dict(self.by_dtype, by_kind=dict(sorted(self.by_kind.items()))),
-                          indent=1)
+        return json.dumps(dict(self.by_dtype, by_kind=dict(sorted(self.by_kind.items())),
+                               next_seed=self.next_seed), indent=1)
 
 
 def main() -> None:
@@ -288,15 +295,18 @@ def main() -> None:
     parser.add_argument('--hand-overs', action='store_true',
                         help='play only cases in which streams relieve one another')
     parser.add_argument('--json', type=Path)
+    parser.add_argument('--go-on', action='store_true',
+                        help='add to the cases in the file of --json, which ran with this engine')
     arguments = parser.parse_args()
     subjects = [Subject(seed, dtype) for seed in range(2) for dtype in TOLERANCE]
-    seeds = (seed for seed in count(arguments.first_seed)
+    tally = Tally.read(arguments.json) if arguments.go_on else Tally(arguments.first_seed)
+    seeds = (seed for seed in count(tally.next_seed)
              if can_relay(seed) or not arguments.hand_overs)
-    tally = Tally()
     for number, seed in enumerate(tqdm(islice(seeds, arguments.cases), total=arguments.cases,
                                        unit='case', disable=None), 1):
         subject = subject_of(subjects, seed)
         tally.add(run_case(subject, seed, arguments.hand_overs), subject.dtype)
+        tally.next_seed = seed + 1
         if arguments.json and (number % 100 == 0 or number == arguments.cases):
             arguments.json.write_text(f'{tally}\n')
     print(tally)

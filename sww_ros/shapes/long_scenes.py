@@ -18,6 +18,7 @@ from sww_ros.shapes.grammar import QUESTION_KINDS, ShapesQuestion, make_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Scene, generate
 from sww_ros.shapes.truth import (
+    NARRATE,
     Answers,
     Judgement,
     Utterance,
@@ -73,10 +74,10 @@ class LongScore:
             answers_by_kind={kind: dict(asked=asked[kind], right=right[kind])
                              for kind in QUESTION_KINDS if asked[kind]}, seeds=self.seeds)
 
-    def add(self, heard: _Heard, scene: Scene, steps: int, phase_s: float) -> None:
+    def add(self, heard: _Heard, scene: Scene, steps: int, phase_s: float, prompt: str) -> None:
         """Judge what was heard of a scene."""
         spoken = heard.utterances()
-        verdict = judge(scene, spoken, steps, steps - UNOWED_STEPS, phase_s)
+        verdict = judge(scene, spoken, steps, steps - UNOWED_STEPS, phase_s, prompt)
         again = heard.told_again(spoken, verdict.marks)
         for question_id, question in heard.questions.items():
             self.answers.mark(question, heard.texts, question_id)
@@ -145,7 +146,8 @@ class _Heard:
         return found
 
 
-def play(session: Session, seed: int, steps: int, max_objects: int, score: LongScore) -> None:
+def play(session: Session, seed: int, steps: int, max_objects: int, score: LongScore,
+         prompt: str = NARRATE) -> None:
     """
     Play one scene to the session and add its figures to the score.
 
@@ -155,7 +157,7 @@ def play(session: Session, seed: int, steps: int, max_objects: int, score: LongS
     rng = np.random.default_rng([seed, 3])
     phase_s = float(rng.random() * TICK_S)
     renderer = Renderer(scene, FRAME_SIZE, FRAME_SIZE)
-    session.reset()
+    session.set_prompt(prompt)
     list(settle(session, lossless=False))
     heard = _Heard()
     frames = ((renderer.frame(phase_s + frame * TICK_S), frame) for frame in range(2 * steps))
@@ -168,17 +170,17 @@ def play(session: Session, seed: int, steps: int, max_objects: int, score: LongS
             question = make_question(scene, at_s, rng, kind) or make_question(scene, at_s, rng)
             heard.questions[session.ask(question.text)] = question
             heard.take(list(settle(session)))
-    score.add(heard, scene, steps, phase_s)
+    score.add(heard, scene, steps, phase_s, prompt)
 
 
 def run(model: str, seeds: Sequence[int], seconds: float, max_objects: int,
-        config: SessionConfig) -> dict:
-    """Play a scene of so many seconds for each seed; return the figures as plain data."""
+        config: SessionConfig, prompts: Sequence[str] = (NARRATE,)) -> dict:
+    """Play a scene of so many seconds for each seed, prompts in turn; return figures as data."""
     score = LongScore()
     with Session.open(model, config) as session:
         info = session.info
         steps = round(seconds / info['seconds_per_step'])
         for seed in seeds:
-            play(session, seed, steps, max_objects, score)
+            play(session, seed, steps, max_objects, score, prompts[seed % len(prompts)])
     return dict(capacity=info['capacity'], memory=info['memory'], max_steps=info['max_steps'],
                 **score.table())

@@ -3,7 +3,8 @@ Scores a checkpoint on unseen scenes of the shapes world, through the live engin
 
 `python -m sww_ros.shapes.score --first-seed N --count M --json FILE` plays M scenes, step by
 step, judges the narration fact by fact and the answers to questions asked on the way. With
-`--seconds` the scenes are long, and told over hand-overs; beside them by streams that begin anew.
+`--seconds` the scenes are long, and told over hand-overs; beside them by streams that begin anew,
+or, with `--carried`, questions are asked that hand-overs might spoil.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from sww_ros.shapes import long_scenes
+from sww_ros.shapes import carried, long_scenes
 from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.grammar import QUESTION_KINDS, ShapesQuestion, make_question
 from sww_ros.shapes.render import Renderer
@@ -130,27 +131,54 @@ def main() -> None:
                         help='play scenes of so many seconds instead, over hand-overs')
     parser.add_argument('--capacity', type=int, default=0, help='with --seconds, of a session')
     parser.add_argument('--memory', type=int, default=-1, help='with --seconds, of a session')
+    parser.add_argument('--previous-sentences', type=int, default=-1,
+                        help='with --seconds, of a session')
+    parser.add_argument('--carried', action='store_true',
+                        help='with --seconds, only ask right after each hand-over, and at the '
+                        'same times without one')
+    parser.add_argument('--standing', action='store_true',
+                        help='with --seconds, ask in the prefix what one kind of shape does')
     parser.add_argument('--json', type=Path, help='file for the figures')
     arguments = parser.parse_args()
-    result = score_long(arguments) if arguments.seconds else score_short(arguments)
+    score = score_carried if arguments.carried else score_long
+    result = score(arguments) if arguments.seconds else score_short(arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + '\n')
 
 
 def score_long(arguments: argparse.Namespace) -> dict:
     """Play long scenes with and without hand-overs; print the summaries, return all figures."""
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.count)
-
     def play_all(memory: int) -> dict:
-        config = SessionConfig(overlap='serial', capacity=arguments.capacity, memory=memory)
-        found = long_scenes.run(arguments.model, seeds, arguments.seconds, arguments.max_objects,
-                                config)
+        found = long_scenes.run(arguments.model, _seeds(arguments), arguments.seconds,
+                                arguments.max_objects, _session_config(arguments, memory),
+                                standing_questions()[1:] if arguments.standing else (NARRATE,))
         print(json.dumps(found['summary'], indent=1))
         return found
 
+    return dict(_scenes(arguments), **play_all(arguments.memory), begun_anew=play_all(0))
+
+
+def score_carried(arguments: argparse.Namespace) -> dict:
+    """Ask after hand-overs, and without them; print the summary, return all figures."""
+    found = carried.run(arguments.model, _seeds(arguments), arguments.seconds,
+                        arguments.max_objects, _session_config(arguments, arguments.memory),
+                        _session_config(arguments, 0))
+    print(json.dumps(found['summary'], indent=1))
+    return dict(_scenes(arguments), **found)
+
+
+def _seeds(arguments: argparse.Namespace) -> range:
+    return range(arguments.first_seed, arguments.first_seed + arguments.count)
+
+
+def _session_config(arguments: argparse.Namespace, memory: int) -> SessionConfig:
+    return SessionConfig(overlap='serial', capacity=arguments.capacity, memory=memory,
+                         previous_sentences=arguments.previous_sentences)
+
+
+def _scenes(arguments: argparse.Namespace) -> dict:
     return dict(model=arguments.model, first_seed=arguments.first_seed, count=arguments.count,
-                max_objects=arguments.max_objects, seconds=arguments.seconds,
-                **play_all(arguments.memory), begun_anew=play_all(0))
+                max_objects=arguments.max_objects, seconds=arguments.seconds)
 
 
 def score_short(arguments: argparse.Namespace) -> dict:
