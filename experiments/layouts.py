@@ -1,5 +1,5 @@
 """
-The five layouts of one small clip and their masks, as a picture drawn from the code itself.
+One small clip laid out in every position scheme, and the masks, as a picture drawn by the code.
 
 `python -m experiments.layouts --out docs/layouts.png` draws a prefix of 4 tokens,
 3 steps of 2 x 2 and K = 2; it needs matplotlib, which is not among the package's dependencies.
@@ -16,30 +16,14 @@ import sys
 import numpy as np
 
 from sww_ros.streaming.layout import ClipShape, lay_out
-from sww_ros.streaming.positions import SCHEMES, TAIL_TOKENS, make_scheme
+from sww_ros.streaming.positions import GIPE_GAP, SCHEMES, TAIL_TOKENS, make_scheme
 from sww_ros.streaming.schedule import WaitK
 
 PREFIX, GRID, HEAD, GAP = 4, (2, 2), 3, 14
 STEPS, STEP_TOKENS, WAIT_K = 3, GRID[0] * GRID[1], 2
-TITLES = dict(
-    gdpe='GDPE: text counts from 0 on its own',
-    gipe=f'GIPE: text counts from Δ (here {GAP})',
-    ospe='OSPE: Aᵢ and Vᵢ₊₁ share positions',
-    interleaved='interleaved: Vᵢ₊₁ waits for Aᵢ',
-    offline='offline: text after the whole video')
 # Okabe and Ito's, which all kinds of colour vision tell apart.
 COLOURS = dict(prefix='#999999', V='#0072B2', tail='#000000', A='#E69F00')
 PALE = '#A6CFE8'
-READING = (
-    'One clip in five schemes: a prefix of 4 tokens, 3 steps Vᵢ of 2 × 2\n'
-    'visual tokens, a tail of 3, and 2 tokens of text Aᵢ about each step;\n'
-    'A₁ begins with the assistant prefix of 3.\n\n'
-    'Left: each token, from top to bottom as they come, at its position t\n'
-    '(visual tokens: pale at their h and w too).\n\n'
-    'Right: what each token sees, in the colour of what it looks at. The\n'
-    'last row of Aᵢ predicts the first token of Aᵢ₊₁, so it sees Vᵢ₊₁.\n\n'
-    'With GDPE, GIPE and OSPE no Vᵢ sees text or depends on what is said:\n'
-    'the video is perceived while text is spoken.')
 
 
 @dataclass(frozen=True)
@@ -68,6 +52,26 @@ def drawing(name: str) -> Drawing:
                    layout.rows.mask()[np.ix_(came, came)])
 
 
+def title(name: str) -> str:
+    """What is written above a scheme's cell: its own words, with the gap of the drawing."""
+    words = SCHEMES[name].text.replace(f'`position_gap` ({GIPE_GAP})', f'the gap (here {GAP})')
+    return f'{name}: text {words}'.replace('_{i+1}', 'ᵢ₊₁').replace('_i', 'ᵢ')
+
+
+def reading() -> str:
+    """What is to be seen in the picture, in words."""
+    free = [name for name, info in SCHEMES.items() if not (info.serial or info.after_video)]
+    return (f'One clip in {len(SCHEMES)} schemes: a prefix of 4 tokens, 3 steps Vᵢ of 2 × 2\n'
+            'visual tokens, a tail of 3, and 2 tokens of text Aᵢ about each step;\n'
+            'A₁ begins with the assistant prefix of 3.\n\n'
+            'Left: each token, from top to bottom as they come, at its position t\n'
+            '(visual tokens: pale at their h and w too).\n\n'
+            'Right: what each token sees, in the colour of what it looks at. The\n'
+            'last row of Aᵢ predicts the first token of Aᵢ₊₁, so it sees Vᵢ₊₁.\n\n'
+            f'With {", ".join(free)} no Vᵢ sees text or depends on what is said:\n'
+            'the video is perceived while text is spoken.')
+
+
 def draw(out: Path) -> None:
     """Write the picture."""
     import matplotlib
@@ -75,11 +79,11 @@ def draw(out: Path) -> None:
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(13, 11.2), layout='constrained')
-    cells = figure.subfigures(3, 2, wspace=0.02, hspace=0.02).flat
-    drawings = {name: drawing(name) for name in TITLES}
+    drawings = {name: drawing(name) for name in SCHEMES}
+    cells = figure.subfigures(len(drawings) // 2 + 1, 2, wspace=0.02, hspace=0.02).flat
     width = max(int(one.positions.max()) for one in drawings.values()) + 1
     for cell, (name, one) in zip(cells, drawings.items()):
-        cell.suptitle(TITLES[name], fontsize=13, fontweight='bold')
+        cell.suptitle(title(name), fontsize=13, fontweight='bold')
         rows = one.positions.shape[1]
         left, right = cell.subplots(1, 2, width_ratios=[width, rows])
         _draw_positions(left, one, width)
@@ -148,7 +152,7 @@ def _explain(cell) -> None:
                  V='Vᵢ: video, step i', A='Aᵢ: text about step i')
     cell.legend(handles=[Patch(color=COLOURS[kind], label=name) for kind, name in names.items()],
                 loc='upper left', bbox_to_anchor=(0.04, 0.95), frameon=False, fontsize=12, ncols=2)
-    cell.text(0.055, 0.75, READING, va='top', fontsize=11, linespacing=1.35)
+    cell.text(0.055, 0.75, reading(), va='top', fontsize=11, linespacing=1.35)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,8 @@ The paper's tables, measured again on the shapes world.
 `python -m experiments.paper --table 1 --out FOLDER --json docs/paper/table1.json` trains every
 row with every seed, scores them through the live engine, and writes means and intervals. It can
 be stopped: what is trained or scored already is not done again. `--table 2` uses the same
-checkpoints and tests the streaming ones at random wait-K.
+checkpoints and tests the streaming ones at random wait-K. `--rows` and `--tokens-per-second` train
+some rows on another clock, in a folder of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from tqdm import tqdm
 
 from sww_ros.evaluation.metrics import score as caption_scores
 from sww_ros.models.loading import load
-from sww_ros.shapes.batches import narration_ids
 from sww_ros.shapes.checkpoint import FRAME_SIZE, WAIT_K
 from sww_ros.shapes.grammar import ShapesQuestion, make_question
 from sww_ros.shapes.render import Renderer
@@ -39,6 +39,7 @@ from sww_ros.shapes.truth import (
     Judgement,
     facts_by_step,
     judge,
+    narration_ids,
     newest_frame_s,
     utterances,
 )
@@ -59,7 +60,7 @@ RANDOM_K = 4
 
 
 @dataclass
-class Tally:
+class ClipScores:
     """Counts and texts over clips."""
 
     verdict: Judgement = field(default_factory=Judgement)
@@ -111,7 +112,7 @@ def score_clips(model: str | Path, schedule: str, seeds: Iterable[int]) -> dict:
 
     :param schedule: one of SCHEDULES
     """
-    checkpoint, tally = load(str(model)), Tally()
+    checkpoint, tally = load(str(model)), ClipScores()
     for seed in tqdm(list(seeds), desc=schedule, unit='clip', disable=None):
         clip = _Clip.of(seed)
         config = SessionConfig(
@@ -126,7 +127,7 @@ def score_clips(model: str | Path, schedule: str, seeds: Iterable[int]) -> dict:
 
 
 def _score_streaming(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
-                     tally: Tally) -> None:
+                     tally: ClipScores) -> None:
     answers, events = {}, []
     with Session(checkpoint, config) as session:
         for step, new in enumerate(play_steps(session, clip.stamped(STEPS), ends=False), 1):
@@ -148,7 +149,7 @@ def _score_streaming(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
 
 
 def _score_offline(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
-                   tally: Tally) -> None:
+                   tally: ClipScores) -> None:
     with Session(checkpoint, config) as session:
         for end in {STEPS, *(at for at, _ in clip.asked)}:
             events = []
@@ -168,7 +169,7 @@ def _texts(events: Iterable[Event]) -> list[TextDelta]:
     return [event for event in events if isinstance(event, TextDelta)]
 
 
-def _note(tally: Tally, clip: _Clip, texts: list[TextDelta], wanted: str,
+def _note(tally: ClipScores, clip: _Clip, texts: list[TextDelta], wanted: str,
           max_lateness: int = OWED_STEPS) -> None:
     """Judge a narration; its last sentence, if it was cut off, is not held against it."""
     told = utterances([(t.delta, t.sentence, t.step) for t in texts if t.stream_id == NARRATION])
@@ -250,20 +251,22 @@ def interval(values: Sequence[float | None]) -> dict:
     return dict(mean=round(mean(found), 4), half=half, values=found)
 
 
-def settings() -> dict:
-    """What every run of an experiment has in common."""
+def settings(clock: int) -> dict:
+    """What every run of an experiment has in common; `clock`, positions a second, if unusual."""
     return dict(training_steps=TRAINING_STEPS, clips_a_step=CLIPS, hidden=HIDDEN, layers=LAYERS,
-                video_steps=STEPS, wait_k=3)
+                video_steps=STEPS, wait_k=3,
+                **dict(tokens_per_second=clock) if clock != WAIT_K else {})
 
 
-def run_one(folder: Path, row: Row, seed: int, wanted: tuple[str, ...], scenes: int) -> None:
+def run_one(folder: Path, row: Row, seed: int, wanted: tuple[str, ...], scenes: int,
+            clock: int) -> None:
     """
     Train one row with one seed and score it, as far as that is not done yet.
 
     :raises ValueError: for a folder of another experiment
     """
     folder.mkdir(parents=True, exist_ok=True)
-    noted, mine = folder / 'settings.json', dict(settings(), seed=seed, title=row.title)
+    noted, mine = folder / 'settings.json', dict(settings(clock), seed=seed, title=row.title)
     if not noted.exists():
         noted.write_text(json.dumps(mine) + '\n')
     elif (theirs := json.loads(noted.read_text())) != mine:
@@ -273,7 +276,8 @@ def run_one(folder: Path, row: Row, seed: int, wanted: tuple[str, ...], scenes: 
                    str(TRAINING_STEPS), '--clips', str(CLIPS), '--seed', str(seed), '--workers',
                    '1', '--hidden', str(HIDDEN), '--layers', str(LAYERS), '--log-every', '25',
                    '--save-every', '100', '--position-encoding', row.position_encoding,
-                   '--curriculum', 'short', *(['--offline'] if row.offline else [])]
+                   '--curriculum', 'short', '--tokens-per-second', str(clock),
+                   *(['--offline'] if row.offline else [])]
         _run(command, folder.with_suffix('.log'))
     for schedule in wanted:
         if not _scores(folder, schedule, scenes):
@@ -296,7 +300,7 @@ def _scores(folder: Path, schedule: str, scenes: int) -> dict | None:
     return found if found and found['scenes'] == scenes else None
 
 
-def collect(out: Path, table: int, seeds: int, scenes: int) -> dict:
+def collect(out: Path, table: int, seeds: int, scenes: int, clock: int) -> dict:
     """Put together what has been scored: for every row and schedule, figures over seeds."""
     rows = {}
     for name, row in ROWS.items():
@@ -314,7 +318,7 @@ def collect(out: Path, table: int, seeds: int, scenes: int) -> dict:
                                      for metric in METRICS})
     return dict(
         table=table, settings=dict(
-            settings(), scenes=scenes, first_scene=FIRST_SCENE, questions=QUESTIONS,
+            settings(clock), scenes=scenes, first_scene=FIRST_SCENE, questions=QUESTIONS,
             max_objects=MAX_OBJECTS, random_wait_k=RANDOM_K), rows=rows)
 
 
@@ -349,6 +353,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--seeds', type=int, default=3, choices=range(1, len(_T975) + 2))
     parser.add_argument('--workers', type=int, default=2, help='runs at a time, one core each')
     parser.add_argument('--scenes', type=int, default=SCENES)
+    parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS))
+    parser.add_argument('--tokens-per-second', type=int, default=WAIT_K,
+                        help='positions of a second of video (default: %(default)s)')
     parser.add_argument('--json', type=Path, help='file for the figures')
     parser.add_argument('--score', type=Path, help=argparse.SUPPRESS)
     parser.add_argument('--schedule', default='wait_k', help=argparse.SUPPRESS)
@@ -359,7 +366,7 @@ def main(arguments: list[str] | None = None) -> None:
         file = options.score / f'{options.schedule}.json'
         file.write_text(json.dumps(dict(scored, scenes=options.scenes), indent=1) + '\n')
         return
-    jobs = [(name, seed) for seed in range(1, options.seeds + 1) for name in ROWS]
+    jobs = [(name, seed) for seed in range(1, options.seeds + 1) for name in options.rows]
     console = Console(width=None if sys.stdout.isatty() else 160)
 
     def work(job: tuple[str, int]) -> None:
@@ -367,13 +374,14 @@ def main(arguments: list[str] | None = None) -> None:
         row = ROWS[name]
         if schedules(options.table, row):
             run_one(options.out / f'{name}-{seed}', row, seed, schedules(options.table, row),
-                    options.scenes)
+                    options.scenes, options.tokens_per_second)
             console.print(f'{name}, seed {seed}: done')
 
     with ThreadPoolExecutor(options.workers) as pool:
         for _ in pool.map(work, jobs):
             pass
-    result = collect(options.out, options.table, options.seeds, options.scenes)
+    result = collect(options.out, options.table, options.seeds, options.scenes,
+                     options.tokens_per_second)
     console.print(show(result))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

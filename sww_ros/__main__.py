@@ -7,7 +7,7 @@ Watches a video file without ROS and prints what is said of it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 import math
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from sww_ros.settings import add_option
+from sww_ros.settings import add_option, checked
 from sww_ros.sources import PictureFolder, VideoFile, open_video
 from sww_ros.streaming.clip_loop import ClipError, play_steps, settle
 from sww_ros.streaming.config import BY_NAME, SessionConfig, check_prompt, check_question
@@ -112,16 +112,6 @@ def parse_question(text: str) -> tuple[float, str]:
         raise argparse.ArgumentTypeError(
             f'{ascii(text[:80])} does not say when to ask: write it as "SECONDS: QUESTION"')
     return at_s, checked(check_question)(question)
-
-
-def checked(check: Callable[[str], str]) -> Callable[[str], str]:
-    """Return the check of a text as one of a command line's argument."""
-    def argument(text: str) -> str:
-        try:
-            return check(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return argument
 
 
 def _late(question: tuple[float, str]) -> str:

@@ -220,15 +220,15 @@ def test_an_answer_waits_for_the_sentence_that_began_before_its_question():
     # What is said when: the sentence ends after the answer.
     for said in (chunk('A red', 0, stamp=1.0), chunk('Two.', 0, 'q1', stamp=2.0),
                  chunk('', 1, 'q1', final='stop', stamp=2.1)):
-        director._on_text(DemoEvent('text', said, 0))
+        director._on_text(DemoEvent('text', said))
     director.record.exchanges.append(Exchange('How many?', asked_ns=2_400_000_000))
     display.question('How many?', 2_400_000_000)
     # The service's response comes last.
-    director._on_text(DemoEvent('text', chunk(' one.', 1, sentence='A red one.', stamp=3.0), 0))
+    director._on_text(DemoEvent('text', chunk(' one.', 1, sentence='A red one.', stamp=3.0)))
     assert stream.getvalue().splitlines() == [
         '   1.5 s  A red one.  (0.50 s)', '   2.4 s  question: How many?']
     accepted = SimpleNamespace(accepted=True, question_id='q1')
-    director._on_asked(DemoEvent('asked', (0, accepted), 0))
+    director._on_asked(DemoEvent('asked', (0, accepted)))
     assert stream.getvalue().splitlines()[2:] == [
         '   2.5 s  answer: Two.  (0.50 s)  not taught to read this']
 
@@ -256,9 +256,10 @@ def test_bad_options_end_with_words(arguments: list[str], capsys):
 
 
 @pytest.mark.parametrize('option, value, words', [
-    ('--seconds', 'abc', "must be 1 to 3600 seconds, not 'abc'"),
-    ('--seconds', 'nan', "must be 1 to 3600 seconds, not 'nan'"),
-    ('--seed', '7.5', "must be a whole number from 0 to 2147483647, not '7.5'")])
+    ('--seconds', 'abc', "seconds must be a double, not 'abc'"),
+    ('--seconds', 'nan', 'seconds must be 1 to 3600, not nan'),
+    ('--seed', '-7', 'seed must be 0 to 2147483647, not -7'),
+    ('--seed', '7.5', "seed must be an integer, not '7.5'")])
 def test_what_is_no_number_is_said_in_the_users_words(option: str, value: str, words: str, capsys):
     with pytest.raises(SystemExit):
         parse([option, value])

@@ -7,20 +7,18 @@ import pytest
 import torch
 
 from sww_ros.models.qwen2_5_vl import TURNS
-from sww_ros.shapes.batches import (
-    GRID,
-    IGNORE,
-    Batcher,
-    BatchRecipe,
-    cell_truths,
-    frames_to_patches,
-)
 from sww_ros.shapes.checkpoint import (
     FRAME_SIZE,
+    GRID,
+    IGNORE,
     SILENCE,
+    Batcher,
+    BatchRecipe,
     build_config,
     build_model,
     build_tokenizer,
+    cell_truths,
+    frames_to_patches,
     save_checkpoint,
 )
 from sww_ros.shapes.grammar import KINDS
@@ -51,11 +49,11 @@ def tiny(tokenizer, tmp_path_factory):
 def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny, scheme, schedule):
     """The rows of a batch have the ids, positions and visibility of a live run of that clip."""
     steps, offline = 4, schedule == 'offline'
-    recipe = BatchRecipe(clips=1, steps=steps, max_objects=2, questions=1, position_encoding=scheme,
-                         offline=offline)
-    seed = next(seed for seed in range(99) if Batcher(tokenizer)._clip(
+    recipe = BatchRecipe(clips=1, steps=steps, max_objects=2, questions=1)
+    batcher = Batcher(tokenizer, scheme, offline)
+    seed = next(seed for seed in range(99) if batcher._clip(
         recipe, np.random.default_rng(seed))['lanes'][0][2] == steps)
-    batch = Batcher(tokenizer).make(recipe, np.random.default_rng(seed))
+    batch = batcher.make(recipe, np.random.default_rng(seed))
     config = SessionConfig(position_encoding=scheme, schedule=schedule, overlap='fused',
                            record_trace=True)
     with Session.open(str(tiny), config) as session:
@@ -91,8 +89,8 @@ def test_a_batch_teaches_what_the_engine_will_do(tokenizer, tiny, scheme, schedu
 
 def test_offline_batches_carry_the_tail_in_every_text(tokenizer):
     tail = tokenizer(TURNS.tail)['input_ids']
-    recipe = BatchRecipe(2, 5, 2, questions=2, position_encoding='offline', offline=True)
-    batch = Batcher(tokenizer).make(recipe, np.random.default_rng(4))
+    batcher = Batcher(tokenizer, 'offline', offline=True)
+    batch = batcher.make(BatchRecipe(2, 5, 2, questions=2), np.random.default_rng(4))
     last = int(batch.visual[-1]) + 1
     assert batch.ids[:, last:last + 3].tolist() == [tail] * 2
     assert batch.ids[:, batch.questions:batch.questions + 3].tolist() == [tail] * 2

@@ -16,7 +16,6 @@ from sww_ros.shapes.grammar import (
     Claim,
     make_question,
     parse,
-    split_sentences,
     true_answer,
 )
 from sww_ros.shapes.render import Renderer
@@ -136,10 +135,6 @@ def test_what_is_not_of_the_grammar_does_not_parse(text):
     assert parse(text) is None
 
 
-def test_sentences_are_split_at_their_stops():
-    assert split_sentences(' A b. C d. E') == ['A b.', 'C d.', 'E']
-
-
 def test_each_word_of_the_world_is_one_token():
     tokenizer = build_tokenizer()
     for text in sentences():
@@ -249,6 +244,6 @@ def test_the_world_knows_neither_training_nor_scoring():
     code = ('import sys\n'
             'import sww_ros.shapes.render, sww_ros.shapes.truth\n'
             'names = [name.removeprefix("sww_ros.shapes.") for name in sys.modules]\n'
-            'assert not {"torch", "transformers", "checkpoint", "batches", "train", "score",'
+            'assert not {"torch", "transformers", "checkpoint", "train", "score",'
             ' "endurance"} & {*names}')
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, timeout=100)

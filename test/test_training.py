@@ -77,12 +77,12 @@ def test_packed_padded_and_flex_have_the_same_loss(bench, scheme):
         for attention in ('sdpa', 'flex'):
             with torch.no_grad():
                 losses.append(float(bench.loss(attention)(batch)) / batch.answer_tokens)
-        visible = mask_mod(batch.clip, batch.lane, batch.step, batch.sees)
+        visible = mask_mod(batch)
         size, length = batch.ids.shape
         row = torch.arange(length)
         dense = visible(torch.arange(size)[:, None, None], None, row[None, :, None],
                         row[None, None, :])
         assert torch.equal(dense, batch.mask()[:, 0])
-        blocks = block_mask(batch.clip, batch.lane, batch.step, batch.sees)
+        blocks = block_mask(batch)
         assert blocks.shape == (size, 1, length, length)
     assert losses == pytest.approx([losses[0]] * 6, abs=1e-5)

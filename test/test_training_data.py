@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 import json
 import os
 from pathlib import Path
@@ -38,11 +37,12 @@ def tokenizer():
 
 def read_pe_video(path: Path, tokenizer, limits: Limits | None = PAPER, prompt: str = 'Say.',
                   **options) -> list[Sample]:
-    return read_annotations(path, form='pe_video', tokenizer=tokenizer, limits=limits,
+    return read_annotations([path], form='pe_video', tokenizer=tokenizer, limits=limits,
                             prompt=prompt, **options)
 
 
-read_funqa = partial(read_annotations, form='funqa', prompt='')
+def read_funqa(path: Path, **options) -> list[Sample]:
+    return read_annotations([path], form='funqa', prompt='', **options)
 
 
 def words(text: str, **_) -> dict:
@@ -370,7 +370,7 @@ def test_bag_with_captions(tmp_path: Path, plugin: str, compressed: bool):
                        dict(bag='bag', caption='no topic'),
                        dict(bag='none', topic='/camera', caption='no bag'))
     report = Report()
-    whole, part = read_annotations(path, prompt='Say.', report=report)
+    whole, part = read_annotations([path], prompt='Say.', report=report)
     assert report.left_out == {'malformed': 1, 'without video': 1}
     assert shown(read_frames(whole)) == [0, 1, 2, 3, 3, 3, 3, 3, 4, 5, 6, 6]
     assert shown(read_frames(part)) == [3, 4, 5, 5]

@@ -27,13 +27,12 @@ from sww_ros.streaming.events import StepPerceived
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.session import Session
 from sww_ros.training.__main__ import main
-from sww_ros.training.annotations import Report, guess_form
+from sww_ros.training.annotations import PAPER, guess_form, read_annotations
 from sww_ros.training.clips import ClipMaker, pad
 from sww_ros.training.frames import Sample
 from sww_ros.training.model import ADAPTER, Loss, export, load_model
-from sww_ros.training.progress import LOG
 from sww_ros.training.recipe import Recipe, parse
-from sww_ros.training.trainer import Trainer, learning_rate_scale, read_samples, train
+from sww_ros.training.trainer import LOG, Trainer, learning_rate_scale, train
 
 PE_VIDEO, FUNQA = DATA / 'pe_video.jsonl', DATA / 'funqa.json'
 
@@ -68,7 +67,8 @@ def mean_loss(wanted: Recipe, model: str) -> float:
     wanted = replace(wanted, model=model, lora_rank=0, lora_alpha=0.0, lora_dropout=0.0)
     model = load_model(wanted)
     maker = ClipMaker(model.about, model.stock, wanted)
-    samples = read_samples(wanted, model.about.tokenizer, maker.settings.defaults.prompt, Report())
+    samples = read_annotations(wanted.data, prompt=maker.settings.defaults.prompt, limits=PAPER,
+                               tokenizer=model.about.tokenizer)
     batch = pad([maker.make(sample, maker.read(sample)) for sample in samples])
     with torch.no_grad():
         return float(Loss(model, 'sdpa')(batch)) / batch.answer_tokens
@@ -196,7 +196,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise SafetensorError('No space left on device')
 
-    monkeypatch.setattr('sww_ros.training.progress.save_file', full)
+    monkeypatch.setattr('sww_ros.training.model.save_file', full)
     assert main(['--model', 'builtin', '--data', str(PE_VIDEO), '--out', str(tmp_path), '--steps',
                  '2', '--batch', '1', '--save-every', '1']) == 2
     said = capsys.readouterr().err

@@ -11,31 +11,25 @@ if __name__ == '__main__':
 import argparse
 from dataclasses import dataclass, replace
 import json
-import math
 from pathlib import Path
 import shlex
 import sys
 import time
 
+from sww_ros.settings import add_option, checked, setting, settings_of
 from sww_ros.shapes.grammar import EXAMPLE_QUESTIONS, is_known_question
-
-DEFAULT_SECONDS = 30.0
-DEFAULT_SEED = 299
-"""Two shapes from the start on, and every kind of event within 30 s."""
-
-SECONDS = (1.0, 3600.0)
-SEEDS = (0, 2 ** 31 - 1)
-
+from sww_ros.streaming.config import check_question
 
 @dataclass(frozen=True)
 class DemoOptions:
     """`video` empty: a scene of the shapes world. `questions` None: the demo picks its own."""
 
-    video: str = ''
+    video: str = setting('', 'a video file, a folder of pictures, or a camera (/dev/video0)')
+    seconds: float = setting(30.0, 'how much is watched at most [s]', low=1.0, high=3600.0)
+    # Two shapes from the start on, and every kind of event within 30 s.
+    seed: int = setting(299, 'which scene', high=2 ** 31 - 1)
+    model: str = setting('builtin', 'a checkpoint: a folder, or the id of a hub')
     questions: tuple[str, ...] | None = None
-    seconds: float = DEFAULT_SECONDS
-    seed: int = DEFAULT_SEED
-    model: str = 'builtin'
     json: Path | None = None
     narrator: tuple[str, ...] = ()
 
@@ -64,28 +58,21 @@ class DemoOptions:
 def parse(arguments: list[str] | None = None) -> DemoOptions:
     """Return the options; a mistake ends the process with words and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog='scripts/demo', description='Narrates a moving scene, or a video, in the terminal, '
-        'and answers questions while it narrates.')
-    parser.add_argument('--video', default='', metavar='FILE',
-                        help='a video file, a folder of pictures, or a camera (/dev/video0)')
-    parser.add_argument('--questions', type=_question, nargs='+', metavar='TEXT',
+        prog='scripts/demo', argument_default=argparse.SUPPRESS,
+        description='Narrates a moving scene, or a video, in the terminal, and answers questions '
+                    'while it narrates.')
+    for declared in settings_of(DemoOptions):
+        add_option(parser, declared, type=checked(declared.parse))
+    parser.add_argument('--questions', type=checked(check_question), nargs='+', metavar='TEXT',
                         help='your questions, spread over the run')
-    parser.add_argument('--seconds', type=_seconds, default=DEFAULT_SECONDS, metavar='N',
-                        help='how much is watched at most [s] (default %(default)g)')
-    parser.add_argument('--seed', type=_seed, default=DEFAULT_SEED,
-                        help='which scene (default %(default)s)')
-    parser.add_argument('--model', default='builtin', metavar='PATH',
-                        help='a checkpoint: a folder, or the id of a hub (default: the built-in)')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the summary to FILE')
-    parser.add_argument('--narrator-command', type=shlex.split, default=[],
+    parser.add_argument('--narrator-command', dest='narrator', type=shlex.split,
                         help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.json is not None and not given.json.absolute().parent.is_dir():
+    if 'json' in given and not given.json.absolute().parent.is_dir():
         parser.error(f'argument --json: there is no folder {given.json.absolute().parent}')
-    return DemoOptions(
-        video=given.video, seconds=given.seconds, seed=given.seed, model=given.model,
-        questions=None if given.questions is None else tuple(given.questions), json=given.json,
-        narrator=tuple(given.narrator_command))
+    return DemoOptions(**{name: tuple(value) if isinstance(value, list) else value
+                          for name, value in vars(given).items()})
 
 
 def bounded(options: DemoOptions) -> DemoOptions:
@@ -106,36 +93,9 @@ def bounded(options: DemoOptions) -> DemoOptions:
     return replace(options, seconds=min(options.seconds, duration_s or options.seconds))
 
 
-def _question(text: str) -> str:
-    from sww_ros.streaming.config import check_question
-    try:
-        return check_question(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def in_words(seconds: float) -> str:
     """Return a time to a tenth of a second, without a decimal that is 0."""
     return f'{seconds:.1f}'.removesuffix('.0') + ' s'
-
-
-def _seconds(text: str) -> float:
-    return _number(text, float, SECONDS, '{:g} to {:g} seconds')
-
-
-def _seed(text: str) -> int:
-    return _number(text, int, SEEDS, 'a whole number from {} to {}')
-
-
-def _number(text: str, kind: type, limits: tuple, words: str) -> float | int:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    # Written so that what is not a number is refused too.
-    if not limits[0] <= value <= limits[1]:
-        raise argparse.ArgumentTypeError(f'must be {words.format(*limits)}, not {text!r}')
-    return value
 
 
 GENERIC_QUESTIONS = ('What do you see?', 'How many things are there?', 'What moved last?')
@@ -151,13 +111,10 @@ def advice(options: DemoOptions) -> list[str]:
     if not options.is_builtin:
         return []
     unread = [text for text in options.questions or () if not options.can_read(text)]
-    return [KNOWS] * bool(options.video) + [_of_unread(unread)] * bool(unread)
-
-
-def _of_unread(texts: list[str]) -> str:
-    quoted = ', '.join(f'"{text}"' for text in texts)
-    return (f'the built-in model was not taught to read {quoted}: expect nonsense or nothing. It '
-            f'reads: {" ".join(EXAMPLE_QUESTIONS)}')
+    quoted = ', '.join(f'"{text}"' for text in unread)
+    return [KNOWS] * bool(options.video) + [
+        f'the built-in model was not taught to read {quoted}: expect nonsense or nothing. It '
+        f'reads: {" ".join(EXAMPLE_QUESTIONS)}'] * bool(unread)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -50,11 +50,10 @@ LOOK_S = 1.0
 
 @dataclass(frozen=True)
 class DemoEvent:
-    """What came: kind text | step | scene | picture | asked, its content, and when [ns]."""
+    """What came: kind text | step | scene | picture | asked, and its content."""
 
     kind: str
     content: Any
-    at_ns: int
 
 
 class Listener:
@@ -91,7 +90,7 @@ class Listener:
 
     def tell(self, kind: str, content: Any) -> None:
         """Put an event into the queue; any thread may."""
-        self.events.put(DemoEvent(kind, content, self.now_ns()))
+        self.events.put(DemoEvent(kind, content))
 
     def ask(self, number: int, question: str) -> None:
         """Ask the narrator; the event `asked` brings (number, response)."""
@@ -174,18 +173,19 @@ class Director:
         :raises ChildDied: when a process ends before its time
         :raises DemoError: when nothing is perceived
         """
-        with Household(self._on_log) as house:
-            house.start('narrator', self._narrator_command())
-            listener = Listener()
+        with Household(self._on_log) as self._house:
+            self._house.start('narrator', self._narrator_command())
+            self._listener = listener = Listener()
             try:
                 # The camera comes last, so that not a word is missed.
-                self._wait(lambda: listener.connected, house, listener, 'the narrator did not come')
-                source = house.start(SOURCE[bool(self._options.video)], self._source_command())
-                self._wait(lambda: self.record.steps, house, listener, 'nothing was perceived')
+                self._wait(lambda: listener.connected, 'the narrator did not come')
+                source = self._house.start(SOURCE[bool(self._options.video)],
+                                           self._source_command())
+                self._wait(lambda: self.record.steps, 'nothing was perceived')
                 if self._options.video and self._options.is_builtin:
                     listener.look()
-                self._watch(house, listener, source)
-                self._wait_for_last_words(house, listener)
+                self._watch(source)
+                self._wait_for_last_words()
                 for line in self._transcript.open_lines:
                     self._display.line(line, 'cut off by the end')
             finally:
@@ -221,49 +221,48 @@ class Director:
 
     # The run.
 
-    def _wait(self, condition: Callable[[], object], house: Household, listener: Listener,
-              trouble: str) -> None:
+    def _wait(self, condition: Callable[[], object], trouble: str) -> None:
         end = time.monotonic() + START_LIMIT_S
         while not condition():
-            self._take_event(house, listener)
+            self._take_event()
             if time.monotonic() > end:
                 raise DemoError(f'{trouble} within {START_LIMIT_S:.0f} s')
 
-    def _watch(self, house: Household, listener: Listener, source: Child) -> None:
+    def _watch(self, source: Child) -> None:
         """Listen until the end of the scene or video, and ask the questions on the way."""
         asked = self._options.questions
         count = OWN_QUESTIONS if asked is None else len(asked)
         times_s = [self._options.seconds * (n + 1) / (count + 1) for n in range(count)]
         while not source.ended:
-            self._take_event(house, listener)
+            self._take_event()
             if self._strange:
-                listener.look_away()
-            now_s = (listener.now_ns() - self.record.start_ns) / NANOSECONDS
+                self._listener.look_away()
+            now_s = (self._listener.now_ns() - self.record.start_ns) / NANOSECONDS
             number = len(self.record.exchanges)
             # The scene is announced on a topic of its own, which may be found later than the words.
             known = (self._options.video or asked is not None
                      or self.record.witness is not None)
             if number < count and now_s >= times_s[number] and known:
-                self._ask(listener, number)
+                self._ask(number)
             if self._options.video and now_s >= self._options.seconds:
                 source.process.terminate()
                 source.process.wait(5.0)
         # A video that is shorter than expected: what is left is asked now.
         for number in range(len(self.record.exchanges), count):
-            self._ask(listener, number)
+            self._ask(number)
 
-    def _wait_for_last_words(self, house: Household, listener: Listener) -> None:
+    def _wait_for_last_words(self) -> None:
         end = time.monotonic() + LAST_WORDS_S
         self._last_word_s = time.monotonic()
         while time.monotonic() < end:
-            self._take_event(house, listener)
+            self._take_event()
             quiet = time.monotonic() - self._last_word_s > QUIET_S
             if quiet and all(exchange.done for exchange in self.record.exchanges):
                 return
 
-    def _ask(self, listener: Listener, number: int) -> None:
+    def _ask(self, number: int) -> None:
         seen_ns = self.record.steps[-1].stamp_ns
-        exchange = Exchange('', asked_ns=listener.now_ns())
+        exchange = Exchange('', asked_ns=self._listener.now_ns())
         if self._options.questions is not None:
             exchange.text = self._options.questions[number]
         elif self.record.witness is not None:
@@ -274,15 +273,15 @@ class Director:
             exchange.text = self._options.video_questions[number]
         self.record.exchanges.append(exchange)
         self._display.question(exchange.text, exchange.asked_ns)
-        listener.ask(number, exchange.text)
+        self._listener.ask(number, exchange.text)
 
     # Events.
 
-    def _take_event(self, house: Household, listener: Listener) -> None:
+    def _take_event(self) -> None:
         """Take the next event, if one comes soon."""
-        house.check()
+        self._house.check()
         try:
-            event = listener.events.get(timeout=0.05)
+            event = self._listener.events.get(timeout=0.05)
         except queue.Empty:
             return
         getattr(self, f'_on_{event.kind}')(event)

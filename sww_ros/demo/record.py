@@ -252,18 +252,16 @@ LEVEL = 1.02
 
 def report(summary: dict, stream: TextIO) -> None:
     """Print the summary."""
-    terminal = stream.isatty()
     tables = [_answer_table] * bool(summary['answers']) + [_latency_table, _fact_table]
-    _print([table(summary, terminal) for table in tables], terminal, stream)
+    _print([table(summary, stream.isatty()) for table in tables], stream)
 
 
 def report_full_load(load: dict | None, stream: TextIO) -> None:
     """Print what sww_ros.benchmark.full_load has measured, None if that failed."""
-    terminal = stream.isatty()
-    table = _grid(terminal)
+    table = _grid(stream.isatty())
     table.add_row('at full load', 'could not be measured' if load is None
                   else full_load_in_words(load['summary'][0]))
-    _print([table], terminal, stream)
+    _print([table], stream)
 
 
 def full_load_in_words(said: dict) -> str:
@@ -277,7 +275,8 @@ def full_load_in_words(said: dict) -> str:
             'stops watching while it speaks, which sees nothing new before its sentence is over')
 
 
-def _print(tables: list[Table], terminal: bool, stream: TextIO) -> None:
+def _print(tables: list[Table], stream: TextIO) -> None:
+    terminal = stream.isatty()
     # Text first: a pipe needs neither colors nor the blanks that fill a line.
     text = io.StringIO()
     console = Console(file=text, highlight=False, force_terminal=terminal, no_color=not terminal,

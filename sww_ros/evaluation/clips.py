@@ -26,11 +26,9 @@ def read_clips(paths: Sequence[Path], *, prompt: str, form: str = '', tokenizer=
     :param report: takes what was kept, what not and why
     :raises ValueError: for a file that cannot be read, is of no known form, or has no usable clip
     """
-    clips: list[Sample] = []
-    for path in paths:
-        clips += read_annotations(path, form=form, prompt=prompt, tokenizer=tokenizer,
-                                  limits=PAPER if tokenizer else None, video_root=video_root,
-                                  localization=localization, report=report)
+    clips = read_annotations(paths, form=form, prompt=prompt, tokenizer=tokenizer,
+                             limits=PAPER if tokenizer else None, video_root=video_root,
+                             localization=localization, report=report)
     return [clip for clip in clips if _has_words(clip, report)]
 
 

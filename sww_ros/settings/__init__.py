@@ -8,7 +8,13 @@ are made from them; `python -m sww_ros.settings --write` writes the files.
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, ArgumentParser, _ArgumentGroup
+from argparse import (
+    SUPPRESS,
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    _ArgumentGroup,
+)
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -148,12 +154,22 @@ def add_option(parser: ArgumentParser | _ArgumentGroup, of: Setting, **instead: 
     options: dict[str, Any] = dict(
         default=SUPPRESS, help=of.description.replace('%', '%%') + shown)
     if of.kind == 'bool':
-        options['action'] = 'store_true'
+        options['action'] = BooleanOptionalAction
     elif of.allowed:
         options['choices'] = [choice for choice in of.allowed if choice]
     else:
         options['type'] = type(of.default)
     parser.add_argument('--' + of.name.replace('_', '-'), **options | instead)
+
+
+def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a check of a text as the `type` of an option, whose words argparse passes on."""
+    def argument(text: str) -> Any:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+    return argument
 
 
 def _number(value: float) -> str:

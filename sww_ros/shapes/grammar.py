@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 import re
 from typing import TYPE_CHECKING
@@ -44,12 +44,9 @@ class Claim:
 
 _COLOR, _SHAPE, _WAY = '|'.join(COLORS), '|'.join(SHAPES), '|'.join(DIRECTIONS)
 _CLAIM = re.compile(
-    rf'A (?P<c0>{_COLOR}) (?P<s0>{_SHAPE}) appears\.'
-    rf'|The (?P<c1>{_COLOR}) (?P<s1>{_SHAPE}) (?:'
-    rf'(?P<bare>stops|leaves)'
-    rf'|(?P<motion>moves|turns) (?P<way>{_WAY})'
-    rf'|becomes (?P<to>{_COLOR})'
-    rf'|hits the (?P<other>(?:{_COLOR}) (?:{_SHAPE})))\.')
+    rf'(?:A ({_COLOR}) ({_SHAPE}) (appears)'
+    rf'|The ({_COLOR}) ({_SHAPE}) (?:(stops|leaves)|(moves|turns) ({_WAY})|(becomes) ({_COLOR})'
+    rf'|(hits) the ((?:{_COLOR}) (?:{_SHAPE}))))\.')
 
 
 def parse(sentence: str) -> Claim | None:
@@ -57,21 +54,8 @@ def parse(sentence: str) -> Claim | None:
     match = _CLAIM.fullmatch(sentence.strip())
     if match is None:
         return None
-    if match['c0']:
-        return Claim('appears', match['c0'], match['s0'])
-    who = (match['c1'], match['s1'])
-    if match['bare']:
-        return Claim(match['bare'], *who)
-    if match['motion']:
-        return Claim(match['motion'], *who, match['way'])
-    if match['to']:
-        return Claim('becomes', *who, match['to'])
-    return Claim('hits', *who, match['other'])
-
-
-def split_sentences(text: str) -> list[str]:
-    """Cut running narration after each full stop; an unfinished tail counts as a sentence."""
-    return [part.strip() for part in re.findall(r'[^.]*\.|[^.]+$', text) if part.strip()]
+    color, shape, kind, *argument = (part for part in match.groups() if part is not None)
+    return Claim(kind, color, shape, *argument)
 
 
 @dataclass(frozen=True)
@@ -185,10 +169,6 @@ def _draw_any(viewer: Viewer, rng: np.random.Generator) -> dict[str, str]:
     return dict(color=color, shape=shape)
 
 
-def _draw_nothing(viewer: Viewer, rng: np.random.Generator) -> dict[str, str]:
-    return {}
-
-
 @dataclass(frozen=True)
 class _Kind:
     """A kind of question: its words, how to draw what it is about, how it is answered."""
@@ -207,11 +187,11 @@ class _Kind:
 
 _QUESTIONS = {
     'color': _Kind('What colour is the {shape}?', _draw_shape, Viewer.color),
-    'count': _Kind('How many shapes are there?', _draw_nothing, Viewer.count),
+    'count': _Kind('How many shapes are there?', lambda *_: {}, Viewer.count),
     'exists': _Kind('Is there a {color} {shape}?', _draw_any, Viewer.exists),
     'stopped': _Kind('Did the {shape} stop?', _draw_rested, Viewer.stopped),
     'motion': _Kind('What does the {shape} do?', _draw_shape, Viewer.motion),
-    'moved_last': _Kind('Which shape moved last?', _draw_nothing, Viewer.moved_last),
+    'moved_last': _Kind('Which shape moved last?', lambda *_: {}, Viewer.moved_last),
     'where': _Kind('Where is the {shape}?', _draw_shape, Viewer.where),
 }
 QUESTION_KINDS = tuple(_QUESTIONS)
@@ -224,12 +204,13 @@ def _pick(rng: np.random.Generator, choices):
     return choices[int(rng.integers(len(choices)))]
 
 
-def make_question(scene: Scene, until_s: float, rng: np.random.Generator,
-         kind: str | None = None) -> ShapesQuestion | None:
+def make_question(scene: Scene, until_s: float, rng: np.random.Generator, kind: str | None = None,
+                  without: Collection[str] = ()) -> ShapesQuestion | None:
     """
     Make a question that one who has seen the scene up to `until_s` seconds can answer.
 
-    Without a kind, one that has an answer is drawn; with one, None means there is none now.
+    Without a kind, one that has an answer is drawn of those that are not in `without`. None means
+    that there is none now.
 
     :raises ValueError: for a kind that is not one of `QUESTION_KINDS`
     """
@@ -237,11 +218,12 @@ def make_question(scene: Scene, until_s: float, rng: np.random.Generator,
         raise ValueError(f'unknown kind of question {kind!r}; one of {", ".join(QUESTION_KINDS)}')
     viewer = Viewer(scene, until_s)
     for name in [kind] if kind else rng.permutation(QUESTION_KINDS).tolist():
-        entry = _QUESTIONS[name]
-        about = entry.draw(viewer, rng)
-        answer = entry.answer(viewer, **about)
-        if answer is not None:
-            return ShapesQuestion(name, entry.template.format(**about), answer)
+        if name not in without:
+            entry = _QUESTIONS[name]
+            about = entry.draw(viewer, rng)
+            answer = entry.answer(viewer, **about)
+            if answer is not None:
+                return ShapesQuestion(name, entry.template.format(**about), answer)
     return None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -106,6 +107,12 @@ class _Body:
         dx, dy = DIRECTIONS[self.way]
         return dx * self.speed, dy * self.speed
 
+    def towards(self, other: _Body) -> tuple[float, float]:
+        """How far another shape is ahead of this one, as it moves, and how far aside."""
+        dx, dy = DIRECTIONS[self.way]
+        return ((other.x - self.x) * dx + (other.y - self.y) * dy,
+                abs((other.x - self.x) * dy) + abs((other.y - self.y) * dx))
+
     def room(self) -> int:
         """Ticks until the wall, or, for a shape that exits, until its center leaves the picture."""
         if self.way is None:
@@ -173,13 +180,11 @@ class _Writer:
         """Return (ticks, other) for the still shape this body runs into, if there is one."""
         if body.way is None or body.exits:
             return None
-        dx, dy = DIRECTIONS[body.way]
         found = None
         for other in self.bodies:
             if other.track is body.track or other.way is not None:
                 continue
-            ahead = (other.x - body.x) * dx + (other.y - body.y) * dy
-            aside = abs((other.x - body.x) * dy) + abs((other.y - body.y) * dx)
+            ahead, aside = body.towards(other)
             reach = body.radius + other.radius
             if ahead > 0 and aside < 0.45 * reach:
                 ticks = round((ahead - np.sqrt(reach ** 2 - aside ** 2)) / body.speed)
@@ -240,21 +245,20 @@ class _Writer:
     # What may happen: one event a slot, of those that keep the scene readable.
 
     def _choose(self) -> bool:
-        options: list[tuple[str, _Body | None]] = []
+        options: list[Callable[[], bool]] = []
         if len(self.bodies) < self.difficulty.max_objects:
-            options += [('appear', None)] * (8 if not self.bodies else 4)
+            options += [self._try_appear] * (8 if not self.bodies else 4)
         for body in self.bodies:
+            become = partial(self._try_become, body)
             if body.way is None:
-                options += [('move', body)] * 5 + [('become', body)] * 2
+                options += [partial(self._try_motion, body, 'moves', list(DIRECTIONS))] * 5
+                options += [become] * 2
             else:
-                options += [('stop', body)] * 2 + [('turn', body)] * 2 + [('become', body)]
-        for index in self.rng.permutation(len(options)):
-            what, body = options[index]
-            if getattr(self, f'_try_{what}')(body):
-                return True
-        return False
+                options += [partial(self._try_motion, body, 'stops', [None])] * 2
+                options += [partial(self._try_turn, body)] * 2 + [become]
+        return any(options[index]() for index in self.rng.permutation(len(options)))
 
-    def _try_appear(self, _: _Body | None) -> bool:
+    def _try_appear(self) -> bool:
         body = self._new_body()
         if body is None:
             return False
@@ -290,12 +294,6 @@ class _Writer:
                              float(rng.uniform(*d.speeds)))
         return None
 
-    def _try_stop(self, body: _Body) -> bool:
-        return self._try_motion(body, 'stops', [None])
-
-    def _try_move(self, body: _Body) -> bool:
-        return self._try_motion(body, 'moves', list(DIRECTIONS))
-
     def _try_turn(self, body: _Body) -> bool:
         opposite = {'left': 'right', 'right': 'left', 'up': 'down', 'down': 'up'}[body.way]
         return self._try_motion(body, 'turns',
@@ -328,9 +326,7 @@ class _Writer:
         if contact is None or contact[0] < 1:
             return
         ticks, other = contact
-        dx, dy = DIRECTIONS[body.way]
-        ahead = (other.x - body.x) * dx + (other.y - body.y) * dy
-        aside = abs((other.x - body.x) * dy) + abs((other.y - body.y) * dx)
+        ahead, aside = body.towards(other)
         body.speed = (ahead - np.sqrt((body.radius + other.radius) ** 2 - aside ** 2)) / ticks
 
     def _try_become(self, body: _Body) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import json
 import math
 from pathlib import Path
@@ -25,9 +25,14 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from sww_ros.shapes.batches import AUXILIARY, IGNORE, Batcher, BatchRecipe, ShapesBatch
+from sww_ros.settings import add_option, setting, settings_of
 from sww_ros.shapes.checkpoint import (
+    AUXILIARY,
+    IGNORE,
     WAIT_K,
+    Batcher,
+    BatchRecipe,
+    ShapesBatch,
     build_config,
     build_model,
     build_tokenizer,
@@ -36,7 +41,6 @@ from sww_ros.shapes.checkpoint import (
 from sww_ros.shapes.truth import NARRATE, standing_questions
 from sww_ros.streaming.positions import DEFAULT_SCHEME, SCHEMES
 
-STEPS = 3200
 MUON_LR = 3e-3
 ADAM_LR = 3e-3
 
@@ -204,22 +208,23 @@ def learning_rate_scale(step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What the command line says; `clips` of 16 steps make one batch over all workers."""
+    """What the command line says."""
 
     out: Path
-    steps: int
-    clips: int
-    seed: int
-    workers: int
-    hidden: int
-    layers: int
-    bf16: bool
-    log_every: int
-    save_every: int = 250
-    position_encoding: str = DEFAULT_SCHEME
-    offline: bool = False
-    curriculum: str = 'builtin'
-    tokens_per_second: int = WAIT_K
+    steps: int = setting(3200, 'batches')
+    clips: int = setting(48, 'clips of 16 steps in a batch, over all workers')
+    seed: int = setting(1, 'of weights and batches')
+    workers: int = setting(2, 'processes of one thread each')
+    hidden: int = setting(128, 'width of the language model')
+    layers: int = setting(6, 'its layers')
+    bf16: bool = setting(True, 'compute in bf16')
+    log_every: int = setting(50, 'batches between lines of the log')
+    save_every: int = setting(250, 'batches between states')
+    position_encoding: str = setting(
+        DEFAULT_SCHEME, 'position scheme', choices=lambda: tuple(SCHEMES))
+    offline: bool = setting(False, 'describe and answer once the clip has been seen whole')
+    curriculum: str = setting('builtin', 'which clips', choices=tuple(CURRICULA))
+    tokens_per_second: int = setting(WAIT_K, 'positions of a second of video')
 
 
 class TrainingWorker:
@@ -235,7 +240,8 @@ class TrainingWorker:
         model.set_attn_implementation('sww_training')
         self.model = ModelWithHeads(model, settings.hidden)
         self.optimizers = build_optimizers(self.model)
-        self.batcher = Batcher(self.tokenizer)
+        self.batcher = Batcher(self.tokenizer, settings.position_encoding, settings.offline,
+                               settings.tokens_per_second)
         self.first = 0
         self.state_file = settings.out / 'training_state.pt'
         if self.state_file.exists():
@@ -259,21 +265,16 @@ class TrainingWorker:
         recipe = CURRICULA[settings.curriculum](
             step / settings.steps, settings.clips // settings.workers,
             np.random.default_rng([settings.seed, step]))
-        recipe = replace(recipe, position_encoding=settings.position_encoding,
-                         offline=settings.offline,
-                         tokens_per_second=settings.tokens_per_second)
         return self.batcher.make(
             recipe, np.random.default_rng([settings.seed, step, self.rank + 1]))
 
     def _average_gradients(self) -> None:
         if self.settings.workers == 1:
             return
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flat = torch.cat([g.reshape(-1) for g in grads])
-        dist.all_reduce(flat)
-        flat /= self.settings.workers
-        for grad, part in zip(grads, flat.split([g.numel() for g in grads])):
-            grad.copy_(part.view_as(grad))
+        for weight in self.model.parameters():
+            if weight.grad is not None:
+                dist.all_reduce(weight.grad)
+                weight.grad /= self.settings.workers
 
     def _step(self, step: int, batch: ShapesBatch) -> dict[str, float]:
         settings = self.settings
@@ -345,25 +346,8 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
     parser.add_argument('--out', type=Path, required=True, help='folder of the checkpoint')
-    parser.add_argument('--steps', type=int, default=STEPS, help='batches (default: %(default)s)')
-    parser.add_argument('--clips', type=int, default=48,
-                        help='clips of 16 steps in a batch (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=1)
-    parser.add_argument('--workers', type=int, default=2,
-                        help='processes of one thread each (default: %(default)s)')
-    parser.add_argument('--hidden', type=int, default=128)
-    parser.add_argument('--layers', type=int, default=6)
-    parser.add_argument('--no-bf16', dest='bf16', action='store_false')
-    parser.add_argument('--log-every', type=int, default=50)
-    parser.add_argument('--save-every', type=int, default=250, help='batches between states')
-    parser.add_argument('--position-encoding', choices=SCHEMES, default=DEFAULT_SCHEME,
-                        help='position scheme (default: %(default)s)')
-    parser.add_argument('--offline', action='store_true',
-                        help='describe and answer once the clip has been seen whole')
-    parser.add_argument('--curriculum', choices=CURRICULA, default='builtin',
-                        help='which clips (default: %(default)s)')
-    parser.add_argument('--tokens-per-second', type=int, default=WAIT_K,
-                        help='positions of a second of video (default: %(default)s)')
+    for declared in settings_of(RunSettings):
+        add_option(parser, declared)
     settings = RunSettings(**vars(parser.parse_args()))
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / '.rendezvous').unlink(missing_ok=True)

@@ -8,7 +8,7 @@ step, and `Witness` about a live one, by stamps.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 import json
 import math
@@ -18,7 +18,6 @@ import numpy as np
 
 from sww_ros.frames import NANOSECONDS
 from sww_ros.shapes.grammar import (
-    QUESTION_KINDS,
     SHAPES,
     Claim,
     ShapesQuestion,
@@ -36,9 +35,12 @@ MAX_LATENESS_STEPS = 6
 """A sentence begun later than this after its fact is news no more, and not counted as true."""
 
 
+_STANDING = {NARRATE: SHAPES} | {f'What happens to the {shape}?': (shape,) for shape in SHAPES}
+
+
 def standing_questions() -> list[str]:
     """All standing questions of this world: everything, or only what one kind of shape does."""
-    return [NARRATE] + [f'What happens to the {shape}?' for shape in SHAPES]
+    return list(_STANDING)
 
 
 def wanted(facts: Sequence[Fact], question: str = NARRATE) -> list[Fact]:
@@ -47,13 +49,10 @@ def wanted(facts: Sequence[Fact], question: str = NARRATE) -> list[Fact]:
 
     :raises ValueError: for a question that is not one of `standing_questions()`
     """
-    if question == NARRATE:
-        return list(facts)
-    for shape in SHAPES:
-        if question == f'What happens to the {shape}?':
-            return [fact for fact in facts if fact.claim.shape == shape]
-    raise ValueError(f'no truth for the standing question {question!r}; '
-                     f'known: {standing_questions()}')
+    if question not in _STANDING:
+        raise ValueError(f'no truth for the standing question {question!r}; '
+                         f'known: {standing_questions()}')
+    return [fact for fact in facts if fact.claim.shape in _STANDING[question]]
 
 
 def newest_frame_s(step: int, phase_s: float, frame_period_s: float = 0.5,
@@ -73,6 +72,30 @@ def facts_by_step(scene: Scene, steps: int, phase_s: float = 0.0,
         if step < steps:
             shown[step].append(fact)
     return shown
+
+
+def narration_ids(scene: Scene, steps: int, phase_s: float, prompt: str, silence: int,
+                  encode, counts: Sequence[int]) -> list[int]:
+    """
+    The true narration: each sentence begun as soon as it can be, silence where there is none.
+
+    :param counts: tokens of each step
+    """
+    queue: list[int] = []
+    ids = []
+    for step, facts in enumerate(facts_by_step(scene, steps, phase_s, prompt)):
+        count = counts[step]
+        for fact in facts:
+            queue += encode(' ' + fact.claim.sentence)
+        spoken, queue = queue[:count], queue[count:]
+        ids += spoken + [silence] * (count - len(spoken))
+    return ids
+
+
+def description_ids(scene: Scene, steps: int, phase_s: float, prompt: str, encode) -> list[int]:
+    """The true description of a clip that has been seen whole: all its sentences, no silence."""
+    return [token for facts in facts_by_step(scene, steps, phase_s, prompt)
+            for fact in facts for token in encode(' ' + fact.claim.sentence)]
 
 
 def in_view(scene: Scene, until_s: float) -> list[Fact]:
@@ -145,15 +168,11 @@ class Judgement:
 
     def add(self, other: Judgement) -> None:
         """Add the counts of another narration."""
-        for name in ('sentences', 'grammatical', 'true'):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ('said', 'said_true', 'facts', 'narrated'):
-            getattr(self, name).update(getattr(other, name))
-        self.lateness += other.lateness
-        self.false += other.false
-        self.marks += other.marks
-        for step, told in other.narrated_at.items():
-            self.narrated_at[step] = [*self.narrated_at.get(step, []), *told]
+        for name, count in vars(other).items():
+            if name != 'narrated_at':
+                setattr(self, name, getattr(self, name) + count)
+        for step, marks in other.narrated_at.items():
+            self.narrated_at[step] = [*self.narrated_at.get(step, []), *marks]
 
     def summary(self) -> dict[str, float | None]:
         """The shares that matter; None where there was nothing to count."""
@@ -190,18 +209,15 @@ def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps:
     verdict = Judgement()
     for utterance in utterances:
         verdict.sentences += 1
-        claim = parse(utterance.text)
-        verdict.marks.append(False)
-        if claim is None:
-            verdict.false.append(utterance.text)
-            continue
-        verdict.grammatical += 1
-        verdict.said[claim.kind] += 1
-        match = truth.find(claim, utterance.first_step, utterance.last_step)
+        claim, match = parse(utterance.text), None
+        if claim is not None:
+            verdict.grammatical += 1
+            verdict.said[claim.kind] += 1
+            match = truth.find(claim, utterance.first_step, utterance.last_step)
+        verdict.marks.append(match is not None)
         if match is None:
             verdict.false.append(utterance.text)
             continue
-        verdict.marks[-1] = True
         verdict.true += 1
         verdict.said_true[claim.kind] += 1
         verdict.lateness.append(max(0, utterance.first_step - truth.claims[match][1]))
@@ -285,14 +301,9 @@ class Witness:
         """Return the true answer for one who saw all up to a stamp, None where it has none."""
         return true_answer(self.scene, max(0.0, self.seconds(stamp_ns)), question)
 
-    def question(self, stamp_ns: int, used: Iterable[str]) -> ShapesQuestion:
+    def question(self, stamp_ns: int, used: Collection[str]) -> ShapesQuestion:
         """Return a question for one who saw all up to a stamp, of a kind not in `used`."""
         at_s = max(0.0, self.seconds(stamp_ns))
         rng = np.random.default_rng([self.scene.seed, round(at_s)])
-        used = set(used)
-        for index in rng.permutation(len(QUESTION_KINDS)):
-            kind = QUESTION_KINDS[index]
-            made = None if kind in used else make_question(self.scene, at_s, rng, kind)
-            if made is not None:
-                return made
-        return make_question(self.scene, at_s, rng)
+        return (make_question(self.scene, at_s, rng, without=used)
+                or make_question(self.scene, at_s, rng))

@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = parse(arguments)
     except ValueError as error:
-        _print(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
         return 2
     try:
         # Heavy imports only once the command line is known to make sense.
@@ -21,25 +21,21 @@ def main(arguments: list[str] | None = None) -> int:
         train(recipe)
     except OSError as error:
         reason = f'{error.filename}: {error.strerror}' if error.filename else error
-        _print(f'error: {reason}; {_kept(recipe)}')
+        print(f'error: {reason}; {_kept(recipe)}', file=sys.stderr)
         return 2
     except ValueError as error:
-        _print(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if os.environ.get('RANK', '0') == '0':
-            _print(f'\nstopped; {_kept(recipe)}')
+            print(f'\nstopped; {_kept(recipe)}', file=sys.stderr)
         return 130
     return 0
 
 
-def _print(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
 def _kept(recipe: Recipe) -> str:
     """In words, what the same command would go on with."""
-    from sww_ros.training.progress import latest
+    from sww_ros.training.model import latest
     state = latest(recipe.out)
     if state is None:
         return 'no state of the training is kept'

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-import functools
+from functools import cached_property, partial
 import json
 import math
 from pathlib import Path
@@ -272,17 +272,17 @@ class VideoRoot:
                                             'relative to the annotations, or to --video-root')
         return path
 
-    @functools.cached_property
+    @cached_property
     def _below(self) -> dict[str, Path]:
         # FunQA unpacks into train_humor, train_creative and train_magic, and names bare files.
         return {path.name: path for path in sorted(self._root.glob('*/*'), reverse=True)}
 
 
-def read_annotations(path: Path, *, form: str = '', prompt: str, tokenizer=None,
+def read_annotations(paths: Iterable[Path], *, form: str = '', prompt: str, tokenizer=None,
                      limits: Limits | None = None, video_root: Path | None = None,
                      localization: bool = False, report: Report | None = None) -> list[Sample]:
     """
-    Return the samples of one file; a record that cannot be one is reported, not fatal.
+    Return the samples of some files; a record that cannot be one is reported, not fatal.
 
     - `pe_video`: `{"video": ..., "caption": ..., "duration": seconds}`. `video_path` and `path`
       stand for `video` too; a duration that is missing is the file's own.
@@ -293,32 +293,33 @@ def read_annotations(path: Path, *, form: str = '', prompt: str, tokenizer=None,
 
     In each, `start` and `end` [s] may choose a part.
 
-    :param form: one of FORMS; '': as `guess_form` finds
+    :param form: that of all files, one of FORMS; '': as `guess_form` finds for each
     :param prompt: what is asked where an annotation asks nothing
     :param tokenizer: transformers' own; counts the tokens of captions, used with `limits` only
     :param limits: which videos of PE-Video to keep; None: all
-    :param video_root: what relative paths start from; None: the folder of the file
+    :param video_root: what relative paths start from; None: the folder of each file
     :param localization: keep FunQA's tasks H1, C1 and M1; a viewer without a clock cannot answer
         them
-    :param report: takes what was kept, what not and why, of several files if it is passed on
+    :param report: takes what was kept, what not and why
     :raises ValueError: for a file that cannot be read, is of no known form, or has no usable sample
     """
-    root = VideoRoot(video_root or path.parent)
-    to_sample = dict(pe_video=lambda record: _captioned(record, root, prompt, limits, tokenizer),
-                     funqa=lambda record: _asked(record, root, localization),
-                     bag=lambda record: _recorded(record, root, prompt))[form or guess_form(path)]
-    here, samples = Report(), []
-    report = report or Report()
-    for record in read_records(path):
-        try:
-            samples.append(to_sample(record))
-        except Rejected as error:
-            here.reject(error)
-            report.reject(error)
-    here.kept = len(samples)
-    report.kept += here.kept
-    if not samples:
-        raise ValueError(f'no usable sample in {path}: {here}')
+    report, samples = report or Report(), []
+    for path in paths:
+        root, here = VideoRoot(video_root or path.parent), Report()
+        to_sample = dict(
+            pe_video=partial(_captioned, prompt=prompt, limits=limits, tokenizer=tokenizer),
+            funqa=partial(_asked, localization=localization),
+            bag=partial(_recorded, prompt=prompt))[form or guess_form(path)]
+        for record in read_records(path):
+            try:
+                samples.append(to_sample(record, root))
+                here.kept += 1
+            except Rejected as error:
+                here.reject(error)
+                report.reject(error)
+        report.kept += here.kept
+        if not here.kept:
+            raise ValueError(f'no usable sample in {path}: {here}')
     return samples
 
 

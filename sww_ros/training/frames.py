@@ -69,15 +69,18 @@ class Timed(NamedTuple):
 @dataclass(frozen=True)
 class Times:
     """
-    When to look: every 1 / `rate` seconds from `start_s` until before `end_s`.
+    When to look: every 1 / `rate` seconds from `start_s` until before `end_s`, and what is kept.
 
-    `end_s` None: to the end of the video. `most`: how many pictures at most; None: all.
+    `end_s` None: to the end of the video. `most`: how many pictures at most; None: all. Pictures
+    of more than `max_pixels` are scaled down to about as many; then `shrink` is done at once.
     """
 
     rate: float
     start_s: float = 0.0
     end_s: float | None = None
     most: int | None = None
+    max_pixels: int | None = None
+    shrink: Shrink = np.asarray
 
     def __post_init__(self) -> None:
         if not (self.rate > 0 and math.isfinite(self.rate)):
@@ -100,15 +103,12 @@ class Times:
                 or self.most is not None and self.before(at_s) >= self.most)
 
 
-def pick(pictures: Iterable[Timed], times: Times, shrink: Shrink | None = None,
-         ) -> tuple[list[np.ndarray], float | None]:
+def pick(pictures: Iterable[Timed], times: Times) -> tuple[list[np.ndarray], float | None]:
     """
     Return the picture on screen at each time, and when the video ended [s], if it was seen to.
 
     On screen is the newest picture that is not later; before the first one, the first. A picture
     is loaded only if it is picked. Pictures whose times run backwards are passed over.
-
-    :param shrink: what is kept of each picture, at once
     """
     chosen: list[np.ndarray] = []
     shown: Timed | None = None
@@ -116,22 +116,21 @@ def pick(pictures: Iterable[Timed], times: Times, shrink: Shrink | None = None,
         if shown is not None:
             if picture.at_s <= shown.at_s:
                 continue
-            _show(chosen, shown, times.before(picture.at_s), shrink)
+            _show(chosen, shown, times.before(picture.at_s), times.shrink)
             if times.over(picture.at_s):
                 return chosen, None
         shown = picture
     if shown is None:
         return [], 0.0
     end_s = shown.at_s + shown.lasts_s
-    _show(chosen, shown, times.before(end_s), shrink)
+    _show(chosen, shown, times.before(end_s), times.shrink)
     return chosen, end_s
 
 
-def _show(chosen: list[np.ndarray], picture: Timed, count: int, shrink: Shrink | None) -> None:
+def _show(chosen: list[np.ndarray], picture: Timed, count: int, shrink: Shrink) -> None:
     missing = count - len(chosen)
     if missing > 0:
-        pixels = picture.load()
-        chosen += [shrink(pixels) if shrink else pixels] * missing
+        chosen += [shrink(picture.load())] * missing
 
 
 _SEEK_FROM_S = 2.0
@@ -153,19 +152,16 @@ def video_seconds(path: Path) -> float:
     return seconds
 
 
-def read_video(path: Path, times: Times, max_pixels: int | None = None,
-               shrink: Shrink | None = None) -> list[np.ndarray]:
+def read_video(path: Path, times: Times) -> list[np.ndarray]:
     """
     Return the picture on screen at each time, (H, W, 3) uint8 RGB, upright.
 
-    :param max_pixels: larger pictures are scaled down to about this many
-    :param shrink: what is kept of each picture, at once
     :raises VideoError: for a file that is no video, breaks off, or has nothing at these times
     """
     with _open(path) as container:
         declared_s = _pictures_s(container)
         try:
-            chosen, end_s = pick(_pictures(container, times.start_s, max_pixels), times, shrink)
+            chosen, end_s = pick(_pictures(container, times), times)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f'the video {path} cannot be decoded: {_reason(error)}') from None
     if end_s == 0:
@@ -207,13 +203,13 @@ def _pictures_s(container) -> float:
     return float((stream.duration or 0) * stream.time_base)
 
 
-def _pictures(container, start_s: float, max_pixels: int | None) -> Iterator[Timed]:
-    """Yield the pictures from the first, or from shortly before `start_s` where one can seek."""
+def _pictures(container, times: Times) -> Iterator[Timed]:
+    """Yield the pictures from the first, or from shortly before the start where one can seek."""
     stream = container.streams.video[0]
     stream.thread_type = 'AUTO'
-    size = fit(stream.height, stream.width, max_pixels)
+    size = fit(stream.height, stream.width, times.max_pixels)
     usual_s = float(1 / (stream.average_rate or stream.guessed_rate or 25))
-    decoded = _from(container, stream, start_s)
+    decoded = _from(container, stream, times.start_s)
     zero = stream.start_time
     for index, picture in enumerate(decoded):
         if picture.pts is None:
@@ -262,15 +258,12 @@ _MARGIN_NS = 1_000_000_000
 _IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 
 
-def read_bag(path: Path, topic: str, times: Times,
-             max_pixels: int | None = None, shrink: Shrink | None = None) -> list[np.ndarray]:
+def read_bag(path: Path, topic: str, times: Times) -> list[np.ndarray]:
     """
     Return the picture that a topic showed at each time, (H, W, 3) uint8 RGB.
 
     Times count from the stamp of the topic's first picture, by the stamps in the headers.
 
-    :param max_pixels: larger pictures are scaled down to about this many
-    :param shrink: what is kept of each picture, at once
     :raises VideoError: for what is no bag, has no such topic, or nothing at these times
     """
     try:
@@ -281,8 +274,8 @@ def read_bag(path: Path, topic: str, times: Times,
                          f'{error}') from None
     try:
         with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as reader:
-            pictures = _bag_pictures(reader, _image_topic(reader, path, topic), times, max_pixels)
-            chosen, end_s = pick(pictures, times, shrink)
+            pictures = _bag_pictures(reader, _image_topic(reader, path, topic), times)
+            chosen, end_s = pick(pictures, times)
     except VideoError:
         raise
     except (AnyReaderError, sqlite3.Error, OSError, ValueError, KeyError, struct.error) as error:
@@ -305,7 +298,7 @@ def _image_topic(reader, path: Path, topic: str):
     raise VideoError(f'the bag {path} has no image topic {topic}; it has {topics}')
 
 
-def _bag_pictures(reader, connection, times: Times, max_pixels: int | None) -> Iterator[Timed]:
+def _bag_pictures(reader, connection, times: Times) -> Iterator[Timed]:
     """Yield the pictures with the time to the one before as how long they last."""
     first = next(reader.messages([connection]), None)
     if first is None:
@@ -316,7 +309,7 @@ def _bag_pictures(reader, connection, times: Times, max_pixels: int | None) -> I
         if before_s is not None and at_s > before_s:
             lasts_s = at_s - before_s
         before_s = at_s
-        yield Timed(at_s, lasts_s, partial(_bag_pixels, reader, connection, raw, max_pixels))
+        yield Timed(at_s, lasts_s, partial(_bag_pixels, reader, connection, raw, times.max_pixels))
 
 
 def _bag_from(reader, connection, first_ns: int, zero_ns: int, start_s: float) -> Iterator:
@@ -356,7 +349,7 @@ READ_FACTOR = 16
 
 
 def read_frames(sample: Sample, frames_per_second: float = 2.0, *, frames_per_step: int = 2,
-                max_pixels: int | None = None, shrink: Shrink | None = None,
+                max_pixels: int | None = None, shrink: Shrink = np.asarray,
                 max_frames: int | None = None) -> np.ndarray:
     """
     Return the frames of a sample, (n, H, W, 3) uint8 RGB.
@@ -369,10 +362,8 @@ def read_frames(sample: Sample, frames_per_second: float = 2.0, *, frames_per_st
     :param max_frames: frames after these are left out, which bounds the memory
     :raises VideoError: for a video or bag that cannot be read, with its path and the reason
     """
-    times = Times(frames_per_second, sample.start_s, sample.end_s, max_frames)
-    if sample.topic:
-        frames = read_bag(sample.video, sample.topic, times, max_pixels, shrink)
-    else:
-        frames = read_video(sample.video, times, max_pixels, shrink)
+    times = Times(frames_per_second, sample.start_s, sample.end_s, max_frames, max_pixels, shrink)
+    frames = (read_bag(sample.video, sample.topic, times) if sample.topic
+              else read_video(sample.video, times))
     frames += [frames[-1]] * (-len(frames) % frames_per_step)
     return np.stack(frames)

@@ -1,7 +1,8 @@
 """
-The model under training: loaded, frozen where the recipe says so, its loss, its checkpoint.
+The model under training: loaded, frozen where the recipe says so, its loss, what is written of it.
 
-What is written is an ordinary checkpoint folder, which the engine opens. The loss is that of
+What is written is an ordinary checkpoint folder, which the engine opens, and on the way there the
+state from which a training can go on. The loss is that of
 transformers' own modules: video through the stock tower, rows through the stock model.
 
 Attention has dense masks under SDPA, block masks under FlexAttention. Both say the same:
@@ -13,12 +14,16 @@ mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import functools
+import hashlib
 import json
 from pathlib import Path
+import shutil
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -33,8 +38,10 @@ from sww_ros.streaming.perception import PixelSettings
 from sww_ros.streaming.trace import VIDEO
 from sww_ros.streaming.visibility import VISUAL_LANE
 from sww_ros.training.clips import Batch
+from sww_ros.training.frames import Sample
 from sww_ros.training.recipe import Recipe, StreamSettings
 
+_STATES = 'state-*[0-9]'
 ADAPTED = (r'model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)'
            r'|model\.visual\.merger\.mlp\.[02]')
 """Where LoRA's adapters sit: every linear layer of the language model and of the merger."""
@@ -190,29 +197,29 @@ def choose(attention: str, device: torch.device) -> str:
     return attention
 
 
-def mask_mod(clip: torch.Tensor, lane: torch.Tensor, step: torch.Tensor,
-             sees: torch.Tensor) -> Callable[..., torch.Tensor]:
+def mask_mod(of: Batch) -> Callable[..., torch.Tensor]:
     """
     Return FlexAttention's predicate: whether row `query` of a batch attends to row `key`.
 
-    All arguments are (B, L) integers; rows of different clips never see each other.
+    Rows of different clips never see each other.
     """
-    def visible(batch, _head, query, key):
-        causal = (key <= query) & (lane[batch, key] == lane[batch, query])
-        across = (lane[batch, query] != VISUAL_LANE) & (lane[batch, key] == VISUAL_LANE)
-        shown = step[batch, key] < sees[batch, query]
-        return (clip[batch, key] == clip[batch, query]) & (causal | (across & shown))
+    clip, lane, step, sees = of.clip, of.lane, of.step, of.sees
+
+    def visible(row, _head, query, key):
+        causal = (key <= query) & (lane[row, key] == lane[row, query])
+        across = (lane[row, query] != VISUAL_LANE) & (lane[row, key] == VISUAL_LANE)
+        shown = step[row, key] < sees[row, query]
+        return (clip[row, key] == clip[row, query]) & (causal | (across & shown))
 
     return visible
 
 
-def block_mask(clip: torch.Tensor, lane: torch.Tensor, step: torch.Tensor,
-               sees: torch.Tensor) -> BlockMask:
+def block_mask(of: Batch) -> BlockMask:
     """Return the block mask of a batch; on a GPU its making is compiled, and nothing is dense."""
-    rows, length = clip.shape
-    make = _compiled_maker() if clip.is_cuda else create_block_mask
-    return make(mask_mod(clip, lane, step, sees), rows, None, length, length,
-                device=str(clip.device), BLOCK_SIZE=BLOCK)
+    rows, length = of.ids.shape
+    make = _compiled_maker() if of.ids.is_cuda else create_block_mask
+    return make(mask_mod(of), rows, None, length, length, device=str(of.ids.device),
+                BLOCK_SIZE=BLOCK)
 
 
 @functools.cache
@@ -269,11 +276,112 @@ class Loss(nn.Module):
         seen = stock.model.visual(batch.patches, grid_thw=batch.grids).pooler_output
         embeds = stock.get_input_embeddings()(batch.ids.clamp(min=0))
         embeds = embeds.masked_scatter((batch.ids == VIDEO)[..., None], seen.to(embeds.dtype))
-        if self._attention == 'flex':
-            mask = block_mask(batch.clip, batch.lane, batch.step, batch.sees)
-        else:
-            mask = batch.mask()
+        mask = block_mask(batch) if self._attention == 'flex' else batch.mask()
         hidden = stock.model.language_model(
             inputs_embeds=embeds, position_ids=batch.positions,
             attention_mask=mask, use_cache=False).last_hidden_state
         return stock.lm_head(hidden[at])
+
+
+def latest(out: Path) -> Path | None:
+    """Return the newest whole state in a folder, if there is one."""
+    return max(out.glob(_STATES), default=None, key=lambda path: path.name)
+
+
+def identity(recipe: Recipe, samples: Sequence[Sample]) -> dict:
+    """
+    Return what a resumed training must share with the one that was stopped, as plain data.
+
+    Samples count by what they say and in their order, files of annotations by nothing: they may
+    have moved, and so may the folder of the videos.
+    """
+    content = [[sample.video.name, sample.topic, sample.prompt, sample.answer, sample.start_s,
+                sample.end_s] for sample in samples]
+    return dict(recipe.identity(), samples=hashlib.sha256(json.dumps(content).encode()).hexdigest())
+
+
+def save_state(out: Path, about: dict, update: int, weights: dict[str, torch.Tensor],
+               optimizer: torch.optim.Optimizer) -> None:
+    """
+    Write the state after `update` updates, then remove older ones.
+
+    What is drawn at random depends on the seed and the update alone, and so does the learning
+    rate: neither has a state.
+
+    :param about: the training's `identity`
+    :raises OSError: where it cannot be written; older states are kept
+    """
+    folder = out / f'state-{update:08d}'
+    partial = folder.with_suffix('.partial')
+    clear(partial)
+    try:
+        partial.mkdir(parents=True)
+        save_file({name: weight.detach().contiguous() for name, weight in weights.items()},
+                  partial / 'weights.safetensors')
+        save_file(_moments(optimizer), partial / 'optimizer.safetensors')
+        (partial / 'about.json').write_text(
+            json.dumps(dict(update=update, recipe=about), indent=2) + '\n')
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # On a full disk, what there is of it would be in the way of everything else.
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f'cannot write the state {folder}: {error}') from error
+    clear(folder)
+    # A state is whole once it has its name.
+    partial.rename(folder)
+    for path in out.glob(_STATES):
+        if path != folder:
+            clear(path)
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimizer's state by weight and name; its rates are the recipe's."""
+    return {f'{index}.{name}': value for index, moments in optimizer.state_dict()['state'].items()
+            for name, value in moments.items()}
+
+
+def load_state(folder: Path, wanted: dict, weights: dict[str, torch.Tensor],
+               optimizer: torch.optim.Optimizer) -> int:
+    """
+    Put a state into weights and optimizer, and return how many updates it has had.
+
+    :param wanted: the `identity` of the training that goes on
+    :raises ValueError: for a state of another recipe, or one that cannot be read
+    """
+    try:
+        about = json.loads((folder / 'about.json').read_text())
+        saved = load_file(folder / 'weights.safetensors')
+        moments = load_file(folder / 'optimizer.safetensors')
+    except Exception as error:  # noqa: BLE001 - each file has errors of its own kind
+        raise ValueError(f'cannot read the state {folder}: {error}; remove it, or start anew '
+                         'with --no-resume') from error
+    for name, value in wanted.items():
+        was = about['recipe'].get(name)
+        if was != value:
+            other = (f'with {name} {was!r}, not {value!r}' if name != 'samples' else
+                     'on other samples (the annotations have changed, or their order)')
+            raise ValueError(f'{folder.parent} holds a training {other}: give another --out, '
+                             'or start anew with --no-resume')
+    if saved.keys() != weights.keys():
+        raise ValueError(f'the state {folder} is of another model: give another --out, or start '
+                         'anew with --no-resume')
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(saved[name])
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in moments.items():
+        index, _, name = key.partition('.')
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(dict(optimizer.state_dict(), state=state))
+    return int(about['update'])
+
+
+def clear(path: Path) -> None:
+    """Remove a state, or what is left of one."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def clear_all(out: Path) -> None:
+    """Remove all states of a folder."""
+    for path in out.glob('state-*'):
+        clear(path)

@@ -112,16 +112,14 @@ class Recipe:
         return plain | dict(model=str(folder.resolve()) if folder.exists() else self.model,
                             seconds=list(self.seconds), caption_rate=list(self.caption_rate))
 
-    def lines(self, own: dict[str, str] | None = None) -> list[str]:
-        """
-        Return the recipe in words, for the screen.
-
-        :param own: `streaming_words` of the checkpoint, if it was trained to stream
-        """
-        words = streaming_words(self, self.fps)
-        for name, was in (own or {}).items():
-            if was != words[name]:
-                words[name] += f' (was {was} in the checkpoint)'
+    def lines(self, about: Checkpoint) -> list[str]:
+        """Return the recipe in words, for the screen, and how a trained checkpoint differs."""
+        words = _streaming_words(self, self.fps)
+        if about.trained:
+            own, per_step = about.defaults, about.perception.settings.temporal_patch_size
+            for name, was in _streaming_words(own, per_step / own.seconds_per_step).items():
+                if was != words[name]:
+                    words[name] += f' (was {was} in the checkpoint)'
         how = (f'LoRA rank {self.lora_rank}, alpha {self.alpha:g}, dropout {self.lora_dropout:g}'
                if self.lora_rank else 'merger and language model whole')
         length = f'{self.steps} updates' if self.steps else f'{self.epochs:g} epochs'
@@ -137,19 +135,11 @@ class Recipe:
                 f'{self.warmup:g}, gradients clipped at {self.clip:g}, seed {self.seed}']
 
 
-def streaming_words(of: Recipe | StreamDefaults, fps: float) -> dict[str, str]:
+def _streaming_words(of: Recipe | StreamDefaults, fps: float) -> dict[str, str]:
     """Return what `positions` and `schedule` are called on the screen."""
     gap = f', gap {of.position_gap}' if SCHEMES[of.position_encoding].uses_gap else ''
     return dict(positions=f'{of.position_encoding}{gap}',
                 schedule=f'{of.schedule}, K = {of.wait_k}, {fps:g} frames a second')
-
-
-def own_words(about: Checkpoint) -> dict[str, str]:
-    """Return `streaming_words` of a checkpoint that was trained to stream; {} for any other."""
-    if not about.trained:
-        return {}
-    per_step = about.perception.settings.temporal_patch_size
-    return streaming_words(about.defaults, per_step / about.defaults.seconds_per_step)
 
 
 @dataclass(frozen=True)
@@ -184,12 +174,11 @@ class StreamSettings:
 
     def entry(self) -> dict:
         """The `speak_while_watching` entry of the trained checkpoint's config."""
-        entry = asdict(self.defaults)
-        # The clock is the vision tower's own, and the gap that of one scheme.
-        del entry['tokens_per_second']
-        if not SCHEMES[self.defaults.position_encoding].uses_gap:
-            del entry['position_gap']
-        return entry
+        names = ['position_encoding', 'schedule', 'wait_k', 'seconds_per_step', 'system', 'prompt',
+                 'max_steps']
+        if SCHEMES[self.defaults.position_encoding].uses_gap:
+            names.append('position_gap')
+        return {name: getattr(self.defaults, name) for name in names}
 
 
 _GROUPS = dict(form='what is trained on what', position_encoding='how it will stream',
@@ -233,8 +222,7 @@ def _parser() -> ArgumentParser:
         if declared.name == 'lora_rank':
             add_option(group, replace(declared, name='lora'), dest='lora_rank', metavar='RANK')
         else:
-            add_option(group, declared, **dict(action=BooleanOptionalAction)
-                       if declared.kind == 'bool' else {})
+            add_option(group, declared)
     switch = groups['steps'].add_argument
     switch('--pack', action=BooleanOptionalAction,
            help='several clips in one row (default: with flex)')

@@ -9,10 +9,12 @@ costs are summed, and the sum's gradient is divided once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 import itertools
+import json
 import math
 import os
 import signal
@@ -23,22 +25,28 @@ from types import FrameType
 import numpy as np
 from safetensors import SafetensorError
 import torch
+from tqdm import tqdm
 
 from sww_ros.frames import with_last
 from sww_ros.training.annotations import Limits, Report, check_there, read_annotations
 from sww_ros.training.clips import Batch, Clip, ClipFeed, ClipMaker, gathered, pack, pad
 from sww_ros.training.frames import Sample
-from sww_ros.training.model import BLOCK, Loss, TrainedModel, choose, export, load_model
-from sww_ros.training.progress import (
-    LOG,
-    Progress,
+from sww_ros.training.model import (
+    BLOCK,
+    Loss,
+    TrainedModel,
+    choose,
     clear_all,
+    export,
     identity,
     latest,
+    load_model,
     load_state,
     save_state,
 )
-from sww_ros.training.recipe import Recipe, own_words
+from sww_ros.training.recipe import Recipe
+
+LOG = 'training.jsonl'
 
 
 def train(recipe: Recipe) -> None:
@@ -64,12 +72,15 @@ def train(recipe: Recipe) -> None:
     # On a GPU its memory counts: what no update changes needs no more bits than its files have.
     saving = accelerator.device.type == 'cuda' and accelerator.mixed_precision == 'bf16'
     model = load_model(recipe, saving)
-    show(*recipe.lines(own_words(model.about)),
+    show(*recipe.lines(model.about),
          f'attention    {attention} on {accelerator.num_processes} x {accelerator.device.type}, '
          f'{accelerator.mixed_precision.replace("no", "fp32")}')
     # The clips take the tower's type and shapes, so they are made before it goes to a GPU.
     maker, report = ClipMaker(model.about, model.stock, recipe), Report()
-    samples = read_samples(recipe, model.about.tokenizer, maker.settings.defaults.prompt, report)
+    samples = read_annotations(
+        recipe.data, form=recipe.form, prompt=maker.settings.defaults.prompt,
+        tokenizer=model.about.tokenizer, video_root=recipe.video_root, report=report,
+        limits=None if recipe.keep_all else Limits(recipe.seconds, recipe.caption_rate))
     show(str(report))
     if accelerator.is_main_process and not recipe.resume:
         clear_all(recipe.out)
@@ -89,23 +100,6 @@ def train(recipe: Recipe) -> None:
         clear_all(recipe.out)
         show(f'saved to {recipe.out}, log in {recipe.out / LOG}')
     accelerator.end_training()
-
-
-def read_samples(recipe: Recipe, tokenizer, prompt: str, report: Report) -> list[Sample]:
-    """
-    Return the samples of all files of a recipe.
-
-    :param tokenizer: transformers' own; counts the tokens of captions
-    :param prompt: what is asked where an annotation asks nothing
-    :param report: takes what was kept, what not and why
-    :raises ValueError: for a file that cannot be read, or without a usable sample
-    """
-    limits = None if recipe.keep_all else Limits(recipe.seconds, recipe.caption_rate)
-    samples: list[Sample] = []
-    for path in recipe.data:
-        samples += read_annotations(path, form=recipe.form, prompt=prompt, tokenizer=tokenizer,
-                                    limits=limits, video_root=recipe.video_root, report=report)
-    return samples
 
 
 def _accelerator(recipe: Recipe):
@@ -138,40 +132,116 @@ def _check_out(recipe: Recipe) -> None:
                          'another --out, or --no-resume to write over it')
 
 
+
+
+@dataclass
+class Progress:
+    """One process tells, the others (`shown` False) but for their warnings keep still."""
+
+    recipe: Recipe
+    updates: int
+    first: int
+    shown: bool = True
+    _sums: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._bar = tqdm(total=self.updates, initial=self.first, unit='update',
+                         disable=None if self.shown else True)
+        self._writer = None
+        if not self.shown:
+            return
+        self._forget_later()
+        if self.recipe.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError('--tensorboard needs tensorboard: pip install -r '
+                                 f'requirements/training.txt ({error})') from None
+            self._writer = SummaryWriter(str(self.recipe.out / 'tensorboard'),
+                                         purge_step=self.first + 1)
+
+    def _forget_later(self) -> None:
+        """Leave out of the log what came after the state from which the training goes on."""
+        log = self.recipe.out / LOG
+        lines = log.read_text().splitlines(keepends=True) if self.first and log.exists() else []
+        log.write_text(''.join(line for line in lines
+                               if line.endswith('\n')
+                               and json.loads(line).get('update', 0) <= self.first))
+
+    def update(self, number: int, learning_rate: float, gradient: float, **sums: float) -> None:
+        """
+        Take note of an update, from 1.
+
+        :param gradient: the norm before clipping
+        :param sums: `cost`, `answer_tokens`, `rows`, `seconds`, over all processes
+        """
+        self._bar.update()
+        self._sums.update(sums)
+        if not self.shown or (number % self.recipe.log_every and number != self.updates):
+            return
+        total, self._sums = self._sums, Counter()
+        tokens, rows, seconds = (total[name] for name in ('answer_tokens', 'rows', 'seconds'))
+        line = dict(update=number, loss=total['cost'] / max(1, tokens),
+                    learning_rate=learning_rate, gradient=gradient, answer_tokens=tokens, rows=rows,
+                    rows_per_s=round(rows / seconds, 1), tokens_per_s=round(tokens / seconds, 1))
+        self._write(line)
+        short = {name: f'{line[name]:.4g}' for name in ('loss', 'rows_per_s', 'tokens_per_s')}
+        self._bar.set_postfix(short)
+        if self._bar.disable:
+            print(f'update {number} of {self.updates}: '
+                  + ', '.join(f'{name} {value}' for name, value in short.items()), flush=True)
+        if self._writer:
+            for name in ('loss', 'learning_rate', 'gradient', 'rows_per_s', 'tokens_per_s'):
+                self._writer.add_scalar(name, line[name], number)
+
+    def warn(self, message: str) -> None:
+        """Tell of something that does not stop the training."""
+        if self.shown:
+            self._write(dict(warning=message))
+        tqdm.write(f'warning: {message}')
+
+    def _write(self, line: dict) -> None:
+        with open(self.recipe.out / LOG, 'a') as log:
+            log.write(json.dumps(dict(line, at=round(time.time(), 1))) + '\n')
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._writer:
+            self._writer.close()
+
+
 _STOPPING = b'\nstopping after this update, to save its state%s\n'
 
 
-class Interrupt:
+@contextmanager
+def interruptible(patient: bool, shown: bool) -> Iterator[Callable[[], bool]]:
     """
-    While it is entered, the first SIGINT only sets `wished`.
+    Let the first SIGINT only be noted; yields what returns whether there was one.
 
     A second one raises KeyboardInterrupt at once, unless `patient`: torchrun sends a second one
     of its own.
     """
+    wishes: list[int] = []
 
-    def __init__(self, patient: bool = False, shown: bool = True) -> None:
-        self.wished = False
-        self._patient, self._shown, self._before = patient, shown, None
-
-    def __enter__(self) -> Interrupt:
-        # Signals are for the main thread, and what starts us in the background may ignore them.
-        if (threading.current_thread() is threading.main_thread()
-                and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None)):
-            self._before = signal.signal(signal.SIGINT, self._on_sigint)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
-
-    def _on_sigint(self, _number: int, _frame: FrameType | None) -> None:
-        if self.wished and not self._patient:
+    def on_sigint(number: int, _frame: FrameType | None) -> None:
+        if wishes and not patient:
             raise KeyboardInterrupt
-        if self._shown and not self.wished:
+        if shown and not wishes:
             # `print` must not be called while it may be running already.
-            os.write(2, _STOPPING % (b'' if self._patient else b'; once more stops at once'))
-        self.wished = True
+            os.write(2, _STOPPING % (b'' if patient else b'; once more stops at once'))
+        wishes.append(number)
+
+    before = signal.getsignal(signal.SIGINT)
+    # Signals are for the main thread, and what starts us in the background may ignore them.
+    heeded = (threading.current_thread() is threading.main_thread()
+              and before not in (signal.SIG_IGN, None))
+    if heeded:
+        signal.signal(signal.SIGINT, on_sigint)
+    try:
+        yield lambda: bool(wishes)
+    finally:
+        if heeded:
+            signal.signal(signal.SIGINT, before)
 
 
 def learning_rate_scale(update: int, updates: int, warmup: float) -> float:
@@ -208,8 +278,7 @@ class Trainer:
         state = latest(recipe.out) if recipe.resume else None
         self.first = (load_state(state, self._identity, self._weights, self._optimizer)
                       if state else 0)
-        self._progress = Progress(recipe.out, self.updates, self.first, recipe.log_every,
-                                  accelerator.is_main_process, recipe.tensorboard)
+        self._progress = Progress(recipe, self.updates, self.first, accelerator.is_main_process)
         self._feed = ClipFeed(samples, maker, recipe.seed, recipe.readers, self._progress.warn)
 
     def run(self) -> None:
@@ -223,18 +292,17 @@ class Trainer:
         shares = [self._share(update) for update in range(self.first, self.updates)]
         clips = self._feed.clips(itertools.chain.from_iterable(shares))
         try:
-            with Interrupt(patient=self._world > 1,
-                           shown=self._accelerator.is_main_process) as interrupt:
+            with interruptible(self._world > 1, self._accelerator.is_main_process) as stopping:
                 for update, share in enumerate(shares, self.first):
                     self._update(update, itertools.islice(clips, len(share)))
-                    self._after(update + 1, interrupt)
+                    self._after(update + 1, stopping())
         finally:
             clips.close()
             self._progress.close()
 
-    def _after(self, done: int, interrupt: Interrupt) -> None:
+    def _after(self, done: int, stopping: bool) -> None:
         """Save the state where it is time, or where any process is to stop."""
-        stop, = self._add_up(torch.tensor([float(interrupt.wished)]))
+        stop, = self._add_up(torch.tensor([float(stopping)]))
         if done == self.updates or not (stop or done % self.recipe.save_every == 0):
             return
         if self._accelerator.is_main_process:
