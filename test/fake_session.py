@@ -52,6 +52,7 @@ class FakeSession:
         self._frames: list[tuple] = []
         self._restart()
         self._stop = threading.Event()
+        self.work = None
         self._threads = [threading.Thread(target=self._narrate, daemon=True)]
         if model == 'busy':
             self._threads.append(threading.Thread(target=self._burn, daemon=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from sww_ros.engine.supervision import Supervision
+from sww_ros.engine.supervision import NO_LIMITS, Limits, Supervision
 from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (
@@ -25,8 +25,9 @@ DELTA = TextDelta(NARRATION, 0, 'a', '', False, '', 0, 1, 2, 0, 0, 0, False)
 class Play:
     """A machine, what it has told, and engines that are named by numbers."""
 
-    def __init__(self, backoff_s: tuple[float, ...] = BACKOFF_S, **settings: object) -> None:
-        self.machine = Supervision(SessionConfig(**settings), backoff_s)
+    def __init__(self, backoff_s: tuple[float, ...] = BACKOFF_S, limits: Limits = NO_LIMITS,
+                 **settings: object) -> None:
+        self.machine = Supervision(SessionConfig(**settings), backoff_s, limits)
         self.engines = 0
         self.told: list[tuple[str, object]] = []
 
@@ -43,6 +44,15 @@ class Play:
         config = self.launch(wait_s)
         self.machine.became_ready({'default_prompt': 'Describe.'})
         return config
+
+    def wait(self, seconds: float) -> object | None:
+        """Let time pass, and return the engine that is to be killed then."""
+        self.machine.now_ns += round(seconds * SECOND)
+        return self.machine.next_kill()
+
+    def beat(self, *work: str | int) -> None:
+        """Have the engine give a sign of life, with what it works on and since when [ns]."""
+        self.machine.received({'type': 'alive', 'work': list(work) or None})
 
     def die(self, report: str = 'it died') -> None:
         self.machine.lost()

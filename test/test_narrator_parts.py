@@ -139,6 +139,9 @@ def speaking(**changes) -> Health:
     ({'age_s': 5.0}, 'camera', OK, 'frames come'),
     ({'paused': True, 'stuck_s': 9.0, 'age_s': 3600.0}, 'camera', OK, 'paused'),
     ({'trouble': 'it died'}, 'engine', ERROR, 'it died'),
+    ({'trouble': 'it hung', 'doing': 'starts again in 2 s'}, 'engine', ERROR,
+     'it hung: starts again in 2 s'),
+    ({'doing': 'no sign of life for 4 s'}, 'engine', WARN, 'active: no sign of life for 4 s'),
     ({'tokens_rate': 0.0}, 'speech', OK, 'silent'),
 ])
 def test_diagnostics_name_what_is_wrong(changes: dict, part: str, level: bytes, words: str):
@@ -149,6 +152,11 @@ def test_diagnostics_name_what_is_wrong(changes: dict, part: str, level: bytes, 
     assert status.hardware_id == 'm'
     values = {value.key: value.value for value in found['left/narrator: camera'].values}
     assert (values['frames dropped (bad)'], values['frames dropped (rate)']) == ('1', '3')
+
+
+def test_loading_is_told_and_is_nothing_wrong():
+    engine, *_ = statuses('narrator', Health(state='configuring', doing='loading for 9 s'))
+    assert (engine.level, engine.message) == (OK, 'configuring: loading for 9 s')
 
 
 def test_what_is_wrong_is_logged_when_it_begins_and_then_seldom():

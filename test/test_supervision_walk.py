@@ -8,7 +8,7 @@ import random
 import pytest
 from supervision_kit import DELTA, STEP, Play, frame
 
-from sww_ros.engine.supervision import EngineError
+from sww_ros.engine.supervision import EngineError, Limits
 from sww_ros.frames import CameraFrame
 from sww_ros.streaming.events import NARRATION, FramesDropped, QuestionState, TextDelta
 
@@ -18,9 +18,10 @@ class Walk:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.play = Play(max_answers=2, max_queued=1, question_policy=self.chance.choice(
-            ['queue', 'reject', 'interrupt']))
-        self.fed = self.perceived = self.held = 0
+        self.play = Play(
+            limits=Limits(load=4.0, silence=2.0, work=1.0), max_answers=2, max_queued=1,
+            question_policy=self.chance.choice(['queue', 'reject', 'interrupt']))
+        self.fed = self.perceived = self.held = self.hangs = 0
         self.asked: list[str] = []
         self.out: list[tuple[object, CameraFrame]] = []
         self.loading, self.ending = False, False
@@ -30,7 +31,7 @@ class Walk:
         moves = [self.feed] * 4 + [self.ask, self.take_back, self.tick, self.send, self.send,
                                    self.settle_frame, self.change]
         if machine.ready:
-            moves += [self.perceive, self.talk, self.talk, self.refuse, self.die]
+            moves += [self.perceive, self.talk, self.talk, self.refuse, self.die, self.beat]
         elif self.ending:
             moves += [self.end] * 3
         elif self.loading:
@@ -64,6 +65,11 @@ class Walk:
     def tick(self) -> None:
         if self.play.launch(self.chance.choice([0.0, 1.0, 5.0])) is not None:
             self.loading = True
+        if self.play.machine.next_kill() is not None:  # Which is a death like any other.
+            assert (self.loading or self.play.machine.ready) and not self.ending
+            self.play.machine.lost()
+            self.hangs += 1
+            self.held, self.loading, self.ending = 0, False, True
 
     def load(self) -> None:
         if self.chance.random() < 0.2:
@@ -109,6 +115,9 @@ class Walk:
     def refuse(self) -> None:
         self.play.machine.received({'type': 'refused', 'prompt': 'Look.', 'kept': ''})
 
+    def beat(self) -> None:
+        self.play.beat(*self.chance.choice([(), ('perceive', self.play.machine.now_ns)]))
+
     def die(self) -> None:
         if self.chance.random() < 0.3:
             self.play.machine.lost()
@@ -149,3 +158,13 @@ def test_whatever_happens_questions_end_once_and_frames_are_perceived_or_dropped
     assert len(walk.play.told) == told, 'nothing is told after the end'
     walk.check()
     assert walk.play.sent() == [] and walk.play.launch(100.0) is None
+
+
+def test_the_walks_meet_engines_that_hang():
+    hangs = 0
+    for seed in range(100):
+        walk = Walk(seed)
+        for _ in range(120):
+            walk.step()
+        hangs += walk.hangs
+    assert hangs > 30

@@ -35,6 +35,8 @@ def next_message(worker: WorkerProcess) -> dict | None:
     """Return what the worker says next; None once it has ended."""
     assert worker.channel.wait_readable(20.0), 'the worker says nothing'
     message = worker.channel.receive()
+    if message and message[0]['type'] == 'alive':
+        return next_message(worker)
     return message and message[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial, wraps
 import logging
 import threading
@@ -11,7 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import uuid
 
 from sww_ros.engine.process import WorkerProcess
-from sww_ros.engine.supervision import EngineError, Supervision
+from sww_ros.engine.supervision import NO_LIMITS, EngineError, Limits, Supervision
 from sww_ros.engine.worker import open_request
 from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig
@@ -50,6 +51,7 @@ class EngineClient:
         its own
     :param session: 'module:callable' that opens the session in the worker
     :param restart: whether to start the engine again when it dies, with growing delays
+    :param limits: when it hangs, which ends it as any other death does
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class EngineClient:
         on_lost: Callable[[str], None] = lambda _: None,
         on_ready: Callable[[dict], None] = lambda _: None,
         on_line: Callable[[str], None] = lambda _: None,
-        session: str = SESSION, restart: bool = True,
+        session: str = SESSION, restart: bool = True, limits: Limits = NO_LIMITS,
     ) -> None:
         self._model, self._session = model, session
         self._listeners: dict[str, Callable] = {
@@ -65,7 +67,7 @@ class EngineClient:
         self._on_line = on_line
         # The one lock: it guards the machine, and wakes whoever waits for what it hands out.
         self._changed = threading.Condition()
-        self._machine = Supervision(config, BACKOFF_S if restart else ())
+        self._machine = Supervision(config, BACKOFF_S if restart else (), limits)
         self._threads: list[threading.Thread] = []
         self.question_timeout_s = config.question_timeout_s
 
@@ -95,17 +97,23 @@ class EngineClient:
         process = self._machine.engine
         return process.pid if process and not self._machine.closed else 0
 
+    @property
+    def doing(self) -> str:
+        """What is going on with the engine where it takes its time, in words; else empty."""
+        return self._handle(lambda machine: machine.doing)
+
     def start(self, timeout_s: float) -> dict:
         """
         Start the engine and wait until the model is loaded; return the session's `info`.
 
-        :param timeout_s: how long loading may take [s]
+        :param timeout_s: how long loading may take [s], whenever an engine is started
         :raises EngineError: with the engine's own words, or when the time is over
         """
         machine = self._machine
+        machine.limits = replace(machine.limits, load=timeout_s)
         try:
             for name, work in (('engine listener', self._notify_all), ('engine sender', self._send),
-                               ('engine', partial(self._run_engines, timeout_s))):
+                               ('engine watch', self._watch), ('engine', self._run_engines)):
                 self._threads.append(threading.Thread(target=work, name=name, daemon=True))
                 self._threads[-1].start()
         except RuntimeError as error:  # No thread is left for it.
@@ -173,7 +181,7 @@ class EngineClient:
 
     # On the thread that launches engines and reads from them.
 
-    def _run_engines(self, timeout_s: float) -> None:
+    def _run_engines(self) -> None:
         """
         Run one engine after the other.
 
@@ -190,20 +198,17 @@ class EngineClient:
             if self._machine.closed:  # Before there was a channel to close.
                 process.channel.close()
             try:
-                why = self._run(process, config, timeout_s)
+                why = self._run(process, config)
             except Exception as error:  # Or there would be no engine any more, and no word of it.
                 why = f'the engine was given up: {error!r}'
             self._handle(Supervision.lost)
             process.end()
             self._handle(Supervision.ended, why or process.report())
 
-    def _run(self, process: WorkerProcess, config: SessionConfig, timeout_s: float) -> str:
+    def _run(self, process: WorkerProcess, config: SessionConfig) -> str:
         """Load the model and pass on what is told; return why not, unless the engine just ended."""
         try:
             process.channel.send(open_request(self._session, self._model, config))
-            if not process.channel.wait_readable(timeout_s):
-                process.end(grace_s=0.5)
-                return f'the model {self._model} was not loaded within {timeout_s:.0f} s'
             message = process.channel.receive()
         except (OSError, ValueError):
             message = None
@@ -218,6 +223,12 @@ class EngineClient:
         except (ValueError, TypeError, AttributeError) as error:  # Or an event lacks a field.
             self._handle(Supervision.not_understood, error)
         return ''
+
+    # On the thread that ends what hangs, which would wait for none of the others.
+
+    def _watch(self) -> None:
+        for process in self._all(Supervision.next_kill):
+            process.kill()
 
     # On the thread that sends.
 

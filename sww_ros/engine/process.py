@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 import ctypes
 import os
 import signal
@@ -80,8 +81,14 @@ class WorkerProcess:
             except subprocess.TimeoutExpired:
                 insist()
         code = self._process.wait()
+        self.kill()  # What it has forked may be stopped, and would stay.
         self._reader.join(1.0)
         return code
+
+    def kill(self) -> None:
+        """Kill the worker, and what it has forked, by a signal that reaches stopped ones too."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def report(self) -> str:
         """Return, after the end, how it ended and its last words."""

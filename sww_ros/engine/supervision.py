@@ -3,8 +3,9 @@ The supervision of engines: the one place where the client decides anything, and
 
 A pure state machine, as the core of a session is one (streaming/core.py): no thread, lock, clock
 or socket. Inputs are its methods; `now_ns` is set before each. What is to be done follows from the
-state: `next_launch`, `next_send` and `next_notice` hand out what to launch, to send and to tell, in
-order. One engine runs at a time, and what it was given and has not accounted for ends with it.
+state: `next_launch`, `next_send`, `next_notice` and `next_kill` hand out what to launch, send, tell
+and kill, in order. One engine runs at a time, and what it was given and has not accounted for ends
+with it.
 
 Calls need one lock around each of them; what is handed out is done outside of it.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sww_ros.engine.open_answers import OpenAnswers
@@ -32,6 +33,38 @@ LONG_LIFE_NS = 60_000_000_000
 """An engine that lived this long has its next restart without the earlier ones' delay."""
 
 
+DOUBT_NS = 1_000_000_000
+"""
+How long an engine beyond its limits is looked at again before it is killed.
+
+Where this process was stopped too, signs of life wait to be read, and work goes on.
+"""
+NOTED_NS = 2_000_000_000
+"""Silence and work are spoken of once they last this long."""
+
+SLOW = 10
+"""No piece of work is too long below so many times what a step took when the model was loaded."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    How long an engine may take [s]; beyond it hangs, and is killed. 0: as long as it likes.
+
+    :param load: to load the model
+    :param silence: without a sign of life, once the model is loaded: it tells each half second
+    :param work: for one piece of work, a step perceived or a token decoded; or `SLOW` times what a
+        step took at load, if that is longer
+    """
+
+    load: float = 0.0
+    silence: float = 0.0
+    work: float = 0.0
+
+
+NO_LIMITS = Limits()
+
+
 class EngineError(RuntimeError):
     """The engine cannot do what is asked; the message says why."""
 
@@ -43,10 +76,12 @@ class Supervision:
     :param config: the session's settings; the prompt may change
     :param backoff_s: how long to wait before the first, second, … restart in a row [s], the last
         one also before all that follow; empty: an engine that dies is not started again
+    :param limits: when it is killed
     """
 
-    def __init__(self, config: SessionConfig, backoff_s: Sequence[float]) -> None:
-        self.now_ns = 0
+    def __init__(self, config: SessionConfig, backoff_s: Sequence[float],
+                 limits: Limits = NO_LIMITS) -> None:
+        self.now_ns, self.limits = 0, limits
         self.engine: Any = None
         self.info: dict = {}
         self.lives, self.failure = 0, ''
@@ -60,6 +95,9 @@ class Supervision:
         self._owed_frames = self._attempt = 0
         self._launch_ns: int | None = 0
         self._ready_ns: int | None = None
+        self._heard_ns: int | None = None  # None: nothing is expected to be heard.
+        self._work: tuple[str, int] | None = None
+        self._doubted_ns, self._hang = 0, ''
 
     # What is to be done, derived from the state.
 
@@ -83,12 +121,58 @@ class Supervision:
         """Return what is told next, if anything: 'event' an event, 'lost' why, 'ready' the info."""
         return self._notices.popleft() if self._notices else None
 
+    def next_kill(self) -> Any | None:
+        """Return an engine that hangs, once; `ended` says of it why it was killed."""
+        hang = self._hanging()
+        if not hang or hang[0] > self.now_ns:
+            self._doubted_ns = 0
+        elif not self._doubted_ns:
+            self._doubted_ns = self.now_ns
+        elif self._doubted_ns + DOUBT_NS <= self.now_ns:
+            self._hang = hang[1]
+            return self.engine
+        return None
+
+    def _hanging(self) -> tuple[int, str] | None:
+        """Return when the engine will hang, as things are [ns], and in words, how."""
+        limits, heard_ns = self.limits, self._heard_ns
+        if heard_ns is None or self._hang:
+            return None
+        found = [(heard_ns, limits.silence, 'it gave no sign of life for')]
+        if not self.ready:
+            found = [(heard_ns, limits.load, 'the model was not loaded within')]
+        elif self._work and limits.work:
+            longest = max(limits.work, SLOW * self.info.get('step_seconds', 0.0))
+            found.append((self._work[1], longest, f'the job {self._work[0]} took longer than'))
+        return min(((since_ns + round(limit * 1e9), f'{words} {limit:g} s')
+                    for since_ns, limit, words in found if limit), default=None)
+
+    @property
+    def doing(self) -> str:
+        """What is going on with the engine where it takes its time, in words; else empty."""
+        def lasts(what: str, since_ns: int) -> str:
+            return f'{what} for {(self.now_ns - since_ns) / 1e9:.0f} s'
+
+        if self._launch_ns is not None and self.lives:
+            return f'starts again in {max(0, self._launch_ns - self.now_ns) / 1e9:.0f} s'
+        if self._heard_ns is None:
+            return ''
+        if not self.ready:
+            return lasts('loading the model', self._heard_ns)
+        if self.now_ns - self._heard_ns > NOTED_NS:
+            return lasts('no sign of life', self._heard_ns)
+        if self._work and self.now_ns - self._work[1] > NOTED_NS:
+            return lasts(f'the job {self._work[0]}', self._work[1])
+        return ''
+
     @property
     def wait_s(self) -> float | None:
-        """How long until it is time for a launch [s]; None: nothing without another input."""
-        if self.closed or self._launch_ns is None or self._launch_ns <= self.now_ns:
-            return None
-        return (self._launch_ns - self.now_ns) / 1e9
+        """How long until something is to be done [s]; None: nothing without another input."""
+        due = [self._launch_ns] if self._launch_ns is not None else []
+        if hang := self._hanging():
+            due.append(self._doubted_ns + DOUBT_NS if self._doubted_ns else hang[0])
+        coming = [at_ns for at_ns in due if at_ns > self.now_ns]
+        return None if self.closed or not coming else (min(coming) - self.now_ns) / 1e9
 
     # What is asked of the client.
 
@@ -183,13 +267,14 @@ class Supervision:
 
     def started(self, engine: object) -> None:
         """There is a process; what stands for it is compared, and never looked into."""
-        self.engine = engine
+        self.engine, self._heard_ns = engine, self.now_ns
 
     def became_ready(self, info: dict) -> None:
         """The session is open."""
         if self.closed:
             return
         self.info, self.ready, self._ready_ns = info, True, self.now_ns
+        self._heard_ns = self.now_ns
         self.lives += 1
         self._notices.append(('ready', info))
         # No frame waits yet, and commands go first.
@@ -200,10 +285,17 @@ class Supervision:
 
     def received(self, message: dict) -> None:
         """
-        The engine says something: an event, or that it goes on with the prompt that it had.
+        The engine says something: an event, that it is alive, or that it keeps its prompt.
 
-        :raises ValueError: for what is neither; TypeError or AttributeError where a field is wrong
+        :raises ValueError: for what is none of it; TypeError or AttributeError where a field is
+            wrong
         """
+        if self.ready:
+            self._heard_ns = self.now_ns
+        if message.get('type') == 'alive':
+            work = message.get('work')
+            self._work = (str(work[0]), int(work[1])) if work else None
+            return
         if message.get('type') == 'refused':
             if self._prompt == message.get('prompt'):  # No engine must begin with it anew.
                 self._prompt = str(message.get('kept', ''))
@@ -230,7 +322,7 @@ class Supervision:
         began_ns = self._ready_ns
         if self.ready and began_ns is not None and self.now_ns - began_ns > LONG_LIFE_NS:
             self._attempt = 0
-        self.ready = False
+        self.ready, self._heard_ns = False, None
         self._drop('engine', len(self._frames) + self._owed_frames)
         self._commands.clear()
         self._frames.clear()
@@ -239,6 +331,9 @@ class Supervision:
     def ended(self, report: str) -> None:
         """The process is gone, or none could be started; in words, why."""
         has_run, self.engine, self._ready_ns = self._ready_ns is not None, None, None
+        if self._hang:
+            report = f'the engine hung and was killed: {self._hang}\n{report}'
+        self._hang, self._work, self._doubted_ns = '', None, 0
         if not self.lives:
             self.failure = self.failure or report
         elif not self.closed:

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from typing import Any
 
@@ -29,6 +30,8 @@ from sww_ros.streaming.events import (
 from sww_ros.wire import Channel, LostChannel
 
 POLL_S = 0.2
+BEAT_S = 0.5
+"""How often a sign of life is given, with the piece of work in progress."""
 LAST_STEP_S = 3.0
 """How long a session may take to end before the process ends without it."""
 
@@ -76,12 +79,15 @@ class Worker:
             self._session.close()
 
     def _pass_events(self) -> int:
+        beat_s = 0.0
         while not self._stop.is_set():
             event = self._session.poll(POLL_S)
-            if event is None:
-                continue
             try:
-                self._send_event(event)
+                if event is not None:
+                    self._send_event(event)
+                if (now_s := time.monotonic()) >= beat_s:
+                    beat_s = now_s + BEAT_S
+                    self._channel.send({'type': 'alive', 'work': self._session.work})
             except OSError:
                 break
             if isinstance(event, Trouble) and event.fatal:

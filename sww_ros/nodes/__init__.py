@@ -37,6 +37,13 @@ NODE_SETTINGS = (
             high=3600.0, changes=LIVE),
     Setting('restart_engine', True, 'Whether to start the engine again when it dies.',
             changes=CONFIGURE),
+    Setting('silence_timeout', 10.0, "The longest that the engine's process may give no sign of "
+            'life once the model is loaded [s]; then it is killed, which is a death like any '
+            'other. 0: no limit.', high=3600.0, changes=CONFIGURE),
+    Setting('work_timeout', 20.0, 'The longest that a single job of the engine, a step perceived '
+            'or a token decoded, may take [s], or ten times what a step took when the model was '
+            'loaded, if that is longer; then the engine is killed. 0: no limit.', high=3600.0,
+            changes=CONFIGURE),
     Setting('diagnostics_period', 1.0, 'Time between two messages on /diagnostics [s]; 0: none.',
             high=60.0),
     Setting('annotation_rate', 5.0, 'Most images per second on ~/image_annotated [Hz].', low=0.1,

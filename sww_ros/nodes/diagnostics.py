@@ -85,13 +85,14 @@ class Health:
     """
     A moment of the narrator, as plain numbers; times in ms, where the name does not say s.
 
-    `dropped` counts frames by reason since the start, `lately` those of the last ten seconds;
-    `stuck_s` is how long stamps have stood still, `age_s` how far they are behind the clock;
-    memory in bytes.
+    `doing` is what the engine takes its time for, where it does; `dropped` counts frames by reason
+    since the start, `lately` those of the last ten seconds; `stuck_s` is how long stamps have stood
+    still, `age_s` how far they are behind the clock; memory in bytes.
     """
 
     state: str = 'unconfigured'
     trouble: str = ''
+    doing: str = ''
     info: dict = field(default_factory=dict)
     restarts: int = 0
     engine_memory: int = 0
@@ -226,9 +227,10 @@ def _engine(health: Health) -> tuple[bytes, str, dict[str, str]]:
     values = {key: str(value) for key, value in health.info.items()}
     values |= {'restarts': str(health.restarts),
                'memory [MiB]': f'{health.engine_memory / MIB:.0f}'}
+    message = ': '.join(filter(None, [health.trouble or health.state, health.doing]))
     if health.trouble:
-        return ERROR, health.trouble, values
-    return OK, health.state, values
+        return ERROR, message, values
+    return WARN if health.info and health.doing else OK, message, values
 
 
 def _camera(health: Health) -> tuple[bytes, str, dict[str, str]]:

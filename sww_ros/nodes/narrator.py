@@ -18,6 +18,7 @@ from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import SetPrompt
 from sww_ros import nodes
 from sww_ros.engine.client import SESSION, EngineClient, EngineError
+from sww_ros.engine.supervision import Limits
 from sww_ros.frames import CameraFrame
 from sww_ros.node import declare, read, run
 from sww_ros.nodes.camera import Annotator, Camera
@@ -109,8 +110,9 @@ class Narrator(ManagedNode):
         log = self.get_logger()
         try:
             config = nodes.session_config(values)
+            limits = Limits(silence=values['silence_timeout'], work=values['work_timeout'])
             self._engine = EngineClient(
-                values['model'], config, session=self._session,
+                values['model'], config, session=self._session, limits=limits,
                 restart=values['restart_engine'], on_event=self._reporter.take,
                 on_lost=self._engine_lost, on_ready=self._engine_ready, on_line=log.debug)
             if self._released:  # Before there was an engine to close.
@@ -265,7 +267,7 @@ class Narrator(ManagedNode):
             open_questions=len(self._questions.answers))
         if engine is not None:
             health.info, health.restarts = engine.info, engine.restarts
-            health.engine_memory = resident_bytes(engine.pid)
+            health.engine_memory, health.doing = resident_bytes(engine.pid), engine.doing
         self._reporter.health(health)
         self._alarm.take(judge_camera(health))
         if self._period:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import itemgetter
 import os
 import threading
 import time
@@ -43,6 +44,7 @@ class _Worker(threading.Thread):
         super().__init__(name=name, daemon=True)
         self._rule, self._ahead, self._desk = rule, ahead, desk
         self._begin, self._prepare = begin, prepare
+        self.work: tuple[str, int] | None = None
 
     def run(self) -> None:
         self._prepare()
@@ -52,12 +54,14 @@ class _Worker(threading.Thread):
             if len(out) < self._ahead:
                 jobs = self._desk.take(self._rule, wait=not out)
             if jobs:
+                self.work = self.work or _now_at(jobs)
                 out.append((jobs, self._begun(jobs)))
                 if len(out) < self._ahead:
                     continue
             if not out:
                 return
             self._desk.hand_in(_outcome(*out.popleft()))
+            self.work = _now_at(out[0][0]) if out else None
 
     def _begun(self, jobs: Sequence[Job]) -> Finish:
         """Begin with jobs; what goes wrong is told when they are finished."""
@@ -65,6 +69,10 @@ class _Worker(threading.Thread):
             return self._begin(jobs)
         except Exception as error:  # noqa: BLE001 - the same as if it went wrong later
             return partial(_raise, error)
+
+
+def _now_at(jobs: Sequence[Job]) -> tuple[str, int]:
+    return ' and '.join(type(job).__name__.lower() for job in jobs), time.monotonic_ns()
 
 
 def _raise(error: Exception) -> Sequence[Input]:
@@ -104,6 +112,12 @@ class Executor:
     def start(self) -> None:
         for worker in self._workers:
             worker.start()
+
+    @property
+    def work(self) -> tuple[str, int] | None:
+        """The oldest pass in progress: its jobs, in words, and since when [monotonic ns]."""
+        return min(filter(None, (worker.work for worker in self._workers)),
+                   key=itemgetter(1), default=None)
 
     def join(self) -> None:
         """Wait until what is running is finished; callable from a worker too."""

@@ -167,6 +167,11 @@ class Session:
         """How many decode steps have been run."""
         return self._runner.decode_steps
 
+    @property
+    def work(self) -> tuple[str, int] | None:
+        """The oldest pass in progress: its jobs, in words, and since when [monotonic ns]."""
+        return self._executor.work
+
     def feed(self, frame: np.ndarray, stamp_ns: int = 0, received_ns: int = 0,
              last: bool = False) -> None:
         """
