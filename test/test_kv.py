@@ -34,6 +34,14 @@ def test_growing_keeps_rows_and_older_views():
     assert before.keys[1, 0, :2, 1].tolist() == [1, 2]
 
 
+def test_a_lane_that_grew_in_a_forward_pass_is_written_outside_of_one():
+    """Found by the endurance run: where streams take turns in lanes, the second hand-over failed."""
+    lane = Lane(1, 1, 2, 1, torch.float32, margin=4)
+    with torch.inference_mode():
+        lane.reserve(9)
+    lane.view().whole[:, :, :, :4] = 1.0
+
+
 def test_publishing_what_is_not_there_is_refused():
     lane = Lane(1, 1, 2, 2, torch.float32)
     with pytest.raises(ValueError, match='cannot publish 5 rows'):

@@ -90,7 +90,10 @@ class Lane:
         kv, length, _ = self._view
         if length + count > kv.shape[3]:
             rows, margin = max(2 * kv.shape[3], length + count), self._view.margin
-            whole = self._allocate((*kv.shape[:3], margin + rows, kv.shape[4]), kv.dtype)
+            # A tensor that is made in a forward pass could not be written outside of one, as a
+            # lane that lies in its margin is when a stream is carried over.
+            with torch.inference_mode(False):
+                whole = self._allocate((*kv.shape[:3], margin + rows, kv.shape[4]), kv.dtype)
             grown = _behind(margin, whole, length)
             _moved(kv, length, grown.kv)
             self._view, self._pool = grown, None
