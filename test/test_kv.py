@@ -35,7 +35,7 @@ def test_growing_keeps_rows_and_older_views():
 
 
 def test_a_lane_that_grew_in_a_forward_pass_is_written_outside_of_one():
-    """Found by the endurance run: where streams take turns in lanes, the second hand-over failed."""
+    """Found by the endurance run: streams that take turns in lanes failed at a hand-over."""
     lane = Lane(1, 1, 2, 1, torch.float32, margin=4)
     with torch.inference_mode():
         lane.reserve(9)

@@ -1,92 +1,158 @@
 """
-Scores a checkpoint on one scene that goes on and on, through the live engine.
+Watches a scene for days on end, as fast as it can, and says whether anything grows.
 
-`python -m sww_ros.shapes.endurance --steps N --json FILE` plays one continuous stream, which begins
-anew each time the engine's `max_steps` are full, and tells the sentences soon after such a restart
-from the others.
+`python -m sww_ros.shapes.endurance --steps N --json FILE --plot FILE` plays one video through the
+live engine, whose streams relieve one another: memory of its processes, time from the capture of a
+step to the first token that saw it, and the largest position must stay as they are. The plot needs
+matplotlib, which is not among the package's dependencies.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 import json
+import os
 from pathlib import Path
+import time
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.render import Renderer
-from sww_ros.shapes.scene import TICK_S, Scene, generate
-from sww_ros.shapes.truth import Utterance, in_view, judge, newest_frame_s, utterances
-from sww_ros.streaming.clip_loop import play_steps, settle
+from sww_ros.shapes.scene import TICK_S, generate
+from sww_ros.streaming.clip_loop import ClipError
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, Event, TextDelta
+from sww_ros.streaming.events import FirstSight, FramesDropped, Restarted, TextDelta, Trouble
+from sww_ros.streaming.positions import Track
 from sww_ros.streaming.session import Session
+from sww_ros.streaming.stream import PlacedStep, Stream
 
-SOON_STEPS = 6
-"""So many steps after a restart are counted apart."""
+SCENE_S = 600
+"""The scene's length; it is shown again and again, and drawn before anything is measured [s]."""
+SAMPLES = 200
+"""How often memory is looked at, and of how many stretches the plot shows the times."""
+PATIENCE_S = 60.0
+MIB = 1 << 20
 
-UNOWED_STEPS = 4
-"""The last steps, whose facts need not have been told."""
 
-
-def measure(session: Session, seed: int, steps: int, max_objects: int = 2) -> dict:
+def measure(session: Session, steps: int, seed: int, largest: list[int]) -> dict:
     """
-    Play a scene of so many steps; return the shares of true sentences and of facts told.
+    Play so many steps, each fed as soon as a token has seen the last; return `summary` and series.
 
-    What is in view when a stream begins anew may be told again.
-
-    :raises ClipError: for a run in which frames were lost or an error occurred
+    :param largest: holds the largest position so far, see `positions_noted`
+    :raises ClipError: when a frame is lost, something goes wrong, or nothing comes for PATIENCE_S
     """
-    scene = generate(seed, steps + 1.0, max_objects=max_objects)
-    renderer = Renderer(scene, FRAME_SIZE, FRAME_SIZE)
-    session.reset()
-    list(settle(session, lossless=False))
-    events: list[Event] = []
-    frames = ((renderer.frame(frame * TICK_S), frame) for frame in range(2 * steps))
-    for new in tqdm(play_steps(session, frames, ends=False), desc='one stream', total=steps,
-                    unit='step', disable=None):
-        events += new
-    return _figures(scene, events, steps, session.info['max_steps'])
+    frames = _draw(seed)
+    seconds = np.zeros(steps)
+    counts = dict(hand_overs=0, sentences=0)
+    every, samples, positions = max(1, steps // SAMPLES), [], []
+    begun_s = time.monotonic()
+    for step in tqdm(range(steps), desc='one video', unit='step', disable=None):
+        for index in (2 * step, 2 * step + 1):
+            session.feed(frames[index % len(frames)], stamp_ns=index + 1)
+        captured_ns = time.monotonic_ns()
+        seconds[step] = (_first_sight(session, step, counts) - captured_ns) / 1e9
+        if step % every == every - 1:
+            samples.append(resident_mib())
+            positions.append(largest[0])
+    minutes = (time.monotonic() - begun_s) / 60
+    memory, tenth = np.array(samples), max(1, len(samples) // 10)
+    first, last = (float(np.percentile(part, 99)) for part in (
+        seconds[:max(1, steps // 10)], seconds[-max(1, steps // 10):]))
+    # The first tenth is the warm-up: allocators take what they need then.
+    before, after = np.median(memory[tenth:2 * tenth]), np.median(memory[-tenth:])
+    series = dict(
+        every=every, rss_mib=[round(float(value), 2) for value in memory], positions=positions,
+        p50_ms=_percentiles(seconds, every, 50), p99_ms=_percentiles(seconds, every, 99))
+    summary = dict(
+        steps=steps, minutes=round(minutes, 1), **counts, overlap=session.info['overlap'],
+        capacity=session.info['capacity'], memory=session.info['memory'],
+        rss_drift=round(float(after / before - 1), 4), rss_mib=round(float(after), 1),
+        p99_drift=round(last / first - 1, 4), p99_first_tenth_ms=round(1e3 * first, 2),
+        p99_last_tenth_ms=round(1e3 * last, 2), largest_position=largest[0],
+        largest_position_of_first_tenth=positions[tenth - 1])
+    return dict(summary=summary, series=series)
 
 
-def _figures(scene: Scene, events: Iterable[Event], steps: int, max_steps: int) -> dict:
-    texts = [event for event in events if isinstance(event, TextDelta)
-             and event.stream_id == NARRATION and not event.final]
-    first_video = min(text.video for text in texts)
-    spoken: list[Utterance] = []
-    for video in sorted({text.video for text in texts}):
-        begun = (video - first_video) * max_steps
-        # A sentence that a restart has cut is not judged: no other stream goes on with it.
-        spoken += utterances([(text.delta, text.sentence, begun + text.step)
-                              for text in texts if text.video == video])
-    begins = range(max_steps, steps, max_steps)
-    # Who is there when a stream begins anew, as far as the steps before show it.
-    again = [(fact.claim, step) for step in begins
-             for fact in in_view(scene, newest_frame_s(step - 1, 0.0))]
-    verdict = judge(scene, spoken, steps, steps - UNOWED_STEPS, again=again)
-    summary = verdict.summary()
-    only_news = judge(scene, spoken, steps, steps - UNOWED_STEPS).summary()
-    return dict(
-        seed=scene.seed, steps=steps, max_steps=max_steps, restarts=len(begins),
-        sentences=verdict.sentences, facts_true=summary['facts_true'],
-        facts_true_and_new=only_news['facts_true'], facts_narrated=summary['facts_narrated'],
-        soon_steps=SOON_STEPS,
-        true=_soon([(said.first_step, [mark]) for said, mark
-                    in zip(spoken, verdict.marks, strict=True)], max_steps),
-        narrated=_soon(verdict.narrated_at.items(), max_steps),
-        facts_by_kind=verdict.by_kind())
+def _draw(seed: int) -> list[np.ndarray]:
+    renderer = Renderer(generate(seed, SCENE_S), FRAME_SIZE, FRAME_SIZE)
+    return [renderer.frame(index * TICK_S) for index in range(int(SCENE_S / TICK_S))]
 
 
-def _soon(marks: Iterable[tuple[int, list[bool]]], max_steps: int) -> dict:
-    """Return the share of what is marked at each step: soon after a restart, and otherwise."""
-    found: dict[str, list[bool]] = dict(soon_after_a_restart=[], otherwise=[])
-    for step, some in marks:
-        is_soon = step >= max_steps and step % max_steps < SOON_STEPS
-        found['soon_after_a_restart' if is_soon else 'otherwise'] += some
-    return {name: dict(share=round(sum(some) / len(some), 4) if some else None, count=len(some))
-            for name, some in found.items()}
+def _first_sight(session: Session, step: int, counts: dict[str, int]) -> int:
+    """Take events until a token has seen the step; return when it was decoded [ns, monotonic]."""
+    while (event := session.poll(PATIENCE_S)) is not None:
+        if isinstance(event, Trouble | FramesDropped):
+            raise ClipError(f'at step {step}: {event}')
+        if isinstance(event, TextDelta):
+            counts['sentences'] += bool(event.sentence)
+        if isinstance(event, Restarted):
+            if event.reason != 'relay':
+                raise ClipError(f'at step {step}: the video began anew ({event.reason})')
+            counts['hand_overs'] += 1
+        if isinstance(event, FirstSight) and event.index == step:
+            return event.decoded_ns
+    raise ClipError(f'no token sees step {step} within {PATIENCE_S:.0f} s')
+
+
+def _percentiles(seconds: np.ndarray, every: int, percent: float) -> list[float]:
+    whole = seconds[:len(seconds) // every * every].reshape(-1, every)
+    return [round(1e3 * float(value), 2) for value in np.percentile(whole, percent, axis=1)]
+
+
+def resident_mib() -> float:
+    """Return the memory of this process and its children, what they share counted once [MiB]."""
+    found = Path('/proc/self/task').glob('*/children')
+    pids = [os.getpid(), *(int(pid) for each in found for pid in each.read_text().split())]
+    lines = [line for pid in pids
+             for line in Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith('Pss:')) * 1024 / MIB
+
+
+@contextmanager
+def positions_noted() -> Iterator[list[int]]:
+    """Within, keep the largest position that any row of video or text is given."""
+    largest, kept = [0], [(Track, 'place'), (Stream, 'place_step')]
+    methods = [getattr(owner, name) for owner, name in kept]
+    for (owner, name), method in zip(kept, methods, strict=True):
+        setattr(owner, name, _noting(method, largest))
+    try:
+        yield largest
+    finally:
+        for (owner, name), method in zip(kept, methods, strict=True):
+            setattr(owner, name, method)
+
+
+def _noting(method: Callable, largest: list[int]) -> Callable:
+    def place(*arguments: Any, **options: Any) -> Any:
+        placed = method(*arguments, **options)
+        positions = placed.positions if isinstance(placed, PlacedStep) else placed
+        largest[0] = max(largest[0], int(positions.max(initial=0)))
+        return placed
+    return place
+
+
+def plot(result: dict, file: Path) -> None:
+    """Draw memory, times and positions over the steps."""
+    from matplotlib import pyplot
+    series = result['series']
+    steps = series['every'] * (1 + np.arange(len(series['rss_mib'])))
+    figure, axes = pyplot.subplots(3, 1, sharex=True, figsize=(8, 7))
+    axes[0].plot(steps, series['rss_mib'])
+    axes[0].set(ylabel='memory [MiB]', ylim=(0, None))
+    for name, percent in (('p50_ms', 'median'), ('p99_ms', '99th percentile')):
+        axes[1].plot(steps, series[name], label=percent)
+    axes[1].set(ylabel='capture → first token [ms]', ylim=(0, None))
+    axes[1].legend()
+    axes[2].plot(steps, series['positions'])
+    axes[2].set(ylabel='largest position', xlabel='steps', ylim=(0, None))
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+    pyplot.close(figure)
 
 
 def main() -> None:
@@ -94,14 +160,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
     parser.add_argument('--model', default='builtin', help='checkpoint (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=3000)
-    parser.add_argument('--steps', type=int, default=5000, help='length (default: %(default)s)')
+    parser.add_argument('--steps', type=int, default=100_000, help='length (default: %(default)s)')
+    parser.add_argument('--overlap', default='processes', help='as the node has it (default: '
+                        '%(default)s)')
     parser.add_argument('--json', type=Path, help='file for the figures')
+    parser.add_argument('--plot', type=Path, help='file for the picture, .png')
     arguments = parser.parse_args()
-    with Session.open(arguments.model, SessionConfig(memory=0)) as session:
-        result = dict(model=arguments.model, **measure(session, arguments.seed, arguments.steps))
-    print(json.dumps(result, indent=1))
+    with (positions_noted() as largest,
+          Session.open(arguments.model, SessionConfig(overlap=arguments.overlap)) as session):
+        result = measure(session, arguments.steps, arguments.seed, largest)
+    print(json.dumps(result['summary'], indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + '\n')
+    if arguments.plot:
+        plot(result, arguments.plot)
 
 
 if __name__ == '__main__':
