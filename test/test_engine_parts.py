@@ -21,6 +21,7 @@ from sww_ros.streaming.events import (
     StepPerceived,
     TextDelta,
 )
+from sww_ros.streaming.session import Session
 from sww_ros.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
 
 SECOND = 1_000_000_000
@@ -108,6 +109,28 @@ def test_memory_is_refused_in_words(tmp_path: Path):
     worker.check_memory(str(tmp_path), None)
     with pytest.raises(ValueError, match='needs more memory than is left'):
         worker.check_memory(str(tmp_path), 999)
+
+
+def test_a_relay_that_does_not_fit_into_memory_is_refused_in_words():
+    info = dict(lane_bytes=3 << 30, memory=16, max_steps=48, device='cpu')
+    for fits in (info | dict(memory=0), info | dict(device='cuda:0'), {}):
+        worker.check_lanes(fits, 1 << 30)
+    worker.check_lanes(info, 3 << 30)
+    worker.check_lanes(info, None)
+    with pytest.raises(ValueError, match='two streams of 48 steps need 3.0 GiB, 1.0 GiB are'):
+        worker.check_lanes(info, 1 << 30)
+
+
+def test_a_session_that_does_not_fit_is_closed(monkeypatch):
+    monkeypatch.setattr(worker, 'available_bytes', lambda: 1 << 20)
+    request = worker.open_request('sww_ros.streaming.session:Session.open', 'builtin',
+                                  SessionConfig(overlap='serial', max_steps=5000))
+    closed = []
+    monkeypatch.setattr(Session, 'close', lambda self, close=Session.close: closed.append(
+        close(self)))
+    with pytest.raises(ValueError, match='two streams of 5000 steps need'):
+        worker.open_session(request)
+    assert closed
 
 
 def test_available_memory_heeds_the_container(tmp_path: Path):

@@ -186,7 +186,13 @@ def open_session(request: dict):
     os.environ.setdefault('TQDM_DISABLE', '1')
     config = SessionConfig(**request['config'])
     check_memory(request['model'], available_bytes())
-    return find_callable(request['session'])(request['model'], config)
+    session = find_callable(request['session'])(request['model'], config)
+    try:
+        check_lanes(session.info, available_bytes())
+    except ValueError:
+        session.close()
+        raise
+    return session
 
 
 def open_request(session: str, model: str, config: SessionConfig) -> dict:
@@ -242,6 +248,22 @@ def check_memory(model: str, available: int | None) -> None:
             f'the checkpoint {model} needs more memory than is left: its weights are '
             f'{needed / GIB:.1f} GiB, {available / GIB:.1f} GiB are available; close other '
             'programs or take a smaller checkpoint')
+
+
+def check_lanes(info: dict, available: int | None) -> None:
+    """
+    Refuse a relay of streams that would not fit, before it runs for a while and dies.
+
+    :param info: of a session; on a GPU its lanes are there already, or it had not opened
+    :param available: free memory [bytes], None if unknown
+    :raises ValueError: when what is reserved for its streams is larger than that
+    """
+    needed = info['lane_bytes'] if info.get('memory') and info['device'] == 'cpu' else 0
+    if available is not None and needed > available:
+        raise ValueError(
+            f'two streams of {info["max_steps"]} steps need {needed / GIB:.1f} GiB, '
+            f'{available / GIB:.1f} GiB are available: take a smaller max_steps with its capacity, '
+            'or smaller frames (frame_width, frame_height)')
 
 
 def serve(descriptor: int) -> None:

@@ -104,7 +104,7 @@ def play(relayed: Session, uncut: Session, seed: int, steps: int, max_objects: i
             continue
         score.hand_overs += 1
         base += info['capacity'] - info['memory']
-        first, at_s = step - info['max_steps'], film.seen_s(step)
+        first, at_s = step - info['capacity'], film.seen_s(step)
         questions = [found for kind in QUESTION_KINDS
                      if first >= 0 and (found := make_question(scene, at_s, rng, kind))]
         when = [decided_s(scene, at_s, question) for question in questions]
