@@ -10,10 +10,11 @@ from sww_ros.demo.processes import DOMAINS, lock_domain
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = (
-    'training_run', 'simulation', 'demo', 'narrator_process', 'narrator_node', 'narrator_traffic',
-    'benchmark', 'proof', 'peers', 'narrator_blind', 'replay', 'library', 'engine_faults',
+    'hour_of_faults', 'training_run', 'simulation', 'demo', 'narrator_process', 'narrator_node',
+    'narrator_traffic', 'endurance', 'benchmark', 'proof', 'peers', 'narrator_blind', 'replay',
+    'library', 'engine_faults',
     'evaluation', 'sources', 'layout', 'worker', 'builtin', 'engine_client', 'loading',
-    'session_text', 'pace', 'training_data', 'watching_files')
+    'fuzz', 'session_text', 'pace', 'training_data', 'watching_files')
 """Files of tests that take more than five seconds, longest first."""
 
 # Tests run in as many processes as there are cores (scripts/test). With as many torch threads in

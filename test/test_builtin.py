@@ -21,7 +21,6 @@ from sww_ros.models.loading import builtin_path, load
 from sww_ros.shapes.carried import decided_s
 from sww_ros.shapes.carried import run as run_carried
 from sww_ros.shapes.checkpoint import SPECIAL
-from sww_ros.shapes.endurance import measure
 from sww_ros.shapes.grammar import ShapesQuestion, Viewer
 from sww_ros.shapes.long_scenes import run as run_long
 from sww_ros.shapes.render import Renderer
@@ -68,19 +67,6 @@ def test_it_narrates_and_answers_unseen_scenes():
     assert summary['grammatical'] >= 0.95
     assert summary['median_lateness_steps'] <= 2
     assert summary['answers_right'] >= 0.85
-
-
-def test_one_stream_is_scored_across_its_restarts():
-    """A small sample of docs/benchmarks/endurance.json."""
-    with Session.open(config=SessionConfig(overlap='fused', memory=0)) as session:
-        found = measure(session, seed=3001, steps=120)
-    assert (found['restarts'], found['max_steps']) == (2, 48)
-    assert found['sentences'] > 30
-    assert found['true']['soon_after_a_restart']['count'] > 3
-    assert found['facts_true_and_new'] < found['facts_true']
-    # Who is told again after a restart, and was told before, is no lie.
-    assert found['facts_true'] >= 0.8
-    assert found['facts_narrated'] >= 0.8
 
 
 def test_the_committed_score_keeps_its_promises():

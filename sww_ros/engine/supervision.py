@@ -29,7 +29,7 @@ from sww_ros.streaming.events import (
 )
 
 WAITING_FRAMES = 2
-LONG_LIFE_NS = 60_000_000_000
+LONG_LIFE_NS = 30_000_000_000
 """An engine that lived this long has its next restart without the earlier ones' delay."""
 
 
