@@ -237,30 +237,26 @@ def check_rest(asked: set[str]) -> None:
 def play_questions(data: st.DataObject) -> None:
     """What people ask, at any moment, with any id, about frames of any stamp."""
     watching, asked = session(), set()
-    for _ in range(data.draw(st.integers(1, 6))):
+    # Drawn before anything is done: what is drawn must not depend on what became of it.
+    acts = data.draw(st.lists(st.one_of(
+        st.tuples(st.just('ask'), WORDS, WORDS | st.none()),
+        st.tuples(st.just('cancel'), WORDS), st.tuples(st.just('set_prompt'), WORDS),
+        st.tuples(st.just('pause'), st.booleans()), st.tuples(st.just('reset')),
+        st.tuples(st.just('feed'), st.builds(
+            np.zeros, st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 4)),
+            st.sampled_from(['uint8', 'uint8', 'float32'])), STAMPS, STAMPS, st.booleans())),
+        min_size=1, max_size=6))
+    question, question_id = data.draw(st.tuples(WORDS | ANY, WORDS))
+    for name, *arguments in acts:
         with fails(ValueError):
-            match data.draw(st.sampled_from(['ask', 'ask', 'cancel', 'prompt', 'feed', 'pause',
-                                             'reset'])):
-                case 'ask':
-                    asked.add(watching.ask(data.draw(WORDS), data.draw(WORDS | st.none())))
-                case 'cancel':
-                    watching.cancel(data.draw(st.sampled_from([*asked, 'x'])))
-                case 'prompt':
-                    watching.set_prompt(data.draw(WORDS))
-                case 'feed':
-                    shape = data.draw(st.tuples(*[st.integers(0, 60)] * 2, st.integers(1, 4)))
-                    frame = np.zeros(shape, data.draw(st.sampled_from(['uint8', 'float32'])))
-                    watching.feed(frame, data.draw(STAMPS), data.draw(STAMPS),
-                                  data.draw(st.booleans()))
-                case 'pause':
-                    watching.pause(data.draw(st.booleans()))
-                case 'reset':
-                    watching.reset()
+            found = getattr(watching, name)(*arguments)
+            if name == 'ask':
+                asked.add(found)
     watching.pause(False)
     check_rest(asked)
     supervision = Supervision(SessionConfig(), [])
     with fails(ValueError, EngineError):
-        supervision.ask(data.draw(WORDS | ANY), data.draw(WORDS))
+        supervision.ask(question, question_id)
 
 
 def play_checkpoints(data: st.DataObject) -> None:

@@ -310,3 +310,12 @@ def test_closing_in_any_state_ends_all_and_nothing_is_told_or_done_after_it(stat
 @pytest.mark.parametrize('module', [supervision_module, streams_module])
 def test_the_machine_has_no_clock_thread_socket_or_chance(module):
     assert not {'threading', 'time', 'socket', 'queue', 'random', 'uuid', 'os'} & set(vars(module))
+
+
+@pytest.mark.parametrize('count', [float('inf'), float('-inf'), 0.5, '1', None])
+def test_a_number_of_frames_that_is_none_is_not_understood(play: Play, count: object):
+    """Found by test/fuzz.py: with an infinity, the end of that engine could not be told."""
+    with pytest.raises(TypeError):
+        play.machine.received({'type': 'dropped', 'reason': 'bad', 'count': count})
+    play.die()
+    play.run(2.0)

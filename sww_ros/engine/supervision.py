@@ -303,6 +303,8 @@ class Supervision:
         event = event_from_dict(message)
         accounted = (event.frames if isinstance(event, StepPerceived)
                      else event.count if isinstance(event, FramesDropped) else 0)
+        if type(accounted) is not int:  # JSON has an infinity, which could not be told as a count.
+            raise TypeError(f'{accounted!r} is no number of frames')
         self._owed_frames = max(0, self._owed_frames - accounted)
         self._notify(*self.answers.follow(event, self.now_ns))
 
