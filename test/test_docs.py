@@ -12,6 +12,8 @@ import sys
 import pytest
 import yaml
 
+from experiments.faults import kinds
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md')))
 
@@ -42,6 +44,15 @@ def test_a_dead_link_is_found(tmp_path):
     page = tmp_path / 'page.md'
     page.write_text('# One title\n[a](page.md#one-title) [b](gone.md) [c](#gone) [d](https://x.y)')
     assert dead_links(page) == ['gone.md', '#gone']
+
+
+def test_every_test_that_the_page_of_reliability_names_is_there():
+    defined = {name for file in (ROOT / 'test').glob('test_*.py')
+               for name in re.findall(r'^def (test_\w+)', file.read_text(), re.MULTILINE)}
+    page = (ROOT / 'docs/reliability.md').read_text()
+    named = set(re.findall(r'`(test_\w+)`', page))
+    assert len(named) > 40 and named <= defined, named - defined
+    assert set(re.findall(r'^\| `(\w+)` \|', page, re.MULTILINE)) == set(kinds())
 
 
 @pytest.fixture
