@@ -190,3 +190,9 @@ def test_a_question_about_the_past_is_decided_when_that_was_seen():
             found.add(decided)
             assert decided_s(scene, at_s, ShapesQuestion('count', '', '')) == at_s
     assert len(found) > 3
+
+
+def test_answers_about_carried_steps_are_as_right_as_without_a_hand_over():
+    found = json.loads((ROOT / 'docs/benchmarks/carried_answers.json').read_text())['summary']
+    assert found['hand_overs'] >= 100 and found['questions_carried'] >= 500
+    assert found['answers_carried'] >= found['answers_uncut'] - 0.01
