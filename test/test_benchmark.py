@@ -8,9 +8,9 @@ from statistics import median
 
 import pytest
 
-from sww_ros.benchmark import full_load, gap, hand_over, hazard, lanes, overlap, roofline
-from sww_ros.benchmark.__main__ import FULL, NAMES, QUICK, main
-from sww_ros.benchmark.models import Span, TimedSession, frame_side, mean_seconds, noise, tireless
+from sww_ros.benchmark import full_load, harness, latency, overlap, step
+from sww_ros.benchmark.__main__ import FULL, MEASUREMENTS, QUICK, main
+from sww_ros.benchmark.harness import Span, TimedSession, frame_side, mean_seconds, noise, tireless
 from sww_ros.demo.record import full_load_in_words
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
 from sww_ros.streaming.config import SessionConfig
@@ -76,12 +76,12 @@ def test_one_core_a_side_is_compared_with_one_core():
 
 def test_full_load_holds_all_repetitions_and_a_roofline(
         model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(roofline, 'READ_BYTES', 1 << 16)
+    monkeypatch.setattr(full_load, 'READ_BYTES', 1 << 16)
     result = measured('full-load', tmp_path, '--model', model, '--steps', '3', '--repeats', '2',
                       '--wait-k', '2', '5', '--side', '56', '--roofline')
     assert [said['wait_k'] for said in result['summary']] == [2, 5]
     for load, said in zip(result['loads'], result['summary']):
-        assert {*full_load.INTERLEAVED, *full_load.ENGINES} <= set(load['seconds'])
+        assert {*harness.INTERLEAVED, *harness.ENGINES} <= set(load['seconds'])
         assert all(len(each) == 2 for each in load['seconds'].values())
         assert len(load['perceive_s']) == len(load['decode_s']) == 2
         assert said['chosen'] == load['choice']['overlap'] and load['choice']['why']
@@ -93,7 +93,7 @@ def test_full_load_holds_all_repetitions_and_a_roofline(
     # 56x56 pixels are 4 tokens; with K = 2 and 5 a piece is 3 and 2 rows.
     assert {'perceive', 'decode', 'vision', 'read', '1 rows', '10 rows', '4 rows', '5 rows',
             '6 rows', '9 rows', '3 rows', '2 rows'} == set(found['median_ms'])
-    assert all(set(each) == set(roofline.CONDITIONS) for each in found['all_ms'].values())
+    assert all(set(each) == set(full_load.CONDITIONS) for each in found['all_ms'].values())
 
 
 def test_the_old_command_still_works_and_may_play_the_chosen_alone(model: str, tmp_path: Path):
@@ -103,14 +103,14 @@ def test_the_old_command_still_works_and_may_play_the_chosen_alone(model: str, t
     result = json.loads(file.read_text())
     chosen = full_load.chosen_of(result['loads'][0])
     assert set(result['loads'][0]['seconds']) == {
-        *full_load.INTERLEAVED, full_load.ALONE, chosen}
+        *harness.INTERLEAVED, harness.ALONE, chosen}
 
 
 def test_a_run_speaks_as_many_tokens_as_are_due():
     checkpoint = random_checkpoint(SMALL, 0)[1]
     # This one may end its turn: nothing would be compared.
     run = full_load.run_once
-    side = full_load.ENGINES[full_load.ALONE]
+    side = harness.ENGINES[harness.ALONE]
     checkpoint.decoder.step = _always(checkpoint, checkpoint.tokenizer.eos_token_id)
     with pytest.raises(RuntimeError, match='decode steps, 20 were due'):
         run(checkpoint, noise(4, 56), side, 5)
@@ -130,10 +130,10 @@ def _always(checkpoint, token: int):
 
 def test_both_sides_take_as_long_as_the_slower_beside_and_then_alone():
     # Neither slows the other down: the longer one counts.
-    assert roofline.two_sides(3.0, 3.0, 2.0, 2.0) == pytest.approx(3.0)
+    assert full_load.two_sides(3.0, 3.0, 2.0, 2.0) == pytest.approx(3.0)
     # Speaking takes 3 beside; by then half of perceiving's 6 is done, the rest takes 2 of its 4.
-    assert roofline.two_sides(4.0, 6.0, 2.0, 3.0) == pytest.approx(5.0)
-    assert roofline.two_sides(2.0, 3.0, 4.0, 6.0) == pytest.approx(5.0)
+    assert full_load.two_sides(4.0, 6.0, 2.0, 3.0) == pytest.approx(5.0)
+    assert full_load.two_sides(2.0, 3.0, 4.0, 6.0) == pytest.approx(5.0)
 
 
 def test_what_can_be_had_is_the_best_of_all_ways():
@@ -143,7 +143,7 @@ def test_what_can_be_had_is_the_best_of_all_ways():
 
     times = {'vision': alike(2.0, 1.0), '10 rows': alike(4.0, 3.0), '4 rows': alike(2.5, 2.0),
              'decode': alike(2.0, 2.0), 'perceive': alike(6.0, 4.0)}
-    found = roofline.to_be_had(times, tokens=9, wait_k=3)
+    found = full_load.to_be_had(times, tokens=9, wait_k=3)
     assert found['step_ms'] == dict(one_pass=8000.0, pieces=7000.0, two_sides=6000.0)
     assert (found['way'], found['speedup']) == ('two_sides', round(8 / 6, 4))
 
@@ -154,10 +154,10 @@ def test_a_hazard_is_measured_with_every_executor(model: str, tmp_path: Path):
     result = measured('hazard', tmp_path, '--models', model, '--side', '56', '--lengths', '2', '9',
                       '--repeats', '2')
     [found], [said] = result['models'], result['summary']
-    assert set(found['latency_ms']) == set(hazard.SIDES) and 'interleaved@2' in hazard.SIDES
+    assert set(found['latency_ms']) == set(latency.WAYS) and 'interleaved@2' in latency.WAYS
     assert all(len(all_ms) == 2 and min(all_ms) > 0 for each in found['latency_ms'].values()
                for all_ms in each.values())
-    assert set(said['flatness']) == set(hazard.SIDES) and said['interleaved_times_as_long'] > 0
+    assert set(said['flatness']) == set(latency.WAYS) and said['interleaved_times_as_long'] > 0
 
 
 def test_flatness_is_the_largest_over_the_smallest():
@@ -165,7 +165,7 @@ def test_flatness_is_the_largest_over_the_smallest():
         'fused@1': {'2': [4.0, 4.0, 9.0], '1000': [5.0, 5.0, 5.0]},
         'interleaved@1': {'2': [4.0] * 3, '1000': [50.0] * 3},
         'interleaved@2': {'2': [4.0] * 3, '1000': [40.0] * 3}})
-    said = hazard.summarize(model)
+    said = latency.summarize_hazards(model)
     assert said['chosen_flatness'] == 1.25 and said['flatness']['interleaved@2'] == 10.0
     assert said['interleaved_times_as_long'] == 8.0
 
@@ -180,18 +180,19 @@ def test_gaps_are_measured_at_every_rate(model: str, tmp_path: Path):
     result = measured('gap', tmp_path, '--models', model, '--side', '56', '--tokens', '30',
                       '--before', '2', '--repeats', '2')
     [found], [said] = result['models'], result['summary']
-    assert set(found['repetitions']) == set(gap.SIDES)
+    assert set(found['repetitions']) == set(harness.ENGINES)
     for each in found['repetitions'].values():
-        assert set(each) == {gap.IDLE, 'own', 'half'}
+        assert set(each) == {latency.IDLE, 'own', 'half'}
         assert all(len(runs) == 2 for runs in each.values())
-        assert all(run['steps'] == 0 for run in each[gap.IDLE])
+        assert all(run['steps'] == 0 for run in each[latency.IDLE])
         assert sum(run['steps'] for run in each['half']) > 0
-    assert set(said['p99_ratio']) >= set(gap.SIDES) and said['chosen_p99_ratio']['half'] > 0
+    assert set(said['p99_ratio']) >= set(harness.ENGINES) and said['chosen_p99_ratio']['half'] > 0
 
 
 def test_a_gap_is_between_two_tokens(model: str):
-    side = gap.SIDES['serial@1']
-    gaps, steps = gap.gaps_s(tireless(model), noise(1, 56), side, tokens=12, step_s=0.0, before=1)
+    side = harness.ENGINES['serial@1']
+    gaps, steps = latency.gaps_s(tireless(model), noise(1, 56), side, tokens=12, step_s=0.0,
+                                 before=1)
     assert len(gaps) == 11 and steps == 0 and min(gaps) > 0
 
 
@@ -203,7 +204,7 @@ def test_the_ratio_of_gaps_is_that_of_their_p99():
                  all_gaps={'fused@1': {'none': run(2.0), 'own': run(2.0), 'half': run(3.0)}},
                  repetitions={'fused@1': {'none': [run(1.0), run(2.0), run(9.0)],
                                           'own': [run(2.0)] * 3, 'half': [run(5.0)] * 3}})
-    said = gap.summarize(model)
+    said = latency.summarize_gaps(model)
     assert said['chosen_p99_ratio'] == dict(own=1.0, half=1.5)
     assert said['p99_ratio_median']['fused@1'] == dict(own=1.0, half=2.5)
 
@@ -214,7 +215,7 @@ def test_a_hand_over_is_measured_with_every_executor(model: str, tmp_path: Path)
                  '0.02', '--json', str(file)]) == 0
     result = json.loads(file.read_text())
     said, found = result['summary'], result['executors']
-    assert set(found) == set(hand_over.SIDES) == set(said['p99_ratio'])
+    assert set(found) == set(latency.RELAYED) == set(said['p99_ratio'])
     assert said['memory'] < said['capacity'] < said['max_steps']
     for each in found.values():
         assert each['hand_overs'] and 0 < each['steps_around'] < each['steps'] == 150
@@ -228,7 +229,7 @@ def test_a_step_is_around_a_hand_over_until_the_successor_alone_has_been_given_o
         (Perceive(old, (), False), 0), (Open(new, old), 10), (Carry(new, old, 0), 20),
         (Perceive(old, (), False, new), 30), (Perceive(new, (), False), 40),
         (Perceive(new, (), False), 50))]
-    assert hand_over.windows(spans) == [(10, 45)]
+    assert latency.windows(spans) == [(10, 45)]
 
 
 def test_answers_beside_the_narration_are_compared_with_each_alone(model: str, tmp_path: Path):
@@ -241,14 +242,14 @@ def test_answers_beside_the_narration_are_compared_with_each_alone(model: str, t
 
 
 def test_a_step_of_many_is_measured_once_all_heads_are_read(model: str):
-    questions = lanes.QUESTIONS[:3]
-    spans, said = lanes.speak(tireless(model), noise(1, 56), questions, tokens=20, record=True)
+    questions = step.QUESTIONS[:3]
+    spans, said = step.speak(tireless(model), noise(1, 56), questions, tokens=20, record=True)
     assert len(said['0']) == len(said['2']) == 20 and len(said['narration']) >= 20
-    assert 10 <= len(lanes.steps_s(spans, 4)) < 20
+    assert 10 <= len(step.steps_s(spans, 4)) < 20
 
 
 def test_tokens_per_second_are_those_of_all_speakers():
-    said = lanes.summarize(dict(
+    said = step.summarize(dict(
         model='m', identity=dict(tokens=9, differing=0),
         step_ms={'0': [1.0, 1.0, 4.0], '8': [2.0, 2.0, 2.0]},
         plain_ms={'0': [0.5, 0.5, 0.5], '8': [0.9, 0.8, 0.7]}))
@@ -281,8 +282,8 @@ def test_overlap_sums_up():
 
 
 def test_all_runs_every_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
-    assert {options[0] for options in FULL.values()} == {*NAMES} - {'all'}
-    assert {options[0] for options in QUICK.values()} == {*NAMES} - {'all'}
+    assert {options[0] for options in FULL.values()} == {*MEASUREMENTS}
+    assert {options[0] for options in QUICK.values()} == {*MEASUREMENTS}
     monkeypatch.setitem(QUICK, 'hazard', ['hazard', '--lengths', '1'])
     monkeypatch.setitem(QUICK, 'step', ['step', '--models', 'builtin', '--repeats', '1',
                                         '--context', '20'])

@@ -15,10 +15,9 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from sww_ros.evaluation import clip_player
+from sww_ros.evaluation import clips
 from sww_ros.evaluation.__main__ import main
-from sww_ros.evaluation.clip_player import ClipError, Player, lateness
-from sww_ros.evaluation.clips import read_clips
+from sww_ros.evaluation.clips import ClipError, Player, lateness, read_clips
 from sww_ros.evaluation.random_model import (
     QWEN2_5_VL_3B,
     SMALL,
@@ -290,9 +289,9 @@ def test_offline_text_of_trained_weights_is_what_the_stock_model_generates(built
 
 def test_wait_k_does_not_depend_on_how_fast_it_is_fed(small, builtin, monkeypatch):
     """Step by step, or all frames at once with both sides at work."""
-    monkeypatch.setattr(clip_player, 'time', SimpleNamespace(
+    monkeypatch.setattr(clips, 'time', SimpleNamespace(
         sleep=lambda seconds: None, monotonic=lambda: 0.0,
-        monotonic_ns=clip_player.time.monotonic_ns))
+        monotonic_ns=clips.time.monotonic_ns))
     # Interleaved positions depend on the text, and the text on when it is spoken.
     cases = [(small[1], mode, scheme) for mode in ('wait_k', 'random_wait_k')
              for scheme in SCHEMES if scheme != 'interleaved'] + [(builtin, 'wait_k', 'gdpe')]
@@ -308,17 +307,17 @@ def test_wait_k_does_not_depend_on_how_fast_it_is_fed(small, builtin, monkeypatc
 def test_frames_are_fed_in_real_time(small):
     _, checkpoint = small
     with player(checkpoint, 'wait_k', live=True, max_rest_tokens=4) as playing:
-        begin = clip_player.time.monotonic()
+        begin = clips.time.monotonic()
         played = playing.play(noise(1), 'What?')
-        assert clip_player.time.monotonic() - begin >= 0.5
+        assert clips.time.monotonic() - begin >= 0.5
     assert played.live_tail_s > 0
     assert lateness([played], 3, 1.0)['live_tail_s'] == played.live_tail_s
 
 
 def test_one_session_plays_all_clips_and_an_error_or_a_draw_begins_another(small, monkeypatch):
     opened = []
-    real = clip_player.Session
-    monkeypatch.setattr(clip_player, 'Session', lambda *a: opened.append(real(*a)) or opened[-1])
+    real = clips.Session
+    monkeypatch.setattr(clips, 'Session', lambda *a: opened.append(real(*a)) or opened[-1])
     with player(small[1], 'wait_k', max_steps=3) as playing:
         for number, prompt in enumerate(['a', 'a', 'b']):
             playing.play(noise(2), prompt, number)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from sww_ros.evaluation.__main__ import main
-from sww_ros.evaluation.clip_player import Played, Said, lateness
-from sww_ros.evaluation.clips import ClipLog, read_clips
+from sww_ros.evaluation.clips import ClipLog, Played, Said, lateness, read_clips
 from sww_ros.evaluation.run import MIN_CLIPS, score_texts
 from sww_ros.models.loading import load
 from sww_ros.streaming.checkpoint import Checkpoint

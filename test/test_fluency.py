@@ -10,7 +10,7 @@ import time
 import pytest
 
 from sww_ros.evaluation import fluency
-from sww_ros.evaluation.fluency import Fluency, Judge, JudgeError, main
+from sww_ros.evaluation.fluency import Judge, JudgeError, main
 
 KEY = 'a-secret-key'
 
@@ -89,9 +89,10 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_ratings_are_averaged(endpoint):
     for answer in ('4', ' 5\n', '1'):
         endpoint.reply(answer)
-    found = Judge(endpoint.url, 'm').judge(['a', 'b', 'c'])
-    assert found == Fluency((4, 5, 1))
-    assert found.summary() == dict(fluency=pytest.approx(10 / 3), judged=3, unjudged=0)
+    judge = Judge(endpoint.url, 'm')
+    ratings = [judge.rate(text) for text in 'abc']
+    assert ratings == [4, 5, 1]
+    assert fluency.summary(ratings) == dict(fluency=pytest.approx(10 / 3), judged=3, unjudged=0)
 
 
 def test_the_request_is_a_chat_completion_with_the_committed_prompt(endpoint):
@@ -128,14 +129,15 @@ def test_a_key_is_sent_only_if_there_is_one(endpoint, monkeypatch):
 def test_what_is_not_one_digit_is_counted_as_unjudged(endpoint, answer):
     endpoint.reply(answer)
     endpoint.reply('2')
-    found = Judge(endpoint.url, 'm').judge(['a', 'b'])
-    assert found.ratings == (None, 2)
-    assert found.summary() == dict(fluency=2.0, judged=1, unjudged=1)
+    judge = Judge(endpoint.url, 'm')
+    ratings = [judge.rate(text) for text in 'ab']
+    assert ratings == [None, 2]
+    assert fluency.summary(ratings) == dict(fluency=2.0, judged=1, unjudged=1)
 
 
 def test_an_empty_text_is_unjudged_and_not_sent(endpoint):
-    found = Judge(endpoint.url, 'm').judge([' \n'])
-    assert found.summary() == dict(fluency=None, judged=0, unjudged=1)
+    rating = Judge(endpoint.url, 'm').rate(' \n')
+    assert fluency.summary([rating]) == dict(fluency=None, judged=0, unjudged=1)
     assert not endpoint.requests
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sww_ros.evaluation import run
-from sww_ros.evaluation.clip_player import ClipError, Player
+from sww_ros.evaluation.clips import ClipError, Player
 from sww_ros.evaluation.random_model import SMALL, random_model, save_random
 from sww_ros.models.loading import load
 from sww_ros.streaming.perception import PixelSettings, fit_size, shrunk

@@ -15,7 +15,8 @@ import sww_ros
 ROOT = Path(__file__).resolve().parents[1]
 SETUP = (ROOT / 'setup.py').read_text()
 EXECUTABLES = dict(re.findall(r"'(\w+) = ([\w.]+):main'", SETUP))
-SCRIPTS = ['.ci/run', 'scripts/demo', 'scripts/run', 'scripts/setup', 'scripts/test']
+SCRIPTS = ['.ci/run', *(f'scripts/{path.name}' for path in sorted((ROOT / 'scripts').iterdir())
+                        if path.is_file())]
 
 FIELDS = {
     'msg.TextChunk': {
@@ -114,10 +115,12 @@ def test_licence_is_the_declared_one():
     assert 'Apache License' in (ROOT / 'LICENSE').read_text()
 
 
-def test_executables_are_modules_of_the_package():
-    assert sorted(EXECUTABLES) == ['console', 'narrator', 'shapes_camera', 'video_source']
-    for module in EXECUTABLES.values():
-        assert (ROOT / module.replace('.', '/')).with_suffix('.py').is_file(), module
+def test_executables_are_the_nodes_of_the_package():
+    names = {path: re.search(r"^NAME = '(\w+)'", path.read_text(), re.MULTILINE)
+             for path in (ROOT / 'sww_ros').rglob('*.py')}
+    nodes = {name[1]: '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+             for path, name in names.items() if name}
+    assert nodes == EXECUTABLES != {}
 
 
 @pytest.mark.parametrize('executable', EXECUTABLES)

@@ -14,13 +14,17 @@ import torch
 from sww_ros.benchmark.__main__ import main
 from sww_ros.benchmark.contenders import (
     WAIT_K,
+    CarriedCache,
     Contest,
+    Generate,
     StockContender,
+    WindowedCache,
     contenders,
     contest_of,
+    dynamic_cache,
+    static_cache,
 )
 from sww_ros.benchmark.peers import best, summarize
-from sww_ros.benchmark.stock import Carried, Generate, Windows, dynamic_cache, static_cache
 from sww_ros.evaluation.random_model import SMALL, random_model
 from sww_ros.models.loading import take_apart
 from sww_ros.streaming.config import OVERLAPS, SessionConfig
@@ -39,7 +43,7 @@ def contest() -> Contest:
     return contest_of(net, take_apart(copy.deepcopy(net), tokenizer), frames)
 
 
-def said(contest: Contest, narrator: Carried) -> tuple[list[int], torch.Tensor]:
+def said(contest: Contest, narrator: CarriedCache) -> tuple[list[int], torch.Tensor]:
     """Return all tokens, and the logits they were chosen from."""
     honest, logits = narrator._run, []
 
@@ -71,7 +75,7 @@ def engine_said(contest: Contest, position_encoding: str, schedule: str = 'wait_
 @pytest.mark.parametrize('cache', ['dynamic', 'static'])
 def test_a_carried_cache_says_what_the_interleaved_engine_says(contest: Contest, cache: str):
     make = dynamic_cache if cache == 'dynamic' else partial(static_cache, rows=400)
-    tokens, logits = said(contest, Carried(contest.stock, make))
+    tokens, logits = said(contest, CarriedCache(contest.stock, make))
     wanted, theirs = engine_said(contest, 'interleaved')
     assert len(tokens) == STEPS * WAIT_K and len(set(tokens)) > 4
     assert tokens == wanted
@@ -79,7 +83,7 @@ def test_a_carried_cache_says_what_the_interleaved_engine_says(contest: Contest,
 
 
 def test_a_step_of_a_carried_cache_costs_as_many_passes_as_tokens(contest: Contest):
-    narrator, passes = Carried(contest.stock), []
+    narrator, passes = CarriedCache(contest.stock), []
     hook = contest.stock.model.model.language_model.register_forward_hook(
         lambda *_: passes.append(1))
     try:
@@ -92,21 +96,21 @@ def test_a_step_of_a_carried_cache_costs_as_many_passes_as_tokens(contest: Conte
 
 
 def test_windows_that_hold_all_change_nothing(contest: Contest):
-    tokens, logits = said(contest, Windows(contest.stock, STEPS))
-    wanted, theirs = said(contest, Carried(contest.stock))
+    tokens, logits = said(contest, WindowedCache(contest.stock, STEPS))
+    wanted, theirs = said(contest, CarriedCache(contest.stock))
     assert tokens == wanted
     torch.testing.assert_close(logits, theirs, rtol=0, atol=0)
 
 
 def test_windows_keep_the_newest_at_contiguous_positions(contest: Contest):
     """Keys of the first layer depend on the row and its position alone."""
-    narrator = Windows(contest.stock, steps=2, text_tokens=2 * WAIT_K)
+    narrator = WindowedCache(contest.stock, steps=2, text_tokens=2 * WAIT_K)
     fed = []
     honest = narrator._run
     narrator._run = lambda parts, predict: (fed.extend(parts), honest(parts, predict))[1]
     with torch.inference_mode():
         StockContender(contest, None).play(narrator, STEPS)
-        again = Carried(contest.stock)
+        again = CarriedCache(contest.stock)
         rows = narrator._cache.get_seq_length() - again._cache.get_seq_length()
         videos = [part for part in fed if part.is_video][-2:]
         rows -= sum(len(part.embeds) for part in videos)

@@ -6,7 +6,7 @@ import pytest
 from training_kit import noise
 
 from sww_ros import nodes
-from sww_ros.evaluation.clip_player import Player
+from sww_ros.evaluation.clips import Player
 from sww_ros.evaluation.random_model import SMALL, save_random
 from sww_ros.evaluation.run import Options, run_settings
 from sww_ros.models.loading import load

@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from sww_ros.evaluation import simulate
-from sww_ros.evaluation.simulation import script
+from sww_ros.evaluation.simulation import world
 from sww_ros.evaluation.simulation.faults import FAULTS, seeded
 from sww_ros.evaluation.simulation.invariants import INVARIANTS, violations
-from sww_ros.evaluation.simulation.script import Feed, Finish, Pause, Script, Settings
 from sww_ros.evaluation.simulation.search import MOST_INPUTS, random_script, shrink
+from sww_ros.evaluation.simulation.world import Feed, Finish, Pause, Script, Settings
 
 SCHEDULES = 20_000
 # The races that threads once had and the faults found by reading, as far as a core can have them.
@@ -50,7 +50,7 @@ def test_a_fault_put_into_the_core_is_found(result, number):
     assert fault['name'] == FAULTS[number].name
     assert fault['found'], fault['words']
     # What is printed is a script that can be pasted, and breaks the core with the fault alone.
-    small = eval(fault['script'], vars(script))
+    small = eval(fault['script'], vars(world))
     assert violations(small) == []
     with seeded(FAULTS[number]):
         assert violations(small) == fault['breaks'] != []
@@ -67,7 +67,7 @@ def test_each_invariant_has_a_name_of_its_own():
 
 def test_a_seed_is_a_schedule():
     assert random_script(7) == random_script(7) != random_script(8)
-    assert eval(repr(random_script(7)), vars(script)) == random_script(7)
+    assert eval(repr(random_script(7)), vars(world)) == random_script(7)
 
 
 def test_what_fails_is_shrunk_to_what_it_takes():
@@ -90,7 +90,7 @@ def test_a_script_that_breaks_nothing_stays_as_it_is():
 def test_what_fails_is_reported_with_its_seed_and_as_a_script():
     fault = next(fault for fault in FAULTS if fault.name == 'numbers_begin_anew')
     with seeded(fault):
-        seeds = simulate._play(0, 3)
+        seeds = simulate._play(range(3))
         failing = [dict(seed=seed, broken=words, **simulate._smallest(random_script(seed)))
                    for seed, words in seeds]
     assert failing

@@ -1,11 +1,13 @@
 """The benchmark of the decode step measures what it says, on a model that takes no time."""
 
+from argparse import Namespace
+
 from sww_ros.benchmark.step import ANSWERS, ROWS, report
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 
 
 def test_all_cases_are_measured():
-    found = report(random_checkpoint(SMALL, 0)[1], context=20, own=3, repeats=1)
+    found = report(random_checkpoint(SMALL, 0)[1], Namespace(context=20, own=3, repeats=1))
     assert list(found['beside']) == list(ANSWERS)
     steps = found['steps']
     assert set(steps) == {'one lane alone', 'narration', 'framework', *(

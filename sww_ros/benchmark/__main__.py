@@ -9,23 +9,19 @@ minutes.
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
 import subprocess
 import sys
 import time
 
-NAMES = {
-    'overlap': 'how much faster both at once is, on calibrated devices, and hazards seen in time',
-    'full-load': 'the same with real arithmetic, frames coming as fast as they can be perceived',
-    'hazard': 'how soon a token sees a step that comes in mid-sentence, with real weights',
-    'gap': 'the time between two tokens while frames arrive',
-    'hand-over': 'what it costs that streams relieve one another',
-    'lanes': 'what answers beside the narration cost',
-    'step': 'the decode step by itself',
-    'peers': 'against the ways to do it with stock modules, over the length of the stream',
-    'all': 'all of these, into one folder: --out FOLDER, --quick to try',
-}
+from sww_ros.benchmark.full_load import FULL_LOAD
+from sww_ros.benchmark.latency import GAP, HAND_OVER, HAZARD
+from sww_ros.benchmark.overlap import OVERLAP
+from sww_ros.benchmark.peers import PEERS
+from sww_ros.benchmark.step import LANES, STEP
+
+MEASUREMENTS = {each.name: each for each in (
+    OVERLAP, FULL_LOAD, HAZARD, GAP, HAND_OVER, LANES, STEP, PEERS)}
 FULL: dict[str, list[str]] = {
     'overlap': ['overlap'],
     'full_load': ['full-load', '--roofline'],
@@ -51,19 +47,19 @@ QUICK: dict[str, list[str]] = {
     'peers': ['peers', '--lengths', '3', '6', '--repeats', '1', '--threads', '1', '--only',
               'carried', 'interleaved', 'gdpe_fused', 'gdpe_processes'],
 }
-WITHOUT_PICTURE = ('step', 'hand_over')
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the measurement named first with the rest of the arguments; return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] in NAMES:
-        if given[0] == 'all':
-            return measure_all(given[1:])
-        file = given[0].replace('-', '_')
-        return importlib.import_module(f'sww_ros.benchmark.{file}').main(given[1:]) or 0
+    if given[:1] == ['all']:
+        return measure_all(given[1:])
+    if given and given[0] in MEASUREMENTS:
+        MEASUREMENTS[given[0]].main(given[1:])
+        return 0
     lines = ['usage: python -m sww_ros.benchmark NAME [--json FILE] [--help] ...', '',
-             *(f'  {name:<10} {what}' for name, what in NAMES.items())]
+             *(f'  {each.name:<10} {each.words}' for each in MEASUREMENTS.values()),
+             '  all        all of these, into one folder: --out FOLDER, --quick to try']
     wants_help = given[:1] in (['-h'], ['--help'])
     if given and not wants_help:
         lines.insert(0, f'there is no measurement {given[0]!r}')
@@ -95,7 +91,7 @@ def measure_all(arguments: list[str] | None = None) -> int:
 def _run(name: str, options: list[str], out: Path) -> bool:
     command = [sys.executable, '-m', 'sww_ros.benchmark', *options,
                '--json', str(out / f'{name}.json')]
-    if name not in WITHOUT_PICTURE:
+    if MEASUREMENTS[options[0]].draw:
         command += ['--picture', str(out / f'{name}.png')]
     print(f'# {name}: {" ".join(command[1:])}', flush=True)
     start = time.monotonic()

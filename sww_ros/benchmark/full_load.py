@@ -8,47 +8,35 @@ sides always have work. `summary` compares what `overlap: auto` chooses with the
 run and with what can be had: interleaved saves a pass a step, as the last token spoken goes into
 the cache with the step that follows it, so P + (K - 1) D against max(P, K D), from the time P of
 perceiving a step and D of a decode step, each alone on one core in the same rounds.
+
+The roofline tells what two cores can give: passes of n rows on one and on two cores, alone and
+beside the other side, which runs in a forked process that shares the weights, as the executor
+`processes` has it. From these times follows how much faster any way to share the cores could be.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+import gc
+import multiprocessing
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 import time
+import warnings
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
-from sww_ros.benchmark.command import finish, make_parser, parse
-from sww_ros.benchmark.models import TimedSession, frame_side, mean_seconds, noise, tireless
+from sww_ros.benchmark import harness
+from sww_ros.benchmark.step import Lanes, appending, filled
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.streaming.choosing import Choice, choose_overlap
-from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.jobs import Decode, Perceive
-from sww_ros.streaming.pace import measure
-
-
-@dataclass(frozen=True)
-class Side:
-    """One way to share the cores."""
-
-    overlap: str
-    position_encoding: str
-    threads: int
-
-
-INTERLEAVED = {f'interleaved@{threads}': Side('serial', 'interleaved', threads)
-               for threads in (1, 2)}
-ALONE = 'serial@1'
-"""One side after the other on one thread: each alone, so P and D are measured here."""
-ENGINES = {
-    ALONE: Side('serial', 'gdpe', 1), 'serial@2': Side('serial', 'gdpe', 2),
-    'fused@1': Side('fused', 'gdpe', 1), 'fused@2': Side('fused', 'gdpe', 2),
-    'threads@1': Side('threads', 'gdpe', 1), 'processes@1': Side('processes', 'gdpe', 1)}
-"""Group-decoupled, by executor and torch threads of each side."""
+from sww_ros.streaming.perception import fit_size
 
 
 @dataclass(frozen=True)
@@ -60,7 +48,7 @@ class Run:
     decode_s: float
 
 
-def run_once(checkpoint: Checkpoint, frames: Sequence[np.ndarray], side: Side,
+def run_once(checkpoint: Checkpoint, frames: Sequence[np.ndarray], side: harness.Side,
              wait_k: int = 0) -> Run:
     """
     Feed all frames at once, and wait until all is perceived and said.
@@ -69,22 +57,18 @@ def run_once(checkpoint: Checkpoint, frames: Sequence[np.ndarray], side: Side,
     :raises RuntimeError: when it does not end, or does not say `wait_k` tokens a step
     """
     wait_k = wait_k or checkpoint.defaults.wait_k
-    config = SessionConfig(
-        overlap=side.overlap, position_encoding=side.position_encoding, schedule='wait_k',
-        threads=side.threads, wait_k=wait_k, max_steps=len(frames), memory=0,
-        max_pending_frames=len(frames))
-    with TimedSession(checkpoint, config) as session:
-        start = time.monotonic()
-        for frame in frames:
-            session.feed(frame)
-        if not session.wait_idle(600):
-            raise RuntimeError(f'{side}: the stream did not end within 600 s')
-        seconds = time.monotonic() - start
+    config = side.config(schedule='wait_k', wait_k=wait_k, max_steps=len(frames),
+                         max_pending_frames=len(frames))
+    with harness.TimedSession(checkpoint, config) as session:
+        start_ns = harness.feed(session, frames)
+        if not session.wait_idle(harness.PATIENCE_S):
+            raise RuntimeError(f'{side}: the stream did not end within {harness.PATIENCE_S:g} s')
+        seconds = (time.monotonic_ns() - start_ns) / 1e9
         spoken, due = session.decode_steps, len(frames) // 2 * wait_k
         if spoken != due:
             raise RuntimeError(f'{side}: {spoken} decode steps, {due} were due')
-        return Run(seconds, mean_seconds(session.spans, Perceive),
-                   mean_seconds(session.spans, Decode))
+        return Run(seconds, harness.mean_seconds(session.spans, Perceive),
+                   harness.mean_seconds(session.spans, Decode))
 
 
 def limit(perceive_s: float, decode_s: float, wait_k: int) -> float:
@@ -95,12 +79,12 @@ def limit(perceive_s: float, decode_s: float, wait_k: int) -> float:
 
 def summarize(load: dict) -> dict:
     """Return what one K's load says, from all its repetitions."""
-    wait_k, steps, chosen = load['wait_k'], load['steps'], chosen_of(load)
+    wait_k, steps, chosen = load['wait_k'], load['steps'], harness.chosen_of(load)
     times = {name: median(seconds) for name, seconds in load['seconds'].items()}
     perceive, decode = median(load['perceive_s']), median(load['decode_s'])
     highest, slower = limit(perceive, decode, wait_k), max(perceive, wait_k * decode)
-    baseline = min(INTERLEAVED, key=times.get)
-    best = min((name for name in times if name not in INTERLEAVED), key=times.get)
+    baseline = min(harness.INTERLEAVED, key=times.get)
+    best = min((name for name in times if name not in harness.INTERLEAVED), key=times.get)
     one = times['interleaved@1']
     # A stream of n steps cannot hide its first perception and its last words.
     finite = steps / (steps + min(perceive, wait_k * decode) / slower)
@@ -121,83 +105,40 @@ def summarize(load: dict) -> dict:
         name: round(times[baseline] / seconds, 4) for name, seconds in times.items()})
 
 
-def with_choice(sides: dict[str, Side], choice: Choice) -> dict[str, Side]:
-    """Return the sides and, if it is not among them, what auto has chosen."""
-    name = f'{choice.overlap}@{choice.threads}'
-    return sides | {name: Side(choice.overlap, 'gdpe', choice.threads)}
-
-
-def chosen_of(result: dict) -> str:
-    """Return the name, `overlap@threads`, of what auto has chosen."""
-    return f'{result["choice"]["overlap"]}@{result["choice"].get("threads", 1)}'
-
-
 def _rounded(figures: dict) -> dict:
     return {name: round(value, 4) if isinstance(value, float) else value
             for name, value in figures.items()}
 
 
-def choose(checkpoint: Checkpoint, wait_k: int, side: int) -> Choice:
-    """Return what `overlap: auto` takes for frames of `side` pixels."""
-    config = SessionConfig(wait_k=wait_k, frame_width=side, frame_height=side)
-    return choose_overlap(checkpoint, config, measure(checkpoint, config))
-
-
-def play(checkpoint: Checkpoint, frames: Sequence[np.ndarray], wait_k: int, repeats: int,
+def play(checkpoint: Checkpoint, frames: Sequence[np.ndarray], wait_k: int, count: int,
          chosen_only: bool = False) -> dict:
     """
     Return all repetitions [s] of every way to share the cores, one K's, in alternating rounds.
 
     :param chosen_only: leave out all but interleaved, `ALONE`, and what auto chooses
     """
-    choice = choose(checkpoint, wait_k, frames[0].shape[0])
-    engines = with_choice(ENGINES, choice)
-    names = {ALONE, f'{choice.overlap}@{choice.threads}'} if chosen_only else engines
-    sides = INTERLEAVED | {name: side for name, side in engines.items() if name in names}
-    runs: dict[str, list[Run]] = {name: [] for name in sides}
-    rounds = [name for _ in range(repeats + 1) for name in sides]
-    for name in tqdm(rounds, desc=f'{checkpoint.name}, K = {wait_k}', unit='run', disable=None):
-        runs[name].append(run_once(checkpoint, frames, sides[name], wait_k))
-    # The first round warms up.
-    kept = {name: each[1:] for name, each in runs.items()}
+    choice = harness.choose(checkpoint, wait_k, frames[0].shape[0])
+    engines = harness.with_choice(harness.ENGINES, choice)
+    names = {harness.ALONE, f'{choice.overlap}@{choice.threads}'} if chosen_only else engines
+    sides = harness.INTERLEAVED | {name: side for name, side in engines.items() if name in names}
+    runs = harness.alternate(f'{checkpoint.name}, K = {wait_k}', sides, count,
+                     lambda _, name: run_once(checkpoint, frames, sides[name], wait_k), warm_up=1)
     return dict(
-        wait_k=wait_k, steps=len(frames) // 2, repeats=repeats,
-        choice=dict(overlap=choice.overlap, threads=choice.threads, why=choice.why,
-                    measured=choice.measured),
-        seconds={name: [round(run.seconds, 5) for run in each] for name, each in kept.items()},
-        perceive_s=[round(run.perceive_s, 7) for run in kept[ALONE]],
-        decode_s=[round(run.decode_s, 7) for run in kept[ALONE]])
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Measure one checkpoint on random frames, print and write."""
-    parser = make_parser('full-load', __doc__)
-    parser.add_argument('--model', default='builtin',
-                        help="a checkpoint; 'small' or 'medium': random weights, 35 M and 142 M")
-    parser.add_argument('--wait-k', type=int, nargs='+', default=[3, 16], metavar='K',
-                        help='tokens of narration a step')
-    parser.add_argument('--side', type=int, default=0,
-                        help='width of a frame in pixels; by default 112 for medium, else 84')
-    parser.add_argument('--steps', type=int, default=40)
-    parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--chosen-only', action='store_true',
-                        help='of the executors, only the one that auto chooses')
-    parser.add_argument('--roofline', action='store_true',
-                        help='measure too what passes cost on one and two cores, alone and beside '
-                             'the other side, and what can be had of that')
-    given = parse(parser, arguments)
-    finish(given, run(given), draw)
+        wait_k=wait_k, steps=len(frames) // 2, repeats=count,
+        choice=asdict(choice),
+        seconds={name: [round(run.seconds, 5) for run in each] for name, each in runs.items()},
+        perceive_s=[round(run.perceive_s, 7) for run in runs[harness.ALONE]],
+        decode_s=[round(run.decode_s, 7) for run in runs[harness.ALONE]])
 
 
 def run(given: argparse.Namespace) -> dict:
     """Measure what the options ask for; return it, ready for JSON."""
-    checkpoint, side = tireless(given.model), frame_side(given.model, given.side)
-    frames = noise(given.steps, side)
+    checkpoint, side = harness.tireless(given.model), harness.frame_side(given.model, given.side)
+    frames = harness.noise(given.steps, side)
     loads = [play(checkpoint, frames, wait_k, given.repeats, given.chosen_only)
              for wait_k in given.wait_k]
     summary, found = [summarize(load) for load in loads], {}
     if given.roofline:
-        from sww_ros.benchmark.roofline import measure_roofline
         found = measure_roofline(checkpoint, frames, given.wait_k, 3 * given.repeats)
         for each, to_be_had in zip(summary, found['to_be_had'], strict=True):
             each['roofline'] = to_be_had['speedup']
@@ -208,32 +149,194 @@ def run(given: argparse.Namespace) -> dict:
 
 def draw(result: dict, file: Path) -> None:
     """Draw every run's speed-up over the best interleaved one, and the limit, one panel a K."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(1, len(result['loads']), squeeze=False, sharey=True,
-                                figsize=(5.5 * len(result['loads']), 3.8))
     names = list(dict.fromkeys(name for load in result['loads'] for name in load['seconds']))
-    for axis, load, said in zip(axes[0], result['loads'], result['summary']):
-        base = median(load['seconds'][said['baseline']])
-        for name, seconds in load['seconds'].items():
-            color, index = ('C3' if name in INTERLEAVED else 'C0'), names.index(name)
-            axis.plot([base / each for each in seconds], [index] * len(seconds), '.', color=color,
-                      alpha=0.5)
-            axis.plot(base / median(seconds), index, 'o', color=color)
-        axis.axvline(1, color='0.7')
-        axis.axvline(said['limit'], color='0.3', linestyle='--', label='limit, a core a side')
-        if 'roofline' in said:
-            axis.axvline(said['roofline'], color='C2', linestyle=':', label='measured roofline')
-        axis.set(yticks=range(len(names)), yticklabels=names,
-                 xlabel='times as fast as the best interleaved run',
-                 title=f'{result["parameters"] / 1e6:.1f} M, {load["wait_k"]} tokens a step, '
-                       f'auto: {said["chosen"]}')
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+    with harness.panels(file, len(result['loads']), sharey=True) as axes:
+        for axis, load, said in zip(axes, result['loads'], result['summary']):
+            base = median(load['seconds'][said['baseline']])
+            for name, seconds in load['seconds'].items():
+                color, index = ('C3' if name in harness.INTERLEAVED else 'C0'), names.index(name)
+                axis.plot([base / each for each in seconds], [index] * len(seconds), '.',
+                          color=color, alpha=0.5)
+                axis.plot(base / median(seconds), index, 'o', color=color)
+            axis.axvline(1, color='0.7')
+            axis.axvline(said['limit'], color='0.3', linestyle='--',
+                         label='limit, a core a side')
+            if 'roofline' in said:
+                axis.axvline(said['roofline'], color='C2', linestyle=':',
+                             label='measured roofline')
+            axis.set(yticks=range(len(names)), yticklabels=names,
+                     xlabel='times as fast as the best interleaved run',
+                     title=f'{result["parameters"] / 1e6:.1f} M, {load["wait_k"]} tokens a step, '
+                           f'auto: {said["chosen"]}')
+
+
+Work = Callable[[], object]
+CONDITIONS = {'one_core': (1, ''), 'two_cores': (2, ''),
+              'beside_perceiving': (1, 'perceive'), 'beside_decoding': (1, 'decode')}
+"""Torch threads, and what another process does all the while."""
+IN_TURN = ('one_core', 'two_cores')
+OWN_ROWS = 30
+READ_BYTES = 1 << 28
+"""Read over and over to see what of the memory's bandwidth is left; more than caches hold."""
+
+
+def to_be_had(times: dict[str, dict[str, float]], tokens: int, wait_k: int) -> dict:
+    """
+    Return what the times [s] of passes, by name and condition, let expect of each way.
+
+    :param tokens: visual tokens of a step
+    """
+    def pieces(condition: str) -> float:
+        rows = -(-tokens // wait_k) + 1
+        return times['vision'][condition] + wait_k * times[f'{rows} rows'][condition]
+
+    def in_turn(condition: str) -> float:
+        return (times['vision'][condition] + times[f'{tokens + 1} rows'][condition]
+                + (wait_k - 1) * times['decode'][condition])
+
+    perceive, decode = times['perceive'], times['decode']
+    ways = dict(
+        one_pass=min(map(in_turn, IN_TURN)), pieces=min(map(pieces, IN_TURN)),
+        two_sides=two_sides(perceive['one_core'], perceive['beside_decoding'],
+                            wait_k * decode['one_core'], wait_k * decode['beside_perceiving']))
+    # The last token of a step goes with the next one, whether interleaved or fused.
+    interleaved, way = ways['one_pass'], min(ways, key=ways.get)
+    return dict(wait_k=wait_k, way=way, speedup=round(interleaved / ways[way], 4),
+                interleaved_ms=harness.milliseconds(interleaved),
+                step_ms={name: harness.milliseconds(seconds) for name, seconds in ways.items()})
+
+
+def two_sides(perceive: float, perceive_beside: float, speak: float,
+              speak_beside: float) -> float:
+    """Return how long a step takes both sides: the shorter beside the other, then one alone."""
+    both, longer, alone = perceive_beside, speak_beside, speak
+    if speak_beside < perceive_beside:
+        both, longer, alone = speak_beside, perceive_beside, perceive
+    return both + alone * (1 - both / longer)
+
+
+def measure_roofline(checkpoint: Checkpoint, frames: Sequence[np.ndarray],
+                     wait_ks: Sequence[int], count: int) -> dict:
+    """Return medians and all repetitions of each pass [ms], and what can be had for each K."""
+    perception = checkpoint.perception
+    height, width = perception.grid(*fit_size(*frames[0].shape[:2], perception.settings))
+    tokens = height * width
+    works = _works(checkpoint, frames, wait_ks, tokens)
+
+    def measure_all(_: int, condition: str) -> dict[str, float]:
+        threads, other = CONDITIONS[condition]
+        with _beside(works.get(other)), harness.torch_threads(threads):
+            return {name: _seconds(work) for name, work in works.items()}
+
+    rounds = harness.alternate('roofline', CONDITIONS, count, measure_all)
+    found = {name: {condition: [each[name] for each in all_each]
+                    for condition, all_each in rounds.items()} for name in works}
+    times = {name: {condition: median(all_s) for condition, all_s in each.items()}
+             for name, each in found.items()}
+    return dict(
+        visual_tokens=tokens, context_rows=_context_rows(frames, tokens), repeats=count,
+        to_be_had=[to_be_had(times, tokens, wait_k) for wait_k in wait_ks],
+        decode_slowed=_ratio(times['decode'], 'beside_perceiving'),
+        perceive_slowed=_ratio(times['perceive'], 'beside_decoding'),
+        read_gb_per_s={condition: round(READ_BYTES / seconds / 1e9, 2)
+                       for condition, seconds in times['read'].items()},
+        median_ms={name: {condition: harness.milliseconds(seconds)
+                          for condition, seconds in each.items()}
+                   for name, each in times.items()},
+        all_ms={name: {condition: [harness.milliseconds(seconds) for seconds in all_s]
+                       for condition, all_s in each.items()} for name, each in found.items()})
+
+
+def _ratio(times: dict[str, float], condition: str) -> float:
+    return round(times[condition] / times['one_core'], 4)
+
+
+def _context_rows(frames: Sequence[np.ndarray], tokens: int) -> int:
+    """The video that is seen in the middle of the stream."""
+    return max(1, len(frames) // 4) * tokens
+
+
+def _works(checkpoint: Checkpoint, frames: Sequence[np.ndarray], wait_ks: Sequence[int],
+           tokens: int) -> dict[str, Work]:
+    decoder, perception = checkpoint.decoder, checkpoint.perception
+    size = fit_size(*frames[0].shape[:2], perception.settings)
+    rows = sorted({1, 10, tokens, tokens + 1, *(tokens + k for k in wait_ks),
+                   *(-(-tokens // k) + 1 for k in wait_ks)})
+    view = filled(decoder, _context_rows(frames, tokens), max(rows))
+    lane = Lanes(decoder, view, 1, OWN_ROWS)
+
+    def vision() -> torch.Tensor:
+        return perception.embed(perception.patches(frames[:2], *size), *size)
+
+    def append(count: int) -> None:
+        decoder.step(appending(decoder, view, count))
+
+    def perceive() -> None:
+        vision()
+        append(tokens)
+
+    def decode() -> None:
+        decoder.step(lane.chunks())
+
+    return dict(perceive=perceive, decode=decode, vision=vision,
+                read=torch.ones(READ_BYTES // 4).sum) | {
+        f'{count} rows': partial(append, count) for count in rows}
+
+
+def _seconds(work: Work) -> float:
+    # As in a stream, a pass follows others of its kind: the first of three warms up.
+    work()
+    start = time.perf_counter()
+    work()
+    work()
+    return (time.perf_counter() - start) / 2
+
+
+@contextmanager
+def _beside(work: Work | None) -> Iterator[None]:
+    """Have another process work all the while, on one thread."""
+    if work is None:
+        yield
+        return
+    context = multiprocessing.get_context('fork')
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work_on, args=(work, sender), daemon=True)
+    with warnings.catch_warnings():
+        # The child takes no lock that a thread of ours could hold: it only computes.
+        warnings.simplefilter('ignore', DeprecationWarning)
+        process.start()
+    sender.close()
+    try:
+        receiver.recv()
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def _work_on(work: Work, sender: Connection) -> None:
+    gc.freeze()
+    torch.set_num_threads(1)
+    work()
+    sender.send(True)
+    while True:
+        work()
+
+
+FULL_LOAD = harness.Measurement(
+    'full-load', 'both at once against one after the other, with real arithmetic, frames never '
+    'running out', run, {
+        '--model': dict(default='builtin', help="a checkpoint; 'small' or 'medium': random "
+                                                'weights, 35 M and 142 M'),
+        '--wait-k': dict(type=int, nargs='+', default=[3, 16], metavar='K',
+                         help='tokens of narration a step'),
+        **harness.SIDE, '--steps': dict(type=int, default=40), **harness.repeats(7),
+        '--chosen-only': dict(action='store_true',
+                              help='of the executors, only the one that auto chooses'),
+        '--roofline': dict(action='store_true',
+                           help='measure too what passes cost on one and two cores, alone and '
+                                'beside the other side, and what can be had of that')}, draw)
+main = FULL_LOAD.main
 
 
 if __name__ == '__main__':

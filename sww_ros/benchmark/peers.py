@@ -10,18 +10,17 @@ group-decoupled. Rounds alternate; the names' `@N` are torch threads.
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 import multiprocessing
-from multiprocessing.connection import Connection
 from pathlib import Path
 import re
 from statistics import median
 
-import torch
 from tqdm import tqdm
 
-from sww_ros.benchmark.command import machine
 from sww_ros.benchmark.contenders import WAIT_K, Contender, Contest, contenders, make_contest
+from sww_ros.benchmark.harness import Measurement, alternate, panels, repeats, torch_threads
 from sww_ros.streaming.rules import RULES
 
 LENGTHS = (10, 20, 40, 80)
@@ -29,7 +28,7 @@ OURS = ('interleaved', 'gdpe_')
 WARM_UP_STEPS = 3
 
 
-def measure(contest: Contest, field: dict[str, Contender], lengths: list[int], repeats: int,
+def measure(contest: Contest, field: dict[str, Contender], lengths: list[int], count: int,
             sentence: int) -> list[dict]:
     """
     Return a row for each contender and length, with all repetitions [s] and their medians.
@@ -39,19 +38,16 @@ def measure(contest: Contest, field: dict[str, Contender], lengths: list[int], r
     for contender in field.values():
         contender.seconds(WARM_UP_STEPS)
         contender.hazard_seconds(1, 2)
-    times: dict[tuple[str, int], list[float]] = {}
-    hazards: dict[tuple[str, int], list[float]] = {}
-    rounds = [(steps, name) for steps in lengths for _ in range(repeats) for name in field]
-    progress = tqdm(rounds, desc='peers', unit='run', disable=None)
-    for steps, name in progress:
-        progress.set_postfix_str(f'{name}, {steps} steps')
-        times.setdefault((name, steps), []).append(field[name].seconds(steps))
-        hazards.setdefault((name, steps), []).append(field[name].hazard_seconds(steps, sentence))
-    return [_row(name, steps, seconds, hazards[name, steps])
-            for (name, steps), seconds in sorted(times.items(), key=lambda item: item[0][1])]
+    rows = []
+    for steps in sorted(lengths):
+        found = alternate(f'peers, {steps} steps', field, count, lambda _, name, steps=steps: (
+            field[name].seconds(steps), field[name].hazard_seconds(steps, sentence)))
+        rows += [_row(name, steps, *zip(*times)) for name, times in found.items()]
+    return rows
 
 
-def _row(name: str, steps: int, seconds: list[float], hazards: list[float]) -> dict:
+def _row(name: str, steps: int, seconds: Sequence[float],
+         hazards: Sequence[float]) -> dict:
     middle = median(seconds)
     return dict(
         name=name, steps=steps, seconds=round(middle, 4),
@@ -93,21 +89,14 @@ def peak_megabytes(given: argparse.Namespace, name: str) -> dict[int, float | No
     Return by how much a process grows at most that plays a stream of each length [MB].
 
     None where the kernel does not say.
+
+    :raises BrokenProcessPool: when the process dies
     """
-    context = multiprocessing.get_context('spawn')
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_megabytes, args=(sender, given, name))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        raise RuntimeError(f'the process that played {name} died') from None
-    finally:
-        process.join()
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(_megabytes, given, name).result()
 
 
-def _send_megabytes(sender: Connection, given: argparse.Namespace, name: str) -> None:
+def _megabytes(given: argparse.Namespace, name: str) -> dict[int, float | None]:
     _, field = _prepare(given)
     field[name].seconds(WARM_UP_STEPS)
     found: dict[int, float | None] = {}
@@ -121,7 +110,7 @@ def _send_megabytes(sender: Connection, given: argparse.Namespace, name: str) ->
             continue
         field[name].seconds(steps)
         found[steps] = round(_status_megabytes('VmHWM') - before, 1)
-    sender.send(found)
+    return found
 
 
 def _status_megabytes(entry: str) -> float:
@@ -143,86 +132,58 @@ def _prepare(given: argparse.Namespace) -> tuple[Contest, dict[str, Contender]]:
 
 def draw(result: dict, file: Path) -> None:
     """Draw time per step, hazard latency and memory over the length of the stream."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
     rows = result['rows']
     lengths = sorted({row['steps'] for row in rows})
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4))
-    names = list(best(rows, lengths[0]))
-    for index, name in enumerate(names):
-        ours = name.startswith(OURS)
-        style = dict(color=f'C{index}', marker='o', markersize=4, label=name,
-                     linestyle='-' if ours else '--', linewidth=2 if ours else 1.2)
-        axes[0].plot(lengths, [best(rows, n)[name]['step_ms'] for n in lengths], **style)
-        axes[1].plot(lengths, [best(rows, n, 'hazard_s')[name]['hazard_s'] * 1e3
-                               for n in lengths], **style)
-        memory = {row['steps']: row['megabytes'] for row in result['memory']
-                  if row['name'].partition('@')[0] == name and row['megabytes'] is not None}
-        axes[2].plot(sorted(memory), [memory[steps] for steps in sorted(memory)], **style)
-    for axis, title, label in zip(
-            axes, ('A step, perceived and spoken about', 'A hazard in mid-sentence',
-                   'Memory beside the model'),
-            ('ms', 'ms until a token sees it', 'MB at the peak')):
-        axis.set(xlabel='steps of the stream', ylabel=label, title=title)
-        axis.grid(alpha=0.3)
-    axes[0].set_yscale('log')
-    axes[1].set_yscale('log')
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog='python -m sww_ros.benchmark peers',
-                                     description=__doc__.split('\n')[1])
-    parser.add_argument('--model', default='builtin',
-                        help="'builtin', 'medium' (142 M random weights), or a folder")
-    parser.add_argument('--side', type=int, default=84, help='width of a frame in pixels')
-    parser.add_argument('--lengths', type=int, nargs='+', default=list(LENGTHS), metavar='STEPS')
-    parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--overlaps', nargs='+', default=list(RULES), choices=list(RULES),
-                        help='of the engine, with group-decoupled positions')
-    parser.add_argument('--threads', type=int, nargs='+', default=[1, 2],
-                        help='torch threads of those that do one thing at a time')
-    parser.add_argument('--window', type=int, default=16, help='steps that windows keep')
-    parser.add_argument('--newest', type=int, default=4,
-                        help='steps that stateless generate() is shown')
-    parser.add_argument('--sentence', type=int, default=30,
-                        help='tokens of the sentence during which a hazard comes')
-    parser.add_argument('--only', nargs='+', default=[], metavar='NAME',
-                        help='contenders, without their @N; all if not given')
-    parser.add_argument('--json', type=Path)
-    parser.add_argument('--picture', type=Path)
-    given = parser.parse_args(arguments)
-    for file in filter(None, (given.json, given.picture)):
-        if not file.absolute().parent.is_dir():
-            parser.error(f'there is no folder {file.absolute().parent}')
-    result = run(given)
-    print(json.dumps(result['summary'], indent=1))
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=1) + '\n')
-    if given.picture:
-        draw(result, given.picture)
+    with panels(file, 3, width=4.7) as axes:
+        for index, name in enumerate(best(rows, lengths[0])):
+            ours = name.startswith(OURS)
+            style = dict(color=f'C{index}', marker='o', markersize=4, linestyle='-' if ours else
+                         '--', linewidth=2 if ours else 1.2)
+            axes[0].plot(lengths, [best(rows, n)[name]['step_ms'] for n in lengths], label=name,
+                         **style)
+            axes[1].plot(lengths, [best(rows, n, 'hazard_s')[name]['hazard_s'] * 1e3
+                                   for n in lengths], **style)
+            memory = {row['steps']: row['megabytes'] for row in result['memory']
+                      if row['name'].partition('@')[0] == name and row['megabytes'] is not None}
+            axes[2].plot(sorted(memory), [memory[steps] for steps in sorted(memory)], **style)
+        for axis, title, label, scale in zip(
+                axes, ('A step, perceived and spoken about', 'A hazard in mid-sentence',
+                       'Memory beside the model'),
+                ('ms', 'ms until a token sees it', 'MB at the peak'), ('log', 'log', 'linear')):
+            axis.set(xlabel='steps of the stream', ylabel=label, title=title, yscale=scale)
 
 
 def run(given: argparse.Namespace) -> dict:
     """Measure what the options ask for; return it, ready for JSON."""
-    threads = torch.get_num_threads()
     contest, field = _prepare(given)
-    try:
+    with torch_threads():
         rows = measure(contest, field, given.lengths, given.repeats, given.sentence)
-    finally:
-        torch.set_num_threads(threads)
     chosen = [row['name'] for row in best(rows, max(given.lengths)).values()]
     memory = [dict(name=name, steps=steps, megabytes=value)
               for name in tqdm(chosen, desc='memory', unit='contender', disable=None)
               for steps, value in peak_megabytes(given, name).items()]
     return dict(
-        machine=machine(), model=given.model, parameters=contest.checkpoint.parameters,
+        model=given.model, parameters=contest.checkpoint.parameters,
         dtype=str(contest.checkpoint.decoder.dtype).removeprefix('torch.'), wait_k=WAIT_K,
         frame_side=given.side, tokens_per_step=contest.stock.grid[0] * contest.stock.grid[1],
         sentence=given.sentence, window_steps=given.window, newest_steps=given.newest,
         repeats=given.repeats, summary=summarize(rows), rows=rows, memory=memory)
+
+
+PEERS = Measurement(
+    'peers', 'against the ways to do it with stock modules, over the length of the stream', run, {
+        '--model': dict(default='builtin', help="'builtin', 'small' or 'medium' (35 and 142 M "
+                                                'random weights), or a folder'),
+        '--side': dict(type=int, default=84, help='width of a frame in pixels'),
+        '--lengths': dict(type=int, nargs='+', default=list(LENGTHS), metavar='STEPS'),
+        **repeats(5),
+        '--overlaps': dict(nargs='+', default=list(RULES), choices=list(RULES),
+                           help='of the engine, with group-decoupled positions'),
+        '--threads': dict(type=int, nargs='+', default=[1, 2],
+                          help='torch threads of those that do one thing at a time'),
+        '--window': dict(type=int, default=16, help='steps that windows keep'),
+        '--newest': dict(type=int, default=4, help='steps that stateless generate() is shown'),
+        '--sentence': dict(type=int, default=30,
+                           help='tokens of the sentence during which a hazard comes'),
+        '--only': dict(nargs='+', default=[], metavar='NAME',
+                       help='contenders, without their @N; all if not given')}, draw)

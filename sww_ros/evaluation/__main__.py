@@ -9,6 +9,7 @@ Texts are kept beside the JSON, clip by clip: the same command goes on with a ru
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 import hashlib
 import io
 import json
@@ -53,10 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _evaluate(given: argparse.Namespace) -> dict:
     judge = judge_from(given)
     options = Options(modes=tuple(given.mode), **{
-        name: getattr(given, name) for name in (
-            'position_encoding', 'position_gap', 'wait_k', 'schedule_seed', 'repetition_penalty',
-            'max_rest_tokens', 'max_steps', 'max_pixels', 'live', 'threads', 'resamples',
-            'bootstrap_seed')})
+        field.name: getattr(given, field.name) for field in fields(Options)
+        if field.name != 'modes'})
     for mode in options.modes:
         options.session(mode)  # Says what is wrong before a large checkpoint is loaded.
     check_there(given.data)
@@ -187,30 +186,29 @@ def print_tables(results: dict, stream: TextIO) -> None:
 
 
 def _print(results: dict, console: Console) -> None:
-    modes = results['modes']
-    settings = results['settings']
-    title = (f'{settings["model"]}: {settings["position_encoding"]} positions, '
-             f'K = {settings["wait_k"]}, repetition penalty {settings["repetition_penalty"]:g}')
-    names = list(dict.fromkeys(name for mode in modes.values() for name in mode['metrics']))
-    table = _table(title, ['mode', 'clips', 'skipped', *names])
-    for mode, found in modes.items():
-        table.add_row(mode, str(found['scored']), str(len(found['skipped'])), *(
-            _figure(found['metrics'].get(name), found['intervals'].get(name)) for name in names))
-    console.print(table)
-    known = {name for mode in modes.values() for name in mode['lateness']}
-    names = [name for name in _LATENESS if name in known]
-    if names:
-        table = _table('When it was spoken (means over clips)',
-                       ['mode', *(_LATENESS[name] for name in names)])
-        for mode, found in modes.items():
-            table.add_row(mode, *(_late(name, found['lateness'].get(name)) for name in names))
-        console.print(table)
+    modes, settings = results['modes'], results['settings']
+    names = list(dict.fromkeys(name for found in modes.values() for name in found['metrics']))
+    console.print(_table(
+        f'{settings["model"]}: {settings["position_encoding"]} positions, '
+        f'K = {settings["wait_k"]}, repetition penalty {settings["repetition_penalty"]:g}',
+        ['clips', 'skipped', *names], {mode: [
+            str(found['scored']), str(len(found['skipped'])),
+            *(_figure(found['metrics'].get(name), found['intervals'].get(name)) for name in names)]
+            for mode, found in modes.items()}))
+    known = {name for found in modes.values() for name in found['lateness']}
+    if names := [name for name in _LATENESS if name in known]:
+        console.print(_table(
+            'When it was spoken (means over clips)', [_LATENESS[name] for name in names],
+            {mode: [_late(name, found['lateness'].get(name)) for name in names]
+             for mode, found in modes.items()}))
 
 
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify='left', box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(title: str, columns: list[str], rows: dict[str, list[str]]) -> Table:
+    table = Table('mode', title=title, title_justify='left', box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify='left' if column == 'mode' else 'right')
+        table.add_column(column, justify='right')
+    for mode, cells in rows.items():
+        table.add_row(mode, *cells)
     return table
 
 

@@ -7,8 +7,7 @@ Fluency of texts, 1 to 5, as a language model judges it behind any OpenAI-compat
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from http.client import HTTPException
 import json
 import os
@@ -34,21 +33,10 @@ class JudgeError(RuntimeError):
     """The endpoint cannot be used, with the reason."""
 
 
-@dataclass(frozen=True)
-class Fluency:
-    """One rating (1 to 5) per text; None where the judge gave no number."""
-
-    ratings: tuple[int | None, ...]
-
-    @property
-    def judged(self) -> int:
-        """How many texts have a rating."""
-        return sum(rating is not None for rating in self.ratings)
-
-    def summary(self) -> dict[str, float | int | None]:
-        """The mean rating of the judged texts (None if there are none), and both counts."""
-        return dict(fluency=mean_of_known(self.ratings), judged=self.judged,
-                    unjudged=len(self.ratings) - self.judged)
+def summary(ratings: Sequence[int | None]) -> dict[str, float | int | None]:
+    """Return the mean of the ratings that are known (None if none is), and both counts."""
+    judged = sum(rating is not None for rating in ratings)
+    return dict(fluency=mean_of_known(ratings), judged=judged, unjudged=len(ratings) - judged)
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:
@@ -88,14 +76,6 @@ class Judge:
         self._timeout_s, self._tries, self._pause_s = timeout_s, tries, pause_s
         self._prompt = PROMPT.read_text(encoding='utf-8')
         self._opener = build_opener(_NoRedirect)
-
-    def judge(self, texts: Iterable[str]) -> Fluency:
-        """
-        Rate all texts.
-
-        :raises JudgeError: as `rate` does; the ratings so far are lost
-        """
-        return Fluency(tuple(self.rate(text) for text in texts))
 
     def rate(self, text: str) -> int | None:
         """
@@ -203,12 +183,13 @@ def main(arguments: list[str] | None = None) -> int:
         texts = json.loads(options.texts.read_text(encoding='utf-8'))
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f'{options.texts} is not a JSON list of texts')
-        fluency = judge_from(options).judge(texts)
+        judge = judge_from(options)
+        found = summary([judge.rate(text) for text in texts])
     except (OSError, ValueError, JudgeError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    print(json.dumps(fluency.summary()))
-    return 0 if fluency.judged else 1
+    print(json.dumps(found))
+    return 0 if found['judged'] else 1
 
 
 if __name__ == '__main__':

@@ -15,21 +15,30 @@ from sww_ros.streaming.checkpoint import Checkpoint
 SPECIAL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>',
            '<|image_pad|>', '<|video_pad|>', '<|silence|>')
 
-QWEN2_5_VL_3B = dict(
-    text=dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36,
-              num_attention_heads=16, num_key_value_heads=2,
-              rope_parameters=dict(rope_type='default', rope_theta=1e6,
-                                   mrope_section=[16, 24, 24])),
-    vision=dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16,
-                window_size=112, fullatt_block_indexes=[7, 15, 23, 31], tokens_per_second=2))
+
+def shape(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, theta: float = 1e6,
+          **vision: object) -> dict:
+    """
+    Return the sizes of a model for `random_model`.
+
+    :param vision: those of its vision tower, by the names of transformers' config
+    """
+    half = hidden // heads // 2
+    other = (half - half // 4) // 2
+    text = dict(
+        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads,
+        rope_parameters=dict(rope_type='default', rope_theta=theta,
+                             mrope_section=[half - 2 * other, other, other]))
+    return dict(text=text, vision=dict(num_heads=heads // 2, tokens_per_second=2) | vision)
+
+
+QWEN2_5_VL_3B = shape(2048, 11008, 36, 16, 2, depth=32, hidden_size=1280, intermediate_size=3420,
+                      num_heads=16, window_size=112, fullatt_block_indexes=[7, 15, 23, 31])
 """The layer shapes of Qwen2.5-VL-3B, from its published config."""
 
-SMALL = dict(
-    text=dict(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-              num_key_value_heads=2,
-              rope_parameters=dict(rope_type='default', rope_theta=1e4, mrope_section=[2, 2, 2])),
-    vision=dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, window_size=56,
-                fullatt_block_indexes=[1], tokens_per_second=2))
+SMALL = shape(48, 64, 2, 4, 2, theta=1e4, depth=2, hidden_size=32, intermediate_size=48,
+              window_size=56, fullatt_block_indexes=[1])
 """Small enough for thousands of cases, with grouped queries and window attention."""
 
 

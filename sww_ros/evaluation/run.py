@@ -16,8 +16,7 @@ from tqdm import tqdm
 import transformers
 
 import sww_ros
-from sww_ros.evaluation.clip_player import ClipError, Played, Player, Said, lateness
-from sww_ros.evaluation.clips import ClipLog
+from sww_ros.evaluation.clips import ClipError, ClipLog, Played, Player, Said, lateness
 from sww_ros.evaluation.fluency import Judge, mean_of_known
 from sww_ros.evaluation.metrics import Bleurt, bleu, cider, score, words
 from sww_ros.streaming.checkpoint import Checkpoint
@@ -27,6 +26,8 @@ from sww_ros.training.frames import READ_FACTOR, Sample, VideoError, read_frames
 
 MODES = ('offline', 'wait_k', 'random_wait_k')
 """Schedules whose text does not depend on the machine."""
+_OF_SESSION = ('position_encoding', 'position_gap', 'wait_k', 'schedule_seed', 'repetition_penalty',
+               'max_rest_tokens', 'max_steps', 'threads')
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,8 @@ class Options:
         :raises ValueError: for a setting that no session takes
         """
         found = self.session(self.modes[0]).resolved(checkpoint)
-        return replace(self, modes=tuple(dict.fromkeys(self.modes)), **{
-            name: getattr(found, name) for name in (
-                'position_encoding', 'position_gap', 'wait_k', 'repetition_penalty', 'max_steps')})
+        return replace(self, modes=tuple(dict.fromkeys(self.modes)),
+                       **{name: getattr(found, name) for name in _OF_SESSION})
 
     def session(self, mode: str) -> SessionConfig:
         """
@@ -78,13 +78,9 @@ class Options:
 
         :raises ValueError: for a setting that no session takes
         """
-        return SessionConfig(
-            schedule=mode, position_encoding=self.position_encoding,
-            position_gap=self.position_gap, wait_k=self.wait_k, schedule_seed=self.schedule_seed,
-            repetition_penalty=self.repetition_penalty, max_rest_tokens=self.max_rest_tokens,
-            max_steps=self.max_steps, threads=self.threads,
-            # A clip has one text, and no rows beyond it were ever trained.
-            single_turn=True)
+        # A clip has one text, and no rows beyond it were ever trained.
+        return SessionConfig(schedule=mode, single_turn=True,
+                             **{name: getattr(self, name) for name in _OF_SESSION})
 
 
 def to_stderr(message: str) -> None:

@@ -10,20 +10,23 @@ smallest script that fails alike, ready to be pasted into a test.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 import json
 import multiprocessing
 import os
 from pathlib import Path
 import time
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from sww_ros.evaluation.simulation.faults import FAULTS, seeded
 from sww_ros.evaluation.simulation.invariants import violations
-from sww_ros.evaluation.simulation.script import Script
 from sww_ros.evaluation.simulation.search import Scope, random_script, scopes, shrink
+from sww_ros.evaluation.simulation.world import Script
+
+Task, Result = TypeVar('Task'), TypeVar('Result')
 
 MOST_FOR_A_FAULT = 20_000
 """Schedules in which a seeded fault has to show."""
@@ -38,7 +41,8 @@ def simulate(schedules: int, first_seed: int = 0, processes: int = 2, inputs: in
     :param inputs: up to how many inputs of all kinds are tried in every order
     """
     started = time.monotonic()
-    with _Pool(processes) as pool:
+    # Processes that import nothing but the core.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context('spawn')) as pool:
         by_chance = _random(pool, schedules, first_seed)
         by_exhaustion = _exhaustive(pool, inputs)
         faults = _faults(pool)
@@ -50,31 +54,18 @@ def simulate(schedules: int, first_seed: int = 0, processes: int = 2, inputs: in
     return dict(summary=summary, random=by_chance, exhaustive=by_exhaustion, faults=faults)
 
 
-class _Pool:
-    """Processes that import nothing but the core, and a bar for each kind of work."""
-
-    def __init__(self, processes: int) -> None:
-        self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'))
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def run(self, work: Callable, tasks: Iterable[tuple], unit: str) -> Iterator:
-        """Yield what comes of each task, in the order of the tasks."""
-        futures: list[Future] = [self._pool.submit(work, *task) for task in tasks]
-        for _ in tqdm(as_completed(futures), total=len(futures), unit=unit, disable=None):
-            pass
-        return (future.result() for future in futures)
+def _each(pool: ProcessPoolExecutor, work: Callable[[Task], Result], tasks: Iterable[Task],
+          unit: str) -> Iterable[Result]:
+    """Yield what comes of each task, in their order, under a bar."""
+    every = list(tasks)
+    return tqdm(pool.map(work, every), total=len(every), unit=unit, disable=None)
 
 
-def _random(pool: _Pool, schedules: int, first_seed: int) -> dict:
+def _random(pool: ProcessPoolExecutor, schedules: int, first_seed: int) -> dict:
     started, failing = time.monotonic(), []
     end = first_seed + schedules
-    batches = ((start, min(start + _BATCH, end)) for start in range(first_seed, end, _BATCH))
-    for found in pool.run(_play, batches, f'{_BATCH} schedules'):
+    batches = (range(start, min(start + _BATCH, end)) for start in range(first_seed, end, _BATCH))
+    for found in _each(pool, _play, batches, f'{_BATCH} schedules'):
         failing += found
     return dict(
         first_seed=first_seed, violations=len(failing),
@@ -83,10 +74,9 @@ def _random(pool: _Pool, schedules: int, first_seed: int) -> dict:
                  for seed, words in failing[:_MOST_SHRUNK]])
 
 
-def _play(first: int, end: int) -> list[tuple[int, list[str]]]:
+def _play(seeds: Iterable[int]) -> list[tuple[int, list[str]]]:
     """Return the seeds that break something, and what."""
-    return [(seed, words) for seed in range(first, end)
-            if (words := violations(random_script(seed)))]
+    return [(seed, words) for seed in seeds if (words := violations(random_script(seed)))]
 
 
 def _smallest(script: Script) -> dict:
@@ -94,9 +84,9 @@ def _smallest(script: Script) -> dict:
     return dict(script=repr(small), breaks=violations(small))
 
 
-def _exhaustive(pool: _Pool, inputs: int) -> dict:
+def _exhaustive(pool: ProcessPoolExecutor, inputs: int) -> dict:
     started, every = time.monotonic(), scopes(inputs)
-    found = [*pool.run(Scope.explore, ((scope,) for scope in every), 'scope')]
+    found = [*_each(pool, Scope.explore, every, 'scope')]
     failing = [one for scope in found for one in scope.failing]
     return dict(
         orders=sum(scope.orders for scope in found), states=sum(scope.states for scope in found),
@@ -109,8 +99,8 @@ def _exhaustive(pool: _Pool, inputs: int) -> dict:
                 for scope, one in zip(every, found, strict=True)])
 
 
-def _faults(pool: _Pool) -> list[dict]:
-    return [*pool.run(_seek, ((number,) for number in range(len(FAULTS))), 'fault')]
+def _faults(pool: ProcessPoolExecutor) -> list[dict]:
+    return [*_each(pool, _seek, range(len(FAULTS)), 'fault')]
 
 
 def _seek(number: int) -> dict:

@@ -8,37 +8,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from sww_ros.evaluation.simulation.script import Script
-from sww_ros.evaluation.simulation.world import Entry, Taken, Told
-from sww_ros.streaming.events import (
-    NARRATION,
-    Event,
-    FramesDropped,
-    QuestionState,
-    Restarted,
-    StepPerceived,
-    TextDelta,
-    Trouble,
-)
-from sww_ros.streaming.jobs import (
-    Asked,
-    Carried,
-    Closed,
-    Decode,
-    Decoded,
-    Failed,
-    Fed,
-    Job,
-    Open,
-    Paused,
-    Perceived,
-    Prompted,
-    Turn,
-    Video,
-)
+from sww_ros.evaluation.simulation.world import Entry, Script, Taken, Told
+from sww_ros.streaming import events, jobs
+from sww_ros.streaming.schedule import Schedule, make_schedule
 
 
 class Asking(NamedTuple):
@@ -54,11 +30,13 @@ class Moment:
     """
     An entry of the log with the state before it, and some of that after it.
 
-    `open` are questions by id, oldest first; `steps` are those told of the current `video`;
-    `spoken` says that its narration is over. Of a decode step's turns, `live` says whether they
-    count, and `cached` how many steps of their stream there are to be seen: those told, and one
-    that came back late with a token of an answer in its pass. `base` counts the steps of the
-    video before its current stream.
+    Of an entry, `given` is the input that came, if one did, with the `events` that were told, or
+    `jobs` those that were taken. `open` are questions by id, oldest first; `steps` are those told
+    of the current `video`; `spoken` says that its narration is over. Of a decode step's turns,
+    `live` says whether they count, and `cached` how many steps of their stream there are to be
+    seen: those told, and one that came back late with a token of an answer in its pass. `base`
+    counts the steps of the video before its current stream; `out` are the jobs that are computed
+    beside those of the entry.
     """
 
     entry: Entry
@@ -72,17 +50,38 @@ class Moment:
     base: int
     open: dict[str, Asking]
     frames: int
-    open_after: dict[str, Asking] | None = None
+    open_after: dict[str, Asking] = field(default_factory=dict)
     frames_after: int = 0
     cached: tuple[int, ...] = ()
     live: tuple[bool, ...] = ()
+    given: jobs.Input | None = None
+    events: Sequence[events.Event] = ()
+    jobs: Sequence[jobs.Job] = ()
+    out: Sequence[jobs.Job] = ()
 
     @property
     def what(self) -> str:
         """The entry in a word or two, the same in every run."""
-        if isinstance(self.entry, Told):
-            return type(self.entry.given).__name__
-        return ' + '.join(type(job).__name__ for job in getattr(self.entry, 'jobs', ())) or 'rest'
+        if self.given is not None:
+            return type(self.given).__name__
+        return ' + '.join(type(job).__name__ for job in self.jobs) or 'rest'
+
+    def of(self, kind: type) -> list:
+        """Return the events of a kind, or the jobs."""
+        return [one for one in self.events or self.jobs if type(one) is kind]
+
+    def restarts(self, *reasons: str) -> list[events.Restarted]:
+        """Return what began anew for one of some reasons."""
+        return [event for event in self.of(events.Restarted) if event.reason in reasons]
+
+    @property
+    def counted(self) -> list[tuple[jobs.Turn, jobs.Spoken]]:
+        """Of a decode step that came back, what was said in turns that count."""
+        if type(self.given) is not jobs.Decoded or self.closed:
+            return []
+        return [(turn, spoken) for turn, live, spoken
+                in zip(self.given.job.turns, self.live, self.given.spoken)
+                if live and spoken is not None]
 
 
 class Reading:
@@ -99,45 +98,70 @@ class Reading:
         self.told: list[Moment] = []
         self.taken: list[Moment] = []
         self.rests: list[Moment] = []
-        self.events: list[tuple[Moment, Event]] = []
+        self.events: list[tuple[Moment, events.Event]] = []
         self.clips: dict[int, int] = {}
         self.steps_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self._video = self._steps = self._frames = self._clip = 0
         self._spoken = self._ended = self._paused = self._closed = False
         self._prompt = 'p0'
         self._open: dict[str, Asking] = {}
-        self._ridden: set[Job | None] = set()
-        self._stream: Video | None = None
-        self._coming: Video | None = None
-        self._cached: Counter[Video] = Counter()
+        self._ridden: set[jobs.Job | None] = set()
+        self._out: list[jobs.Job] = []
+        self._stream: jobs.Video | None = None
+        self._coming: jobs.Video | None = None
+        self._cached: Counter[jobs.Video] = Counter()
         for entry in log:
             moment = Moment(entry, self._video, self._steps, self._spoken, self._ended,
                             self._paused, self._closed, self._prompt,
                             self._stream.base if self._stream else 0, self._open, self._frames)
             if type(entry) is Told:
+                moment.given, moment.events = entry.given, entry.events
+                done = getattr(entry.given, 'jobs', None) or [getattr(entry.given, 'job', None)]
+                self._out = moment.out = [job for job in self._out if job not in done]
                 self._read(moment, entry)
                 self.told.append(moment)
             elif type(entry) is Taken:
-                self._see(moment, entry.jobs)
+                moment.jobs, moment.out = entry.jobs, self._out
+                self._out = [*self._out, *entry.jobs]
+                self._see(moment)
                 self.taken.append(moment)
             else:
                 self.rests.append(moment)
             self.moments.append(moment)
             moment.open_after, moment.frames_after = self._open, self._frames
 
+    @cached_property
+    def schedule(self) -> Schedule:
+        """How much may be said of each step, by the settings."""
+        settings = self.settings
+        return make_schedule(settings.schedule, settings.wait_k, settings.schedule_seed)
+
+    def granted(self, step: int) -> int:
+        """Return how many tokens of narration the schedule grants a step, counted from 1."""
+        return self.schedule.granted(step) - self.schedule.granted(step - 1)
+
+    def inputs(self, *kinds: type) -> list[Moment]:
+        """Return the moments at which an input of one of some kinds came, before the end."""
+        return [moment for moment in self.told
+                if type(moment.given) in kinds and not moment.closed]
+
+    def events_of(self, kind: type) -> list[tuple[Moment, Any]]:
+        """Return all events of a kind, each with when it was told."""
+        return [(moment, event) for moment, event in self.events if type(event) is kind]
+
     def summary(self) -> tuple:
         """What is open, unaccounted for and over at the end of the log."""
         waiting = tuple((name, asking.video is None) for name, asking in self._open.items())
         return waiting, self._frames, self._spoken, self._ended, self._paused, self._closed
 
-    def _see(self, moment: Moment, jobs: Sequence[Job]) -> None:
-        job = jobs[-1]
-        if type(job) is Open:
+    def _see(self, moment: Moment) -> None:
+        job = moment.jobs[-1]
+        if type(job) is jobs.Open:
             if job.source is None:
                 self._stream = job.video
             else:
                 self._coming = job.video
-        elif type(job) is Decode:
+        elif type(job) is jobs.Decode:
             self._ridden.add(job.riding)
             moment.live = tuple(map(self._is_live, job.turns))
             moment.cached = tuple(
@@ -145,7 +169,7 @@ class Reading:
                 + (job.riding is not None and job.riding.video is turn.video)
                 for turn in job.turns)
 
-    def _is_live(self, turn: Turn) -> bool:
+    def _is_live(self, turn: jobs.Turn) -> bool:
         """Whether a turn is the current narrator's, or an open question's."""
         if turn.question is None:
             return turn.video is self._stream and not self._spoken
@@ -156,78 +180,63 @@ class Reading:
     def _read(self, moment: Moment, entry: Told) -> None:
         given = entry.given
         kind = type(given)
-        if kind is Decoded:
+        if kind is jobs.Decoded:
             moment.live = tuple(map(self._is_live, given.job.turns))
-        elif kind is Failed:
+        elif kind is jobs.Failed:
             moment.live = tuple(self._is_live(turn) for job in given.jobs
                                 if hasattr(job, 'turns') for turn in job.turns)
-        elif kind is Perceived and (given.job.video.number == self._video
+        elif kind is jobs.Perceived and (given.job.video.number == self._video
                                     or given.job in self._ridden):
             self._cached.update(each for each in (given.job.video, given.job.also) if each)
             steps, frames = self.steps_of[given.job.video.number], given.job.frames
             steps.append(((steps[-1][0] if steps else 0) + len(frames), frames[-1].stamp_ns))
-        elif kind is Carried:
+        elif kind is jobs.Carried:
             self._cached[given.job.video] += 1
         if not self._closed:
-            self._take_in(entry, given, kind)
+            self._take_in(entry)
         for event in entry.events:
             self.events.append((moment, event))
-            if read := _READ.get(type(event)):
-                read(self, event)
-        if kind is Closed:
+            self._hear(event)
+        if kind is jobs.Closed:
             self._closed = True
-        elif kind is Perceived and moment.video == self._video == given.job.video.number:
+        elif kind is jobs.Perceived and moment.video == self._video == given.job.video.number:
             self._ended |= given.job.last
 
-    def _take_in(self, entry: Told, given: object, kind: type) -> None:
-        if kind is Fed:
-            self.clips[given.frame.stamp_ns] = self._clip
-            self._clip += given.frame.last
-            self._frames += 1
-        elif kind is Asked and not entry.refused:
-            self._open = {**self._open,
-                          given.question_id: Asking(given.question_id, entry.now)}
-        elif kind is Paused:
-            self._paused = given.paused
-        elif kind is Prompted:
-            self._prompt = given.prompt
+    def _take_in(self, entry: Told) -> None:
+        match entry.given:
+            case jobs.Fed(frame):
+                self.clips[frame.stamp_ns] = self._clip
+                self._clip += frame.last
+                self._frames += 1
+            case jobs.Asked(name) if not entry.refused:
+                self._open = {**self._open, name: Asking(name, entry.now)}
+            case jobs.Paused(paused):
+                self._paused = paused
+            case jobs.Prompted(prompt):
+                self._prompt = prompt
 
-    def _restarted(self, event: Restarted) -> None:
-        if event.reason == 'relay':
-            self._stream, self._coming = self._coming, None
-        else:
-            self._video, self._steps, self._spoken, self._ended = event.video, 0, False, False
-            self._stream = self._coming = None
-
-    def _step(self, event: StepPerceived) -> None:
-        self._steps += 1
-        self._frames -= event.frames
-
-    def _dropped(self, event: FramesDropped) -> None:
-        self._frames -= event.count
-
-    def _text(self, event: TextDelta) -> None:
-        if not event.final:
-            return
-        if event.stream_id == NARRATION:
-            self._spoken = True
-        else:
-            self._end(event.stream_id)
-
-    def _question(self, event: QuestionState) -> None:
-        if event.state == 'rejected':
-            self._end(event.question_id)
-        elif event.state == 'answering' and event.question_id in self._open:
-            self._open = {**self._open, event.question_id: self._open[event.question_id]._replace(
-                video=self._video)}
-
-    def _trouble(self, event: Trouble) -> None:
-        self._closed |= event.fatal
+    def _hear(self, event: events.Event) -> None:
+        match event:
+            case events.Restarted(reason='relay'):
+                self._stream, self._coming = self._coming, None
+            case events.Restarted():
+                self._video, self._steps, self._spoken, self._ended = event.video, 0, False, False
+                self._stream = self._coming = None
+            case events.StepPerceived():
+                self._steps += 1
+                self._frames -= event.frames
+            case events.FramesDropped():
+                self._frames -= event.count
+            case events.TextDelta(final=True, stream_id=name):
+                self._spoken |= name == events.NARRATION
+                self._end(name)
+            case events.QuestionState(question_id=name, state='rejected'):
+                self._end(name)
+            case events.QuestionState(question_id=name, state='answering') if name in self._open:
+                self._open = {**self._open, name: self._open[name]._replace(video=self._video)}
+            case events.Trouble():
+                self._closed |= event.fatal
 
     def _end(self, question_id: str) -> None:
-        self._open = {key: value for key, value in self._open.items() if key != question_id}
-
-
-_READ = {Restarted: Reading._restarted, StepPerceived: Reading._step,
-         FramesDropped: Reading._dropped, TextDelta: Reading._text,
-         QuestionState: Reading._question, Trouble: Reading._trouble}
+        if question_id in self._open:
+            self._open = {key: value for key, value in self._open.items() if key != question_id}

@@ -6,22 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from sww_ros.evaluation.simulation.reading import Moment, Reading
-from sww_ros.evaluation.simulation.world import Taken, Told
+from sww_ros.streaming import jobs
 from sww_ros.streaming.events import Restarted, StepPerceived, TextDelta
-from sww_ros.streaming.jobs import (
-    Carried,
-    Carry,
-    Decode,
-    Decoded,
-    Failed,
-    Job,
-    Open,
-    Perceive,
-    Perceived,
-    Video,
-    Word,
-)
-from sww_ros.streaming.schedule import make_schedule
 
 
 class _Streams:
@@ -34,57 +20,52 @@ class _Streams:
     """
 
     def __init__(self) -> None:
-        self.current: Video | None = None
-        self.coming: Video | None = None
-        self.steps: Counter[Video] = Counter()
-        self.given: dict[Video, list[Word]] = defaultdict(list)
-        self.spoken: list[Word] = []
+        self.current: jobs.Video | None = None
+        self.coming: jobs.Video | None = None
+        self.steps: Counter[jobs.Video] = Counter()
+        self.given: dict[jobs.Video, list[jobs.Word]] = defaultdict(list)
+        self.spoken: list[jobs.Word] = []
         self.given_up: set[int] = set()
         self.unfinished = self.is_alone = False
         self.told = self.pieces = 0
-        self.out: list[Job] = []
 
-    def due(self, stream: Video) -> list[Word]:
+    def due(self, stream: jobs.Video) -> list[jobs.Word]:
         """What a stream's narration has to have said, counted from the stream's first step."""
         base = stream.base
-        return [Word(word.token, word.owner - base, word.sees - base)
+        return [jobs.Word(word.token, word.owner - base, word.sees - base)
                 for word in self.spoken if word.owner > base]
 
-    def take(self, job: Job) -> None:
-        self.out.append(job)
-        if isinstance(job, Open):
+    def take(self, job: jobs.Job) -> None:
+        if isinstance(job, jobs.Open):
             if job.source is None:
                 self.current = job.video
             else:
                 self.coming = job.video
-        if isinstance(job, Perceive):
+        if isinstance(job, jobs.Perceive):
             self.pieces = 0
         elif is_piece(job):
             self.pieces += 1
 
     def tell(self, moment: Moment) -> None:
-        given = moment.entry.given
-        done = given.jobs if isinstance(given, Failed) else (getattr(given, 'job', None),)
-        self.out = [job for job in self.out if job not in done]
-        if isinstance(given, Perceived):
+        given = moment.given
+        if isinstance(given, jobs.Perceived):
             self.steps.update(each for each in (given.job.video, given.job.also) if each)
-        elif isinstance(given, Carried):
+        elif isinstance(given, jobs.Carried):
             self.steps[given.job.video] += 1
             self.given[given.job.video] += given.job.words
-        elif isinstance(given, Decoded):
+        elif isinstance(given, jobs.Decoded):
             self._decoded(moment)
-        elif isinstance(given, Failed):
+        elif isinstance(given, jobs.Failed):
             self.is_alone |= any(is_piece(job) for job in given.jobs)
 
     def _decoded(self, moment: Moment) -> None:
-        given, words = moment.entry.given, moment.entry.given.job.words
-        if words:
+        if words := moment.given.job.words:
             self.given[words.video] += words.words
-        for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):
-            if live and turn.question is None and spoken is not None:
+        for turn, spoken in moment.counted:
+            if turn.question is None:
                 stream = turn.video
-                self.given[stream].append(Word(spoken.token, turn.owner, turn.sees))
-                self.spoken.append(Word(spoken.token, turn.owner + stream.base,
+                self.given[stream].append(jobs.Word(spoken.token, turn.owner, turn.sees))
+                self.spoken.append(jobs.Word(spoken.token, turn.owner + stream.base,
                                         turn.sees + stream.base))
                 self.unfinished = bool(spoken.unfinished)
                 if spoken.kind == 'stop':
@@ -103,25 +84,23 @@ class _Streams:
                 self.unfinished = self.is_alone = False
 
 
-def is_piece(job: Job) -> bool:
+def is_piece(job: jobs.Job) -> bool:
     """Whether a job prepares a stream that is to relieve another one."""
-    return isinstance(job, Carry) or isinstance(job, Open) and job.source is not None
+    return isinstance(job, jobs.Carry) or isinstance(job, jobs.Open) and job.source is not None
 
 
-def _followed(reading: Reading) -> Iterator[tuple[Moment, _Streams, Job | Restarted]]:
+def _followed(reading: Reading) -> Iterator[tuple[Moment, _Streams, jobs.Job | Restarted]]:
     """Yield each job before it is taken, and each restart before it takes place."""
     streams = _Streams()
     for moment in reading.moments:
-        if type(moment.entry) is Taken:
-            for job in moment.entry.jobs:
-                yield moment, streams, job
-                streams.take(job)
-        elif type(moment.entry) is Told:
-            streams.tell(moment)
-            for event in moment.entry.events:
-                if isinstance(event, Restarted):
-                    yield moment, streams, event
-                streams.follow(event)
+        for job in moment.jobs:
+            yield moment, streams, job
+            streams.take(job)
+        streams.tell(moment)
+        for event in moment.events:
+            if isinstance(event, Restarted):
+                yield moment, streams, event
+            streams.follow(event)
 
 
 def _hand_overs(reading: Reading) -> Iterator[tuple[Moment, _Streams]]:
@@ -144,11 +123,10 @@ def no_step_is_skipped_by_a_hand_over(reading: Reading) -> Iterator[str]:
     settings = reading.settings
     if settings.schedule not in ('wait_k', 'random_wait_k') or not settings.narrate:
         return
-    schedule = make_schedule(settings.schedule, settings.wait_k, settings.schedule_seed)
     for moment, streams in _hand_overs(reading):
         said = Counter(word.owner for word in streams.spoken)
         for step in range(1 + streams.current.base, 1 + streams.coming.base):
-            due = schedule.granted(step) - schedule.granted(step - 1)
+            due = reading.granted(step)
             if (said[step] < due and step not in streams.given_up and not moment.spoken
                     and streams.steps[streams.current] < settings.max_steps):
                 yield f'{said[step]} of {due} tokens were spoken about step {step}'
@@ -156,15 +134,12 @@ def no_step_is_skipped_by_a_hand_over(reading: Reading) -> Iterator[str]:
 
 def a_hand_over_changes_nothing_for_a_listener(reading: Reading) -> Iterator[str]:
     """The same video goes on, no text ends with it."""
-    for moment in reading.told:
-        events = moment.entry.events
-        if any(isinstance(event, Restarted) and event.reason == 'relay' for event in events):
-            for event in events:
-                if isinstance(event, Restarted) and event.reason == 'relay' and (
-                        event.video != moment.video):
-                    yield f'{event} in video {moment.video}'
-                if isinstance(event, TextDelta) and event.finish_reason == 'relay':
-                    yield f'{event.stream_id!r} ends with a hand-over'
+    for moment, event in reading.events:
+        if isinstance(event, Restarted) and event.reason == 'relay' and (
+                event.video != moment.video):
+            yield f'{event} in video {moment.video}'
+        if isinstance(event, TextDelta) and event.finish_reason == 'relay':
+            yield f'{event.stream_id!r} ends with a hand-over'
 
 
 def what_is_perceived_is_in_the_stream_that_speaks_next(reading: Reading) -> Iterator[str]:
@@ -177,19 +152,19 @@ def what_is_perceived_is_in_the_stream_that_speaks_next(reading: Reading) -> Ite
 
 
 def a_hand_over_waits_for_the_token_that_is_computed(reading: Reading) -> Iterator[str]:
-    for _, streams in _hand_overs(reading):
-        if any(turn.question is None and turn.video is streams.current for job in streams.out
-               if isinstance(job, Decode) for turn in job.turns):
+    for moment, streams in _hand_overs(reading):
+        if any(turn.question is None and turn.video is streams.current for job in moment.out
+               if isinstance(job, jobs.Decode) for turn in job.turns):
             yield 'the narration is handed over while a token of it is computed'
 
 
 def every_word_is_given_once_and_in_order(reading: Reading) -> Iterator[str]:
     """To the lane that goes on with the narration; each sees steps that are there."""
     for _, streams, job in _followed(reading):
-        due: list[tuple[Video, tuple[Word, ...], bool]] = []
-        if isinstance(job, Carry):
+        due: list[tuple[jobs.Video, tuple[jobs.Word, ...], bool]] = []
+        if isinstance(job, jobs.Carry):
             due.append((job.video, job.words, False))
-        elif isinstance(job, Decode):
+        elif isinstance(job, jobs.Decode):
             speaks = any(turn.question is None for turn in job.turns)
             if speaks:
                 words = job.words if job.words and job.words.video is streams.current else None
@@ -206,13 +181,13 @@ def every_word_is_given_once_and_in_order(reading: Reading) -> Iterator[str]:
 
 def a_narration_has_one_writer(reading: Reading) -> Iterator[str]:
     """A stream that is prepared is not spoken of, and not given words from both sides at once."""
-    for _, streams, job in _followed(reading):
-        together = [*streams.out, job]
-        written = [one.video for one in together if isinstance(one, Carry)]
-        for one in together:
-            if isinstance(one, Decode) and written and (
-                    one.words and one.words.video in written
-                    or any(turn.video in written for turn in one.turns)):
+    for moment in reading.taken:
+        together = [*moment.out, *moment.jobs]
+        written = [job.video for job in together if isinstance(job, jobs.Carry)]
+        for job in together:
+            if isinstance(job, jobs.Decode) and (
+                    job.words and job.words.video in written
+                    or any(turn.video in written for turn in job.turns)):
                 yield 'both sides write the narration of a stream'
 
 
@@ -234,7 +209,7 @@ def a_stream_is_relieved_once_it_nears_its_capacity(reading: Reading) -> Iterato
         if isinstance(what, Restarted):
             if what.reason == 'capacity' and relay and not streams.is_alone:
                 yield 'it begins anew for lack of room'
-        elif isinstance(what, Open) and what.source is not None:
+        elif isinstance(what, jobs.Open) and what.source is not None:
             steps = streams.steps[what.source]
             carried = what.source.base + steps - what.video.base
             if relay is None or not (relay.memory <= carried
@@ -249,16 +224,7 @@ def a_stream_is_relieved_once_it_nears_its_capacity(reading: Reading) -> Iterato
 def streams_are_short(reading: Reading) -> Iterator[str]:
     most = reading.settings.max_steps
     for _, streams, job in _followed(reading):
-        if isinstance(job, (Perceive, Carry)):
+        if isinstance(job, (jobs.Perceive, jobs.Carry)):
             for stream in (job.video, getattr(job, 'also', None)):
                 if stream and streams.steps[stream] >= most:
                     yield f'a stream gets more than {most} steps'
-
-
-RELAYING = (
-    no_sentence_is_cut_by_a_hand_over, no_step_is_skipped_by_a_hand_over,
-    a_hand_over_changes_nothing_for_a_listener,
-    what_is_perceived_is_in_the_stream_that_speaks_next,
-    a_hand_over_waits_for_the_token_that_is_computed, every_word_is_given_once_and_in_order,
-    a_narration_has_one_writer, a_step_waits_for_a_few_pieces_only,
-    a_stream_is_relieved_once_it_nears_its_capacity, streams_are_short)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from sww_ros.evaluation.simulation.invariants import broken, violations
 from sww_ros.evaluation.simulation.reading import Reading
-from sww_ros.evaluation.simulation.script import (
+from sww_ros.evaluation.simulation.world import (
+    EXECUTORS,
     Ask,
     Cancel,
     Close,
@@ -29,11 +30,12 @@ from sww_ros.evaluation.simulation.script import (
     Script,
     Settings,
     Wait,
+    World,
+    side_of,
 )
-from sww_ros.evaluation.simulation.world import EXECUTORS, World
 from sww_ros.streaming.config import QUESTION_POLICIES
 from sww_ros.streaming.core import Core
-from sww_ros.streaming.jobs import Decode, Job, Word
+from sww_ros.streaming.jobs import Job, Word
 from sww_ros.streaming.schedule import SCHEDULES
 
 MOST_MOVES = 100
@@ -52,8 +54,6 @@ _MOODS = (
     (_CALM | dict(feed=10, finish=30, reset=0.1, prompt=0.1, close=0), 0.9, ('perception',)),
     (_CALM | dict(feed=10, finish=30, reset=0.1, prompt=0.1, close=0), 0.9, ('decoding',)),
 )
-_MOODS = tuple((tuple(weights), tuple(weights.values()), failing, sides)
-               for weights, failing, sides in _MOODS)
 _WORDS = 'ttttSShsse'
 _TAILS = ('t', 's', 'e', 'tsSe', 'tttS', 'h')
 _NAMES = 'abcdef'
@@ -64,10 +64,10 @@ _RELAYS = ((3, 2, 1), (4, 2, 1), (4, 3, 1), (4, 3, 2), (6, 4, 2), (6, 3, 2), (8,
 def random_script(seed: int) -> Script:
     """Return the schedule of a seed."""
     chance = random.Random(seed)
-    names, weights, failing, sides = chance.choice(_MOODS)
+    weights, failing, sides = chance.choice(_MOODS)
     count = chance.randint(3, MOST_MOVES)
     moves = tuple(_move(name, chance, failing, sides)
-                  for name in chance.choices(names, weights, k=count))
+                  for name in chance.choices([*weights], [*weights.values()], k=count))
     eager = chance.random() < 0.7
     if not eager:
         moves = tuple(move for made in moves for move in (
@@ -94,20 +94,20 @@ def random_settings(chance: random.Random) -> Settings:
 
 
 def _move(name: str, chance: random.Random, failing: float, sides: tuple[str, ...]) -> Move:
-    if name == 'finish':
-        fails = chance.choice(sides) if failing and chance.random() < failing else ''
-        return Finish(chance.randrange(3), fails, ''.join(chance.choices(_WORDS, k=2)))
-    if name in ('feed', 'last'):
-        return Feed(name == 'last')
-    if name == 'ask':
-        return Ask(chance.choice(_NAMES), chance.choice((0, 0, 1, 2)))
-    if name == 'cancel':
-        return Cancel(chance.choice(_NAMES))
-    if name == 'pause':
-        return Pause(chance.random() < 0.5)
-    if name == 'wait':
-        return Wait(chance.randint(1, 3))
-    return {'prompt': Prompt, 'reset': Forget, 'close': Close}[name]()
+    match name:
+        case 'finish':
+            fails = chance.choice(sides) if failing and chance.random() < failing else ''
+            return Finish(chance.randrange(3), fails, ''.join(chance.choices(_WORDS, k=2)))
+        case 'ask':
+            return Ask(chance.choice(_NAMES), chance.choice((0, 0, 1, 2)))
+        case 'cancel':
+            return Cancel(chance.choice(_NAMES))
+        case 'pause':
+            return Pause(chance.random() < 0.5)
+        case 'wait':
+            return Wait(chance.randint(1, 3))
+    return {'feed': Feed(), 'last': Feed(True), 'prompt': Prompt(), 'reset': Forget(),
+            'close': Close()}[name]
 
 
 MOST_INPUTS = 6
@@ -184,8 +184,7 @@ class Scope:
             if jobs:
                 yield Finish(worker)
                 if self.fails:
-                    decodes = isinstance(jobs[-1], Decode)
-                    yield Finish(worker, fails='decoding' if decodes else 'perception')
+                    yield Finish(worker, fails=side_of(jobs[-1]))
 
 
 def scopes(most_of_all: int = 4) -> list[Scope]:

@@ -9,19 +9,17 @@ from sww_ros.evaluation.simulation.reading import Moment, Reading
 from sww_ros.streaming.core import CAP_STEPS
 from sww_ros.streaming.events import NARRATION, FirstSight, Restarted, StepPerceived, TextDelta
 from sww_ros.streaming.jobs import Decoded, Perceived, Spoken
-from sww_ros.streaming.schedule import make_schedule
 
 
 def texts_are_numbered_without_gaps(reading: Reading) -> Iterator[str]:
     """From 0; the narration over all its ends, an answer from its question on."""
     seq: dict[str, int] = defaultdict(int)
-    for _, event in reading.events:
-        if isinstance(event, TextDelta):
-            if event.seq != seq[event.stream_id]:
-                yield f'{event.stream_id!r} goes from {seq[event.stream_id] - 1} to {event.seq}'
-            seq[event.stream_id] = event.seq + 1
-            if event.final and event.stream_id != NARRATION:
-                del seq[event.stream_id]
+    for _, event in reading.events_of(TextDelta):
+        if event.seq != seq[event.stream_id]:
+            yield f'{event.stream_id!r} goes from {seq[event.stream_id] - 1} to {event.seq}'
+        seq[event.stream_id] = event.seq + 1
+        if event.final and event.stream_id != NARRATION:
+            del seq[event.stream_id]
 
 
 def narration_ends_once_a_video(reading: Reading) -> Iterator[str]:
@@ -53,16 +51,15 @@ def narration_ends_once_a_video(reading: Reading) -> Iterator[str]:
 
 def _ends(moment: Moment) -> bool:
     """Whether a moment is the end of its video."""
-    given = moment.entry.given
+    given = moment.given
     return type(given) is Perceived and given.job.last and given.job.video.number == moment.video
 
 
 def narration_ends_by_itself_at_the_end_alone(reading: Reading) -> Iterator[str]:
     """With stop or length where its video has ended, or with its one turn."""
-    for moment, event in reading.events:
-        if (isinstance(event, TextDelta) and event.stream_id == NARRATION and event.final
-                and event.finish_reason in ('stop', 'length')):
-            if type(moment.entry.given) is not Decoded:
+    for moment, event in reading.events_of(TextDelta):
+        if event.stream_id == NARRATION and event.finish_reason in ('stop', 'length'):
+            if type(moment.given) is not Decoded:
                 yield f'the narration ends with {event.finish_reason!r} at {moment.what}'
             if not moment.ended and not (
                     reading.settings.single_turn and event.finish_reason == 'stop'):
@@ -75,18 +72,14 @@ def what_is_forgotten_is_not_spoken_of(reading: Reading) -> Iterator[str]:
         video = getattr(event, 'video', None)
         if video is None or video == moment.video:
             continue
+        begun = [other.video for other in moment.of(Restarted) if other.reason != 'relay']
         if isinstance(event, Restarted):
-            if video != moment.video + 1:
-                # Two in one go are one after the other.
-                numbers = [other.video for other in moment.entry.events
-                           if isinstance(other, Restarted)]
-                if numbers != [*range(moment.video + 1, moment.video + 1 + len(numbers))]:
-                    yield f'videos {numbers} follow {moment.video}'
+            # Two in one go are one after the other.
+            if begun != [*range(moment.video + 1, moment.video + 1 + len(begun))]:
+                yield f'videos {begun} follow {moment.video}'
         elif isinstance(event, TextDelta):
             asking = moment.open.get(event.stream_id)
-            restarted = any(isinstance(other, Restarted) and other.video == video
-                            for other in moment.entry.events)
-            if (asking is None or asking.video != video) and not restarted:
+            if (asking is None or asking.video != video) and video not in begun:
                 yield f'{event.stream_id!r} speaks of video {video} in video {moment.video}'
         elif isinstance(event, FirstSight):
             if not any(asking.video == video for asking in moment.open.values()):
@@ -96,37 +89,28 @@ def what_is_forgotten_is_not_spoken_of(reading: Reading) -> Iterator[str]:
 
 
 def answers_keep_to_their_video(reading: Reading) -> Iterator[str]:
-    for moment, event in reading.events:
-        if isinstance(event, TextDelta) and event.stream_id != NARRATION:
-            asking = moment.open.get(event.stream_id)
-            if asking and asking.video is not None and event.video != asking.video:
-                yield f'{event.stream_id!r} goes on about video {event.video}, not {asking.video}'
+    for moment, event in reading.events_of(TextDelta):
+        asking = moment.open.get(event.stream_id)
+        if asking and asking.video is not None and event.video != asking.video:
+            yield f'{event.stream_id!r} goes on about video {event.video}, not {asking.video}'
 
 
 def what_counts_is_told(reading: Reading) -> Iterator[str]:
     """Word for word, of the step that it saw; and nothing of what came back too late."""
     for moment in reading.told:
-        given, events = moment.entry.given, moment.entry.events
-        texts = [event for event in events if isinstance(event, TextDelta) and event.delta]
-        if type(given) is not Decoded or moment.closed:
-            if texts:
-                yield f'{texts[0]} at {moment.what}'
-            continue
-        due = []
-        for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):
-            if live and spoken is not None and spoken.delta:
-                name = turn.question.question_id if turn.question else NARRATION
-                sees = turn.video.base + turn.sees
-                due.append((name, spoken.delta, sees, turn.video.number))
-        told = [(event.stream_id, event.delta, event.steps_seen, event.video) for event in texts]
+        told = [(event.stream_id, event.delta, event.steps_seen, event.video)
+                for event in moment.of(TextDelta) if event.delta]
+        due = [(turn.question.question_id if turn.question else NARRATION, spoken.delta,
+                turn.video.base + turn.sees, turn.video.number)
+               for turn, spoken in moment.counted if spoken.delta]
         if told != due:
-            yield f'{told} is told of {due}'
+            yield f'{told} is told of {due} at {moment.what}'
 
 
 def nothing_empty_is_told(reading: Reading) -> Iterator[str]:
     """Neither silence nor half a character reaches a listener, but an end does."""
-    for _, event in reading.events:
-        if isinstance(event, TextDelta) and not (event.delta or event.sentence or event.final):
+    for _, event in reading.events_of(TextDelta):
+        if not (event.delta or event.sentence or event.final):
             yield f'{event} says nothing'
 
 
@@ -134,41 +118,30 @@ def sentences_hold_all_that_was_said(reading: Reading) -> Iterator[str]:
     """Wherever a text ends by itself, its sentences are its words."""
     said: dict[str, str] = defaultdict(str)
     sentences: dict[str, str] = defaultdict(str)
-    for _, event in reading.events:
-        if isinstance(event, TextDelta):
-            name = event.stream_id
-            said[name] += event.delta
-            sentences[name] += event.sentence
-            if event.final:
-                if event.finish_reason in ('stop', 'length') and said[name] != sentences[name]:
-                    yield f'{name!r} said {said[name]!r} in sentences {sentences[name]!r}'
-                del said[name], sentences[name]
+    for _, event in reading.events_of(TextDelta):
+        name = event.stream_id
+        said[name] += event.delta
+        sentences[name] += event.sentence
+        if event.final:
+            if event.finish_reason in ('stop', 'length') and said[name] != sentences[name]:
+                yield f'{name!r} said {said[name]!r} in sentences {sentences[name]!r}'
+            del said[name], sentences[name]
 
 
 def answers_have_a_length(reading: Reading) -> Iterator[str]:
     most = reading.settings.max_answer_tokens
-    counts: dict[str, int] = defaultdict(int)
+    counts: Counter[object] = Counter()
     for moment in reading.told:
-        given = moment.entry.given
-        if type(given) is not Decoded or moment.closed:
-            continue
-        ends = {event.stream_id: event.finish_reason for event in moment.entry.events
-                if isinstance(event, TextDelta) and event.final}
-        for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):
-            if not (live and spoken is not None and turn.question):
-                continue
-            name, key = turn.question.question_id, turn.question
-            counts[key] += 1
-            due = 'stop' if spoken.kind == 'stop' else 'length' if counts[key] >= most else None
-            if ends.get(name) != due:
-                yield f'{name!r} ends with {ends.get(name)!r} after {counts[key]} tokens'
-
-
-SPEAKING = (
-    texts_are_numbered_without_gaps, narration_ends_once_a_video,
-    narration_ends_by_itself_at_the_end_alone, what_is_forgotten_is_not_spoken_of,
-    answers_keep_to_their_video, what_counts_is_told, nothing_empty_is_told,
-    sentences_hold_all_that_was_said, answers_have_a_length)
+        ends = {event.stream_id: event.finish_reason for event in moment.of(TextDelta)
+                if event.final}
+        for turn, spoken in moment.counted:
+            if question := turn.question:
+                counts[question] += 1
+                due = ('stop' if spoken.kind == 'stop' else
+                       'length' if counts[question] >= most else None)
+                if ends.get(question.question_id) != due:
+                    yield f'{question.question_id!r} ends with ' \
+                          f'{ends.get(question.question_id)!r} after {counts[question]} tokens'
 
 
 class _Account:
@@ -193,42 +166,38 @@ class _Account:
             self.given_up.add(owner)
 
 
-def _accounts(reading: Reading) -> Iterator[tuple[Moment, _Account, int | None]]:
-    """Yield a video's account before each token, with its owner, and with each step (None)."""
+def _accounts(reading: Reading) -> Iterator[tuple[Moment, _Account, int, Spoken | None]]:
+    """Yield a video's account before each token, with its owner, and after each step (None)."""
     account, video = _Account(), 0
     for moment in reading.told:
-        given = moment.entry.given
         if moment.video != video:
             account, video = _Account(), moment.video
-        if type(given) is Decoded and not moment.closed:
-            for turn, live, spoken in zip(given.job.turns, moment.live, given.spoken):
-                if live and turn.question is None and spoken is not None:
-                    owner = turn.video.base + turn.owner
-                    yield moment, account, owner
-                    account.spoke(owner, spoken.kind == 'stop')
-        elif type(given) is Perceived and any(
-                isinstance(event, StepPerceived) for event in moment.entry.events):
-            account.perceived(given.job.last)
-            yield moment, account, None
+        for turn, spoken in moment.counted:
+            if turn.question is None:
+                owner = turn.video.base + turn.owner
+                yield moment, account, owner, spoken
+                account.spoke(owner, spoken.kind == 'stop')
+        if moment.of(StepPerceived) and type(moment.given) is Perceived:
+            account.perceived(moment.given.job.last)
+            yield moment, account, 0, None
 
 
 def narration_keeps_to_its_budget(reading: Reading) -> Iterator[str]:
     """Of K tokens a step, as drawn at random, or none; at the end of a video of the rest more."""
     settings = reading.settings
-    schedule = make_schedule(settings.schedule, settings.wait_k, settings.schedule_seed)
     live = settings.schedule == 'live'
     newest = video = 0
-    for moment, account, owner in _accounts(reading):
-        if owner is None:
+    for moment, account, owner, spoken in _accounts(reading):
+        if spoken is None:
             continue
         steps = account.steps
         rest = settings.max_rest_tokens if account.ended else 0
-        if account.total >= schedule.granted(steps) + rest:
+        if account.total >= reading.schedule.granted(steps) + rest:
             yield f'{account.total + 1} tokens for {steps} steps'
         if live and account.since >= CAP_STEPS * settings.wait_k + rest:
             yield f'{account.since + 1} tokens since the last step'
         if not live and settings.schedule != 'offline':
-            due = schedule.granted(owner) - schedule.granted(owner - 1)
+            due = reading.granted(owner)
             if account.by_step[owner] >= due + rest * (owner == steps):
                 yield f'{account.by_step[owner] + 1} tokens about step {owner}'
             if owner in account.given_up and not (account.ended and owner == steps):
@@ -245,10 +214,7 @@ def what_may_be_said_is_said(reading: Reading) -> Iterator[str]:
     settings = reading.settings
     if not settings.narrate:
         return
-    accounts = {}
-    for moment, account, _ in _accounts(reading):
-        accounts[moment.video] = account
-    schedule = make_schedule(settings.schedule, settings.wait_k, settings.schedule_seed)
+    accounts = {moment.video: account for moment, account, _, _ in _accounts(reading)}
     for moment in [moment for moment in reading.rests if not moment.entry.busy][:1]:
         account = accounts.get(moment.video)
         if moment.closed or moment.paused or moment.spoken or account is None:
@@ -260,7 +226,7 @@ def what_may_be_said_is_said(reading: Reading) -> Iterator[str]:
                 yield f'{account.since} tokens since the last step'
         elif settings.schedule != 'offline':
             for step in range(1 + moment.base, account.steps + 1):
-                due = schedule.granted(step) - schedule.granted(step - 1)
+                due = reading.granted(step)
                 if account.by_step[step] < due and step not in account.given_up:
                     yield f'{account.by_step[step]} tokens about step {step}'
 
@@ -268,18 +234,17 @@ def what_may_be_said_is_said(reading: Reading) -> Iterator[str]:
 def the_rest_ends_as_it_should(reading: Reading) -> Iterator[str]:
     """What is left after the last step's own tokens ends with silence, or at its length."""
     settings = reading.settings
-    schedule = make_schedule(settings.schedule, settings.wait_k, settings.schedule_seed)
     rest: Counter[int] = Counter()
-    for moment, account, owner in _accounts(reading):
-        if owner is None:
+    for moment, account, owner, spoken in _accounts(reading):
+        if spoken is None:
             continue
-        steps, spoken = account.steps, _spoken(moment)
+        steps = account.steps
         in_rest = account.ended and settings.schedule != 'live' and (
-            account.by_step[steps] >= schedule.granted(steps) - schedule.granted(steps - 1)
+            account.by_step[steps] >= reading.granted(steps)
             or steps in account.given_up)
         rest[moment.video] += in_rest
-        ends = [event.finish_reason for event in moment.entry.events
-                if isinstance(event, TextDelta) and event.stream_id == NARRATION and event.final]
+        ends = [event.finish_reason for event in moment.of(TextDelta)
+                if event.stream_id == NARRATION and event.final]
         over = spoken.kind == 'stop' and (
             settings.single_turn or account.ended and owner == steps)
         if (in_rest and spoken.kind == 'silence') or over:
@@ -292,12 +257,3 @@ def the_rest_ends_as_it_should(reading: Reading) -> Iterator[str]:
             due = ['length'][:rest[moment.video] >= settings.max_rest_tokens]
         if ends[:1] != due and not (due == [] and ends[:1] not in (['stop'], ['length'])):
             yield f'the narration of video {moment.video} ends with {ends}, not {due}'
-
-
-def _spoken(moment: Moment) -> Spoken:
-    given = moment.entry.given
-    return next(spoken for turn, spoken in zip(given.job.turns, given.spoken)
-                if turn.question is None)
-
-
-BUDGETS = (narration_keeps_to_its_budget, what_may_be_said_is_said, the_rest_ends_as_it_should)

@@ -1,30 +1,23 @@
 """
-Virtual time: an executor without threads drives a core with a fake model, and keeps a log.
+Schedules as data, and virtual time in which an executor without threads plays them.
 
-Workers take jobs by the rules of `rules.RULES`, as threads would, and hold them until the
-script says that the oldest pass is done; so any order in which threads could meet can be written
-down.
+A move that cannot be made, such as the end of a job when none is out, is passed over. So any
+part of a script is a script, which is what shrinking needs; and its `repr` is how it is written.
+Workers take jobs by the rules of `rules.RULES`, as threads would, and hold them until the script
+says that the oldest pass is done; so any order in which threads could meet can be written down. A
+fake model speaks; a log is kept.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import NamedTuple
 
-from sww_ros.evaluation.simulation.script import (
-    Ask,
-    Cancel,
-    Close,
-    Feed,
-    Finish,
-    Forget,
-    Look,
-    Pause,
-    Prompt,
-    Script,
-    Wait,
-)
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.core import Core
 from sww_ros.streaming.events import Event
 from sww_ros.streaming.jobs import (
     Asked,
@@ -50,7 +43,157 @@ from sww_ros.streaming.jobs import (
     Ticked,
     Turn,
 )
+from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import AHEAD, RULES, fused, one_at_a_time, perception
+
+
+class _Brief:
+    """A dataclass whose `repr` leaves out what has its default."""
+
+    def __repr__(self) -> str:
+        given = [f'{field.name}={getattr(self, field.name)!r}' for field in fields(self)
+                 if getattr(self, field.name) != field.default]
+        return f'{type(self).__name__}({", ".join(given)})'
+
+
+@dataclass(frozen=True, repr=False)
+class Settings(_Brief):
+    """
+    What a core is made with, and which of `world.EXECUTORS` drives it.
+
+    `relay` is capacity and memory, where streams are relieved.
+    """
+
+    overlap: str = 'threads'
+    serial: bool = False
+    schedule: str = 'live'
+    schedule_seed: int = 0
+    wait_k: int = 2
+    max_steps: int = 8
+    relay: tuple[int, int] | None = None
+    frames_per_step: int = 1
+    max_pending_frames: int = 8
+    max_answers: int = 2
+    max_queued: int = 2
+    question_policy: str = 'queue'
+    max_answer_tokens: int = 3
+    max_rest_tokens: int = 2
+    question_timeout_s: float = 0.0
+    single_turn: bool = False
+    narrate: bool = True
+
+    def make_core(self) -> Core:
+        return Core(_config(self), prompt='p0', wait_k=self.wait_k, max_steps=self.max_steps,
+                    frames_per_step=self.frames_per_step, serial=self.serial,
+                    perceptions=1 if self.serial else AHEAD.get(self.overlap, 1),
+                    relay=self.make_relay())
+
+    def make_relay(self) -> Relay | None:
+        """When its streams are relieved, as a session would have it."""
+        if self.relay is None or self.serial or self.schedule == 'offline':
+            return None
+        return Relay.plan(self.max_steps, *self.relay)
+
+
+_OF_CORE = ('overlap', 'serial', 'wait_k', 'max_steps', 'frames_per_step', 'relay')
+
+
+@lru_cache(maxsize=64)
+def _config(settings: Settings) -> SessionConfig:
+    return SessionConfig(**{field.name: getattr(settings, field.name)
+                            for field in fields(Settings) if field.name not in _OF_CORE})
+
+
+@dataclass(frozen=True, repr=False)
+class Feed(_Brief):
+    """A frame comes; `last` ends its clip."""
+
+    last: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class Ask(_Brief):
+    """A question comes; its head is fed in `pieces` decode steps more than one."""
+
+    name: str = 'a'
+    pieces: int = 0
+
+
+@dataclass(frozen=True, repr=False)
+class Cancel(_Brief):
+    """A question is taken back."""
+
+    name: str = 'a'
+
+
+@dataclass(frozen=True, repr=False)
+class Prompt(_Brief):
+    """Another prompt is set."""
+
+
+@dataclass(frozen=True, repr=False)
+class Forget(_Brief):
+    """The session is reset."""
+
+
+@dataclass(frozen=True, repr=False)
+class Pause(_Brief):
+    """Watching stops, or goes on."""
+
+    paused: bool = True
+
+
+@dataclass(frozen=True, repr=False)
+class Wait(_Brief):
+    """Nothing happens for some seconds."""
+
+    seconds: int = 1
+
+
+@dataclass(frozen=True, repr=False)
+class Close(_Brief):
+    """The session is closed."""
+
+
+@dataclass(frozen=True, repr=False)
+class Look(_Brief):
+    """A worker that is idle asks for jobs; in a script that is not eager only then."""
+
+    worker: int = 0
+
+
+@dataclass(frozen=True, repr=False)
+class Finish(_Brief):
+    """
+    A worker is done with its jobs.
+
+    `fails` is the side that fails if it took part: perception | decoding; or all, for good. `says`
+    holds what the turns come to, one letter each, over and over: t a word, S a word that ends a
+    sentence, h half a character, s silence, e the end of a turn.
+    """
+
+    worker: int = 0
+    fails: str = ''
+    says: str = 't'
+
+
+Move = Feed | Ask | Cancel | Prompt | Forget | Pause | Wait | Close | Look | Finish
+
+
+@dataclass(frozen=True, repr=False)
+class Script(_Brief):
+    """
+    A schedule: moves, after which all jobs come back until nothing goes on, then the end.
+
+    Workers that are `eager` ask for jobs after every move. `tail` is what is said in the jobs
+    after the last move, letter by letter, over and over.
+    """
+
+    settings: Settings = Settings()
+    moves: tuple[Move, ...] = ()
+    eager: bool = True
+    tail: str = 't'
+
 
 MOST_JOBS = 400
 """More passes than this after the last move, and the core counts as never coming to rest."""
@@ -98,8 +241,7 @@ class Rest:
 Entry = Told | Taken | Rest
 
 
-@dataclass(slots=True)
-class _Pass:
+class _Pass(NamedTuple):
     """Jobs that a worker holds, and since when."""
 
     jobs: Sequence[Job]
@@ -168,7 +310,7 @@ class World:
             self._look()
         for move in self.script.moves:
             self.now += _MOVE_NS
-            _MOVES[type(move)](self, move)
+            self._make(move)
             if self.script.eager:
                 self._look()
             if self.core.at_rest and any(self._held) and not self.core.closed:
@@ -240,67 +382,56 @@ class World:
         except ValueError:
             self.log.append(Told(self.now, given, [], refused=True))
 
-    # Moves.
-
-    def _feed(self, move: Feed) -> None:
-        self._frames += 1
-        self._tell(Fed(Frame(None, self._frames, self.now, self.now, move.last)))
-
-    def _ask(self, move: Ask) -> None:
-        if not self.core.closed:  # `Session.ask` raises then.
-            self._tell(Asked(move.name, (0,) * move.pieces))
-
-    def _cancel(self, move: Cancel) -> None:
-        self._tell(Cancelled(move.name))
-
-    def _prompt(self, move: Prompt) -> None:
-        self._prompts += 1
-        self._tell(Prompted(f'p{self._prompts}'))
-
-    def _forget(self, move: Forget) -> None:
-        self._tell(Reset())
-
-    def _pause(self, move: Pause) -> None:
-        self._tell(Paused(move.paused))
-
-    def _wait(self, move: Wait) -> None:
-        self.now += move.seconds * _SECOND_NS
-
-    def _close(self, move: Close) -> None:
-        self._tell(Closed())
-
-    def _look_once(self, move: Look) -> None:
-        self._take(move.worker % len(self._rules))
-
-    def _finish(self, move: Finish) -> None:
-        self._hand_in(move.worker % len(self._rules), move.fails, move.says)
+    def _make(self, move: Move) -> None:
+        match move:
+            case Feed(last):
+                self._frames += 1
+                self._tell(Fed(Frame(None, self._frames, self.now, self.now, last)))
+            case Ask(name, pieces) if not self.core.closed:  # `Session.ask` raises then.
+                self._tell(Asked(name, (0,) * pieces))
+            case Cancel(name):
+                self._tell(Cancelled(name))
+            case Prompt():
+                self._prompts += 1
+                self._tell(Prompted(f'p{self._prompts}'))
+            case Forget():
+                self._tell(Reset())
+            case Pause(paused):
+                self._tell(Paused(paused))
+            case Wait(seconds):
+                self.now += seconds * _SECOND_NS
+            case Close():
+                self._tell(Closed())
+            case Look(worker):
+                self._take(worker % len(self._rules))
+            case Finish(worker, fails, says):
+                self._hand_in(worker % len(self._rules), fails, says)
 
     def _hand_in(self, worker: int, fails: str, says: str) -> None:
-        jobs, since = (), 0
-        if self._held[worker]:
-            oldest = self._held[worker].popleft()
-            jobs, since = oldest.jobs, oldest.since
-        if fails and any(_side(job) == fails for job in jobs):
-            self._tell(Failed(tuple(jobs), f'{fails} fails'))
-            return
+        held = self._held[worker]
+        jobs, since = held.popleft() if held else ((), 0)
         if jobs and fails == 'all':
             self._tell(Failed(tuple(jobs), 'all that computes is gone', fatal=True))
-            return
-        for job in jobs:
-            self._tell(self._result(job, since, says))
+        elif any(side_of(job) == fails for job in jobs):
+            self._tell(Failed(tuple(jobs), f'{fails} fails'))
+        else:
+            for job in jobs:
+                self._tell(self._result(job, since, says))
 
     def _result(self, job: Job, since: int, says: str) -> Input:
-        if isinstance(job, Open):
-            return Opened(job)
-        if isinstance(job, Carry):
-            return Carried(job)
-        if isinstance(job, Perceive):
-            return Perceived(job, since, since, since, self.now)
+        match job:
+            case Open():
+                return Opened(job)
+            case Carry():
+                return Carried(job)
+            case Perceive():
+                return Perceived(job, since, since, since, self.now)
         return Decoded(job, tuple(_lane(turn).speak(says[index % len(says)])
                                   for index, turn in enumerate(job.turns)), self.now)
 
 
-def _side(job: Job) -> str:
+def side_of(job: Job) -> str:
+    """Return which side a job is of, `decoding` or `perception`."""
     return 'decoding' if isinstance(job, Decode) else 'perception'
 
 
@@ -310,9 +441,3 @@ def _lane(turn: Turn) -> _Lane:
     if turn.question.work is None:
         turn.question.work = _Lane(len(turn.question.head))
     return turn.question.work
-
-
-_MOVES = {
-    Feed: World._feed, Ask: World._ask, Cancel: World._cancel, Prompt: World._prompt,
-    Forget: World._forget, Pause: World._pause, Wait: World._wait, Close: World._close,
-    Look: World._look_once, Finish: World._finish}
