@@ -101,7 +101,7 @@ def test_the_old_command_still_works_and_may_play_the_chosen_alone(model: str, t
     full_load.main(['--model', model, '--steps', '2', '--repeats', '1', '--wait-k', '2', '--side',
                     '56', '--chosen-only', '--json', str(file)])
     result = json.loads(file.read_text())
-    chosen = full_load.chosen_of(result['loads'][0])
+    chosen = harness.chosen_of(result['loads'][0])
     assert set(result['loads'][0]['seconds']) == {
         *harness.INTERLEAVED, harness.ALONE, chosen}
 

@@ -16,33 +16,10 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import NamedTuple
 
+from sww_ros.streaming import jobs
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.events import Event
-from sww_ros.streaming.jobs import (
-    Asked,
-    Cancelled,
-    Carried,
-    Carry,
-    Closed,
-    Decode,
-    Decoded,
-    Failed,
-    Fed,
-    Frame,
-    Input,
-    Job,
-    Open,
-    Opened,
-    Paused,
-    Perceive,
-    Perceived,
-    Prompted,
-    Reset,
-    Spoken,
-    Ticked,
-    Turn,
-)
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import AHEAD, RULES, fused, one_at_a_time, perception
 
@@ -209,7 +186,7 @@ class Told:
     """An input, and what the core told of it; `refused` if it raised ValueError."""
 
     now: int
-    given: Input
+    given: jobs.Input
     events: list[Event]
     refused: bool = False
 
@@ -219,7 +196,7 @@ class Taken:
     """Jobs that a worker took for one pass; `at_rest` if the core said so before or after."""
 
     now: int
-    jobs: Sequence[Job]
+    jobs: Sequence[jobs.Job]
     at_rest: bool
 
 
@@ -244,7 +221,7 @@ Entry = Told | Taken | Rest
 class _Pass(NamedTuple):
     """Jobs that a worker holds, and since when."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[jobs.Job]
     since: int
 
 
@@ -260,7 +237,7 @@ class _Text:
         self.tokens = self.told = 0
         self.rest = ''
 
-    def add(self, letter: str) -> Spoken:
+    def add(self, letter: str) -> jobs.Spoken:
         self.tokens += 1
         kind = {'s': 'silence', 'e': 'stop'}.get(letter, 'text')
         delta = sentence = ''
@@ -270,7 +247,7 @@ class _Text:
             self.rest += delta
         if letter in 'eS':
             sentence, self.rest = self.rest, ''
-        return Spoken(kind, delta, sentence, self.rest, self.tokens)
+        return jobs.Spoken(kind, delta, sentence, self.rest, self.tokens)
 
 
 class _Lane:
@@ -279,7 +256,7 @@ class _Lane:
     def __init__(self, pieces: int, text: _Text | None = None) -> None:
         self.pieces, self.text = pieces, text or _Text()
 
-    def speak(self, letter: str) -> Spoken | None:
+    def speak(self, letter: str) -> jobs.Spoken | None:
         if self.pieces:
             self.pieces -= 1
             return None
@@ -325,18 +302,19 @@ class World:
 
     def end(self) -> None:
         """Close, and see what inputs do after that."""
-        self._tell(Closed())
-        for given in (Fed(Frame(None)), Reset(), Prompted('late'), Cancelled('a'), Ticked()):
+        self._tell(jobs.Closed())
+        for given in (jobs.Fed(jobs.Frame(None)), jobs.Reset(), jobs.Prompted('late'),
+                      jobs.Cancelled('a'), jobs.Ticked()):
             self._tell(given)
         self._look()
 
     @property
-    def held(self) -> list[Sequence[Job]]:
+    def held(self) -> list[Sequence[jobs.Job]]:
         """What each worker is computing, the oldest pass of several."""
         return [held[0].jobs if held else () for held in self._held]
 
     @property
-    def out(self) -> list[list[Sequence[Job]]]:
+    def out(self) -> list[list[Sequence[jobs.Job]]]:
         """All that each worker holds, in order."""
         return [[each.jobs for each in held] for held in self._held]
 
@@ -345,7 +323,7 @@ class World:
         passes = 0
         while passes < MOST_JOBS:
             self._look()
-            busy = [worker for worker, jobs in enumerate(self._held) if jobs]
+            busy = [worker for worker, held in enumerate(self._held) if held]
             if not busy:
                 break
             self.now += _MOVE_NS
@@ -365,18 +343,18 @@ class World:
             return
         while not core.closed and (core.deadline_ns or self.now + 1) <= self.now:
             before = core.deadline_ns
-            self._tell(Ticked())
+            self._tell(jobs.Ticked())
             if core.deadline_ns == before:
                 return  # Time stands still: what must hold of timeouts says so.
         rested = core.at_rest
-        if jobs := rule(core, self.now):
-            held.append(_Pass(jobs, self.now))
-            self.log.append(Taken(self.now, jobs, rested or core.at_rest))
-            for job in jobs:
-                if isinstance(job, Open):
+        if taken := rule(core, self.now):
+            held.append(_Pass(taken, self.now))
+            self.log.append(Taken(self.now, taken, rested or core.at_rest))
+            for job in taken:
+                if isinstance(job, jobs.Open):
                     job.video.work = _Lane(0, job.source.work.text) if job.source else _Lane(1)
 
-    def _tell(self, given: Input) -> None:
+    def _tell(self, given: jobs.Input) -> None:
         try:
             self.log.append(Told(self.now, given, self.core.handle(given, self.now)))
         except ValueError:
@@ -386,22 +364,22 @@ class World:
         match move:
             case Feed(last):
                 self._frames += 1
-                self._tell(Fed(Frame(None, self._frames, self.now, self.now, last)))
+                self._tell(jobs.Fed(jobs.Frame(None, self._frames, self.now, self.now, last)))
             case Ask(name, pieces) if not self.core.closed:  # `Session.ask` raises then.
-                self._tell(Asked(name, (0,) * pieces))
+                self._tell(jobs.Asked(name, (0,) * pieces))
             case Cancel(name):
-                self._tell(Cancelled(name))
+                self._tell(jobs.Cancelled(name))
             case Prompt():
                 self._prompts += 1
-                self._tell(Prompted(f'p{self._prompts}'))
+                self._tell(jobs.Prompted(f'p{self._prompts}'))
             case Forget():
-                self._tell(Reset())
+                self._tell(jobs.Reset())
             case Pause(paused):
-                self._tell(Paused(paused))
+                self._tell(jobs.Paused(paused))
             case Wait(seconds):
                 self.now += seconds * _SECOND_NS
             case Close():
-                self._tell(Closed())
+                self._tell(jobs.Closed())
             case Look(worker):
                 self._take(worker % len(self._rules))
             case Finish(worker, fails, says):
@@ -409,33 +387,33 @@ class World:
 
     def _hand_in(self, worker: int, fails: str, says: str) -> None:
         held = self._held[worker]
-        jobs, since = held.popleft() if held else ((), 0)
-        if jobs and fails == 'all':
-            self._tell(Failed(tuple(jobs), 'all that computes is gone', fatal=True))
-        elif any(side_of(job) == fails for job in jobs):
-            self._tell(Failed(tuple(jobs), f'{fails} fails'))
+        done, since = held.popleft() if held else ((), 0)
+        if done and fails == 'all':
+            self._tell(jobs.Failed(tuple(done), 'all that computes is gone', fatal=True))
+        elif any(side_of(job) == fails for job in done):
+            self._tell(jobs.Failed(tuple(done), f'{fails} fails'))
         else:
-            for job in jobs:
+            for job in done:
                 self._tell(self._result(job, since, says))
 
-    def _result(self, job: Job, since: int, says: str) -> Input:
+    def _result(self, job: jobs.Job, since: int, says: str) -> jobs.Input:
         match job:
-            case Open():
-                return Opened(job)
-            case Carry():
-                return Carried(job)
-            case Perceive():
-                return Perceived(job, since, since, since, self.now)
-        return Decoded(job, tuple(_lane(turn).speak(says[index % len(says)])
+            case jobs.Open():
+                return jobs.Opened(job)
+            case jobs.Carry():
+                return jobs.Carried(job)
+            case jobs.Perceive():
+                return jobs.Perceived(job, since, since, since, self.now)
+        return jobs.Decoded(job, tuple(_lane(turn).speak(says[index % len(says)])
                                   for index, turn in enumerate(job.turns)), self.now)
 
 
-def side_of(job: Job) -> str:
+def side_of(job: jobs.Job) -> str:
     """Return which side a job is of, `decoding` or `perception`."""
-    return 'decoding' if isinstance(job, Decode) else 'perception'
+    return 'decoding' if isinstance(job, jobs.Decode) else 'perception'
 
 
-def _lane(turn: Turn) -> _Lane:
+def _lane(turn: jobs.Turn) -> _Lane:
     if turn.question is None:
         return turn.video.work
     if turn.question.work is None:
