@@ -1,7 +1,6 @@
 """The engine's parts without a process: wire, sampler, memory, open streams."""
 
 from dataclasses import replace
-from pathlib import Path
 import socket
 import threading
 
@@ -9,7 +8,6 @@ from hypothesis import given, settings, strategies
 import numpy as np
 import pytest
 
-from sww_ros.engine import worker
 from sww_ros.engine.open_answers import OpenAnswers
 from sww_ros.frames import FrameChoice, FrameSampler
 from sww_ros.streaming.config import SessionConfig
@@ -21,7 +19,6 @@ from sww_ros.streaming.events import (
     StepPerceived,
     TextDelta,
 )
-from sww_ros.streaming.session import Session
 from sww_ros.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
 
 SECOND = 1_000_000_000
@@ -98,53 +95,6 @@ def test_sampler_begins_anew_when_stamps_jump_back():
     assert sampler.choose(2 * SECOND) is FrameChoice.TAKE
     with pytest.raises(ValueError, match='positive'):
         FrameSampler(0.0)
-
-
-def test_memory_is_refused_in_words(tmp_path: Path):
-    (tmp_path / 'model.safetensors').write_bytes(bytes(1000))
-    (tmp_path / 'pytorch_model.bin').write_bytes(bytes(5000))
-    assert worker.checkpoint_bytes(str(tmp_path)) == 1000
-    assert worker.checkpoint_bytes('builtin') == 0
-    worker.check_memory(str(tmp_path), 1000)
-    worker.check_memory(str(tmp_path), None)
-    with pytest.raises(ValueError, match='needs more memory than is left'):
-        worker.check_memory(str(tmp_path), 999)
-
-
-def test_a_relay_that_does_not_fit_into_memory_is_refused_in_words():
-    info = dict(lane_bytes=3 << 30, memory=16, max_steps=48, device='cpu')
-    for fits in (info | dict(memory=0), info | dict(device='cuda:0'), {}):
-        worker.check_lanes(fits, 1 << 30)
-    worker.check_lanes(info, 3 << 30)
-    worker.check_lanes(info, None)
-    with pytest.raises(ValueError, match='two streams of 48 steps need 3.0 GiB, 1.0 GiB are'):
-        worker.check_lanes(info, 1 << 30)
-
-
-def test_a_session_that_does_not_fit_is_closed(monkeypatch):
-    monkeypatch.setattr(worker, 'available_bytes', lambda: 1 << 20)
-    request = worker.open_request('sww_ros.streaming.session:Session.open', 'builtin',
-                                  SessionConfig(overlap='serial', max_steps=5000))
-    closed = []
-    monkeypatch.setattr(Session, 'close', lambda self, close=Session.close: closed.append(
-        close(self)))
-    with pytest.raises(ValueError, match='two streams of 5000 steps need'):
-        worker.open_session(request)
-    assert closed
-
-
-def test_available_memory_heeds_the_container(tmp_path: Path):
-    meminfo = tmp_path / 'meminfo'
-    meminfo.write_text('MemTotal: 100 kB\nMemAvailable:      50 kB\n')
-    assert worker.available_bytes(meminfo, tmp_path) == 50 * 1024
-    (tmp_path / 'memory.max').write_text('30000\n')
-    (tmp_path / 'memory.current').write_text('20000\n')
-    (tmp_path / 'memory.stat').write_text('anon 1\ninactive_file 5000\n')
-    assert worker.available_bytes(meminfo, tmp_path) == 15000
-    (tmp_path / 'memory.max').write_text('max\n')
-    assert worker.available_bytes(meminfo, tmp_path) == 50 * 1024
-    assert worker.available_bytes(tmp_path / 'absent', tmp_path) is None
-    assert worker.available_bytes() > 1 << 20
 
 
 @pytest.mark.parametrize('policy, room', [('queue', 3), ('reject', 1), ('interrupt', 9)])

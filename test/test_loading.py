@@ -1,6 +1,7 @@
 """Loading: checkpoints in the ordinary format, and clear words for what cannot be used."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, SMALL, save_random
+from sww_ros.models import loading
 from sww_ros.models.loading import CheckpointError, load
+from sww_ros.models.qwen2_5_vl import Qwen25VL
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived, TextDelta
 from sww_ros.streaming.oracle import replay
@@ -149,3 +152,40 @@ def test_frames_are_fitted_as_the_processor_does(height, width):
     settings = PixelSettings((.5,) * 3, (.5,) * 3, 60_000, 240_000)
     assert fit_size(height, width, settings) == smart_resize(
         height, width, factor=28, min_pixels=60_000, max_pixels=240_000)
+
+
+def test_a_model_that_does_not_fit_is_refused_with_figures_before_its_weights_are_read(
+        monkeypatch: pytest.MonkeyPatch):
+    weights = load().parameters * 4
+    with Session.open('builtin', SessionConfig(overlap='fused')) as session:
+        lanes = session.info['lane_bytes']
+    monkeypatch.setattr(loading, 'available_bytes', lambda: weights + lanes)
+    with Session.open('builtin', SessionConfig(overlap='fused')) as session:
+        assert session.info['lane_bytes'] == lanes, 'just enough is enough'
+    monkeypatch.setattr(loading, 'available_bytes', lambda: weights + lanes - 1)
+    monkeypatch.setattr(Qwen25VL, 'stock', lambda *_, **__: pytest.fail('it was read'))
+    with pytest.raises(CheckpointError) as refused:
+        Session.open('builtin', SessionConfig(overlap='fused'))
+    assert (f'(weights in float32 {weights / 1e6:,.0f} MB, lanes of its streams '
+            f'{lanes / 1e6:,.0f} MB), and {(weights + lanes) / 1e6:,.0f} MB are available: set '
+            'dtype to bfloat16, close other programs') in str(refused.value)
+    with pytest.raises(CheckpointError, match='lanes of its streams .* smaller max_steps'):
+        monkeypatch.setattr(loading, 'available_bytes', lambda: weights + (1 << 20))
+        Session.open('builtin', SessionConfig(overlap='serial', max_steps=5000))
+    with pytest.raises(CheckpointError, match='bfloat16 4 MB'):
+        monkeypatch.setattr(loading, 'available_bytes', lambda: 0)
+        load(dtype='bfloat16')
+
+
+def test_available_memory_heeds_the_container(tmp_path: Path):
+    meminfo = tmp_path / 'meminfo'
+    meminfo.write_text('MemTotal: 100 kB\nMemAvailable:      50 kB\n')
+    assert loading.available_bytes(meminfo, tmp_path) == 50 * 1024
+    (tmp_path / 'memory.max').write_text('30000\n')
+    (tmp_path / 'memory.current').write_text('20000\n')
+    (tmp_path / 'memory.stat').write_text('anon 1\ninactive_file 5000\n')
+    assert loading.available_bytes(meminfo, tmp_path) == 15000
+    (tmp_path / 'memory.max').write_text('max\n')
+    assert loading.available_bytes(meminfo, tmp_path) == 50 * 1024
+    assert loading.available_bytes(tmp_path / 'absent', tmp_path) is None
+    assert loading.available_bytes() > 1 << 20

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 import importlib
 import os
-from pathlib import Path
 import queue
 import signal
 import socket
@@ -44,11 +43,6 @@ NO_MEMORY = ('failed to map segment', 'annot allocate memory', "can't allocate m
 """How the loader, the system, PyTorch and Python say that memory is short."""
 
 MAX_WORDS = 2000
-
-MEMINFO = Path('/proc/meminfo')
-CGROUP = Path('/sys/fs/cgroup')
-WEIGHTS = ('*.safetensors', '*.bin')
-GIB = 1 << 30
 
 
 class Worker:
@@ -185,14 +179,9 @@ def open_session(request: dict):
     # Nobody sees a bar grow here: each of its states would be a line of the log. Read at import.
     os.environ.setdefault('TQDM_DISABLE', '1')
     config = SessionConfig(**request['config'])
-    check_memory(request['model'], available_bytes())
-    session = find_callable(request['session'])(request['model'], config)
-    try:
-        check_lanes(session.info, available_bytes())
-    except ValueError:
-        session.close()
-        raise
-    return session
+    if not isinstance(request['model'], str):
+        raise TypeError(f'the model must be a text, not {request["model"]!r:.80}')
+    return find_callable(request['session'])(request['model'], config)
 
 
 def open_request(session: str, model: str, config: SessionConfig) -> dict:
@@ -207,63 +196,6 @@ def find_callable(name: str) -> Callable:
     for attribute in path.split('.'):
         found = getattr(found, attribute)
     return found
-
-
-def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """Return the memory that a new process can have [bytes]; None where Linux does not say."""
-    try:
-        fields = dict(line.split(':', 1) for line in meminfo.read_text().splitlines())
-        available = int(fields['MemAvailable'].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:  # A container may be allowed less than the machine has.
-        limit = int((cgroup / 'memory.max').read_text())
-        used = int((cgroup / 'memory.current').read_text())
-        stat = dict(line.split() for line in (cgroup / 'memory.stat').read_text().splitlines())
-        available = min(available, limit - used + int(stat['inactive_file']))
-    except (OSError, KeyError, ValueError):
-        pass  # No limit ('max'), or no such control group.
-    return max(available, 0)
-
-
-def checkpoint_bytes(model: str) -> int:
-    """Return the size of the weights in a checkpoint directory [bytes]; 0 where unknown."""
-    folder = Path(model).expanduser()
-    for pattern in WEIGHTS:
-        if files := [path for path in folder.glob(pattern) if path.is_file()]:
-            return sum(path.stat().st_size for path in files)
-    return 0
-
-
-def check_memory(model: str, available: int | None) -> None:
-    """
-    Refuse a checkpoint that cannot fit, before it makes the machine hang.
-
-    :param available: free memory [bytes], None if unknown
-    :raises ValueError: when the weights alone are larger than that
-    """
-    needed = checkpoint_bytes(model)
-    if available is not None and needed > available:
-        raise ValueError(
-            f'the checkpoint {model} needs more memory than is left: its weights are '
-            f'{needed / GIB:.1f} GiB, {available / GIB:.1f} GiB are available; close other '
-            'programs or take a smaller checkpoint')
-
-
-def check_lanes(info: dict, available: int | None) -> None:
-    """
-    Refuse a relay of streams that would not fit, before it runs for a while and dies.
-
-    :param info: of a session; on a GPU its lanes are there already, or it had not opened
-    :param available: free memory [bytes], None if unknown
-    :raises ValueError: when what is reserved for its streams is larger than that
-    """
-    needed = info['lane_bytes'] if info.get('memory') and info['device'] == 'cpu' else 0
-    if available is not None and needed > available:
-        raise ValueError(
-            f'two streams of {info["max_steps"]} steps need {needed / GIB:.1f} GiB, '
-            f'{available / GIB:.1f} GiB are available: take a smaller max_steps with its capacity, '
-            'or smaller frames (frame_width, frame_height)')
 
 
 def serve(descriptor: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 import sys
@@ -23,6 +24,8 @@ from sww_ros.streaming.positions import text_positions
 
 BUILTIN = 'builtin'
 CONFIG_KEY = 'speak_while_watching'
+MEMINFO = Path('/proc/meminfo')
+CGROUP = Path('/sys/fs/cgroup')
 _PREPROCESSORS = ('video_preprocessor_config.json', 'preprocessor_config.json')
 
 
@@ -32,33 +35,47 @@ def builtin_path() -> Path:
 
 
 def load(model: str = BUILTIN, *, device: str = 'cpu', dtype: str = '',
-         allow_download: bool = False) -> Checkpoint:
+         allow_download: bool = False,
+         lane_bytes: Callable[[Checkpoint], int] = lambda _: 0) -> Checkpoint:
     """
     Load a checkpoint from safetensors.
 
     :param model: 'builtin', a folder in the ordinary format, or a hub id
     :param dtype: float32, bfloat16, float16, float64; empty for fp32 on a CPU, else as saved
     :param allow_download: whether a hub id may be fetched from the network
-    :raises CheckpointError: in words, for anything that cannot be streamed
+    :param lane_bytes: what its streams will take beside the weights [bytes], asked before those are
+        read, of a checkpoint without them
+    :raises CheckpointError: in words, for anything that cannot be streamed, or does not fit
     """
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise CheckpointError(f'device {device!r} is not there: this PyTorch '
                               f'({torch.__version__}) sees no GPU')
     source = resolve(model)
     try:
-        return _load(model, source, device, dtype, allow_download)
+        return _load(model, source, device, dtype, allow_download, lane_bytes)
     except CheckpointError as error:
         raise CheckpointError(f'cannot load checkpoint {model!r}: {error}') from error
 
 
-def _load(model: str, source: str, device: str, dtype: str, allow_download: bool) -> Checkpoint:
+def _load(model: str, source: str, device: str, dtype: str, allow_download: bool,
+          lane_bytes: Callable[[Checkpoint], int]) -> Checkpoint:
     options = dict(local_files_only=not allow_download, trust_remote_code=False)
     files = Files(source, local=not allow_download)
     family, config = _config(source, files, options)
     kind = _dtype(dtype, device, config)
+    about: Any = dict(
+        tokenizer=_tokenizer(source, files, options), name=model, preprocessor=_preprocessor(files),
+        repetition_penalty=check_penalty(files.json('generation_config.json')))
     if not sys.stderr.isatty():
         # In a log, bars are lines without end.
         disable_progress_bar()
+    try:
+        outline = family.outline(config).to(kind)
+    except Exception as error:  # noqa: BLE001 - whatever its sizes come to
+        raise CheckpointError(f'config.json cannot be used: {told(error)}') from error
+    if str(device).startswith('cpu'):
+        outline = take_apart(outline, **about)
+        check_memory(outline, lane_bytes(outline), available_bytes())
     try:
         net, found = family.stock(source, config=config, dtype=kind, output_loading_info=True,
                                   ignore_mismatched_sizes=True, **options)
@@ -72,12 +89,53 @@ def _load(model: str, source: str, device: str, dtype: str, allow_download: bool
         # transformers only warns, and goes on with random weights in their place.
         raise CheckpointError(f'it lacks {len(missing)} weights, {missing[0]!r} among them: save '
                               'or download it again, whole')
-    checkpoint = take_apart(
-        net, _tokenizer(source, files, options), name=model, preprocessor=_preprocessor(files),
-        repetition_penalty=check_penalty(files.json('generation_config.json')))
+    checkpoint = take_apart(net, **about)
     if device != 'meta':
         try_out(checkpoint)
     return checkpoint
+
+
+def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
+    """Return the memory that a new process can have [bytes]; None where Linux does not say."""
+    try:
+        fields = dict(line.split(':', 1) for line in meminfo.read_text().splitlines())
+        available = int(fields['MemAvailable'].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:  # A container may be allowed less than the machine has.
+        limit = int((cgroup / 'memory.max').read_text())
+        used = int((cgroup / 'memory.current').read_text())
+        stat = dict(line.split() for line in (cgroup / 'memory.stat').read_text().splitlines())
+        available = min(available, limit - used + int(stat['inactive_file']))
+    except (OSError, KeyError, ValueError):
+        pass  # No limit ('max'), or no such control group.
+    return max(available, 0)
+
+
+def check_memory(outline: Checkpoint, lane_bytes: int, available: int | None) -> None:
+    """
+    Refuse a checkpoint that cannot fit, before it makes the machine hang.
+
+    :param outline: the checkpoint, its weights on the device 'meta'
+    :param lane_bytes: what its streams take beside the weights [bytes]
+    :param available: free memory [bytes], None if unknown
+    :raises CheckpointError: when weights and lanes are larger than that
+    """
+    dtype = outline.decoder.dtype
+    weight_bytes = outline.parameters * dtype.itemsize
+    if available is None or weight_bytes + lane_bytes <= available:
+        return
+    narrower = 'set dtype to bfloat16, ' if dtype.itemsize > 2 else ''
+    raise CheckpointError(
+        f'it needs {_megabytes(weight_bytes + lane_bytes)} of memory (weights in '
+        f'{str(dtype).removeprefix("torch.")} {_megabytes(weight_bytes)}, lanes of its streams '
+        f'{_megabytes(lane_bytes)}), and {_megabytes(available)} are available: {narrower}close '
+        'other programs, or take a smaller checkpoint, a smaller max_steps with its capacity, or '
+        'smaller frames (frame_width, frame_height)')
+
+
+def _megabytes(count: int) -> str:
+    return f'{count / 1e6:,.0f} MB'
 
 
 def load_stock(model: str, dtype: torch.dtype) -> Any:

@@ -108,6 +108,9 @@ class Family(Protocol):
     def stock(self, source: str, **options: Any) -> Any:
         """Return what transformers' `from_pretrained` does, from safetensors, with `sdpa`."""
 
+    def outline(self, config: Any) -> Any:
+        """Return the stock model without weights, on the device 'meta'."""
+
     def tokens_per_second(self, config: Any) -> float:
         """Positions a second on the model's clock."""
 

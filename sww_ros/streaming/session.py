@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 import itertools
 import os
 import queue
@@ -111,7 +112,8 @@ class Session:
         from sww_ros.models.loading import load
         config = config or SessionConfig()
         checkpoint = load(os.fspath(model), device=config.device, dtype=config.dtype,
-                          allow_download=config.allow_download)
+                          allow_download=config.allow_download,
+                          lane_bytes=partial(_lane_bytes, config=config))
         try:
             pace, why = measure(checkpoint, config), ''
         except RuntimeError as error:
@@ -349,6 +351,11 @@ class Session:
             if isinstance(event, Trouble):
                 self.close()
                 raise ValueError(f'the model cannot run: {event.message}')
+
+
+def _lane_bytes(checkpoint: Checkpoint, config: SessionConfig) -> int:
+    settings = config.resolved(checkpoint)
+    return lane_bytes(checkpoint, settings, _scheme_of(checkpoint, settings))
 
 
 def _relay_in_words(settings: SessionConfig, reserved: int) -> str:

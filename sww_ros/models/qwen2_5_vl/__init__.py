@@ -75,6 +75,11 @@ class Qwen25VL:
         return Qwen2_5_VLForConditionalGeneration.from_pretrained(
             source, use_safetensors=True, attn_implementation='sdpa', **options)
 
+    def outline(self, config: Any) -> Any:
+        """Return the stock model without weights, on the device 'meta'."""
+        with torch.device('meta'):
+            return Qwen2_5_VLForConditionalGeneration(config)
+
     def tokens_per_second(self, config: Any) -> float:
         """Positions a second, by which it was trained."""
         return float(config.vision_config.tokens_per_second)
