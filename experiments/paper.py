@@ -70,8 +70,8 @@ class ClipScores:
 
     def summary(self) -> dict[str, float | None]:
         """Shares of true facts, told facts and right answers, caption scores x100."""
-        told = [(said, [want]) for said, want in zip(self.spoken, self.wanted) if want]
-        texts = caption_scores([said for said, _ in told], [want for _, want in told])
+        pairs = [(said, [want]) for said, want in zip(self.spoken, self.wanted) if want]
+        texts = caption_scores([said for said, _ in pairs], [want for _, want in pairs])
         return dict(self.verdict.summary(), answers_right=self.answers.share(),
                     **{name: round(value, 2) for name, value in texts.items()})
 
@@ -172,10 +172,10 @@ def _texts(events: Iterable[Event]) -> list[TextDelta]:
 def _note(tally: ClipScores, clip: _Clip, texts: list[TextDelta], wanted: str,
           max_lateness: int = OWED_STEPS) -> None:
     """Judge a narration; its last sentence, if it was cut off, is not held against it."""
-    told = utterances([(t.delta, t.sentence, t.step) for t in texts if t.stream_id == NARRATION])
-    tally.verdict.add(judge(clip.scene, told, STEPS, OWED_STEPS, clip.phase_s,
+    spoken = utterances([(t.delta, t.sentence, t.step) for t in texts if t.stream_id == NARRATION])
+    tally.verdict.add(judge(clip.scene, spoken, STEPS, OWED_STEPS, clip.phase_s,
                             max_lateness=max_lateness))
-    tally.spoken.append(' '.join(utterance.text for utterance in told))
+    tally.spoken.append(' '.join(utterance.text for utterance in spoken))
     tally.wanted.append(wanted)
 
 

@@ -29,7 +29,7 @@ OPTIONS = ('allow_download', 'prompt', 'position_encoding', 'position_gap', 'sch
 """The settings of a session that the command line gives."""
 
 
-class Watch:
+class VideoWatch:
     """One video, step by step: each step waits for the words it is owed."""
 
     def __init__(self, session: Session, questions: list[tuple[float, str]]) -> None:
@@ -187,7 +187,7 @@ def _watch(options: argparse.Namespace) -> None:
                 _note(f'warning: {info[kind]}')
         video = open_video(options.video, info['frame_rate'])
         _check_questions(options.ask, video.duration_s)
-        Watch(session, options.ask).run(video)
+        VideoWatch(session, options.ask).run(video)
         if options.trace:
             session.trace().save(options.trace)
             print(f'the run is in {options.trace}')

@@ -159,21 +159,21 @@ def _spoken(record: DemoRecord, line: Line) -> dict:
 
 
 def _sentence(record: DemoRecord, sentence: NarratedSentence) -> dict:
-    told = _spoken(record, sentence.line)
+    entry = _spoken(record, sentence.line)
     if record.witness is not None:
-        told['true'] = sentence.fact is not None
-    return told
+        entry['true'] = sentence.fact is not None
+    return entry
 
 
 def _exchange(record: DemoRecord, exchange: Exchange) -> dict:
-    told = dict(question=exchange.text, kind=exchange.kind,
-                asked=_since(record, exchange.asked_ns), refused=exchange.refused,
-                truth=exchange.truths[0] if exchange.truths else None, right=exchange.right,
-                answer=None)
+    entry = dict(question=exchange.text, kind=exchange.kind,
+                 asked=_since(record, exchange.asked_ns), refused=exchange.refused,
+                 truth=exchange.truths[0] if exchange.truths else None, right=exchange.right,
+                 answer=None)
     if (line := exchange.line) is not None:
-        told.update(_spoken(record, line), answer=line.text, finish_reason=line.finish_reason)
-        told.pop('text')
-    return told
+        entry.update(_spoken(record, line), answer=line.text, finish_reason=line.finish_reason)
+        entry.pop('text')
+    return entry
 
 
 def _latencies(record: DemoRecord) -> dict:

@@ -62,7 +62,7 @@ def lay_clip(scheme: Scheme, schedule: Schedule, words: ClipWords, steps: int,
     """
     Lay out a clip of `steps` steps of `grid` merged tokens whose video ends with the last.
 
-    They are the rows of a live run of the same clip that is told its words.
+    They are the rows of a live run of the same clip whose tokens are forced to be these.
 
     :param max_steps: the engine's own bound, for which `offline` positions leave room
     """
