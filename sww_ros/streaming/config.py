@@ -120,10 +120,10 @@ class SessionConfig:
         False, 'Whether a checkpoint that is not on this machine may be downloaded from the hub.')
 
     def __post_init__(self) -> None:
-        for declared in SETTINGS:
-            declared.check_range(getattr(self, declared.name))
         if self.prompt != '':
             check_prompt(self.prompt)
+        for declared in SETTINGS:
+            declared.check_range(getattr(self, declared.name))
         penalty = self.repetition_penalty
         if self.record_trace and penalty not in (0.0, 1.0):
             raise ValueError('a run with a repetition_penalty cannot be replayed: leave out '
