@@ -46,13 +46,16 @@ class LongScore:
     """
     Counts over long scenes.
 
-    `changes` are streams that gave way to the next one, `cut` sentences that were broken off by
-    it, `told_again` sentences soon after it that had been told before. `stretches` holds the marks
-    of sentences and of facts in the first and in the last stretch.
+    Of the `of_tokens` visual tokens of all steps `tokens` went into the streams. `changes` are
+    streams that gave way to the next one, `cut` sentences that were broken off by it, `told_again`
+    sentences soon after it that had been told before. `stretches` holds the marks of sentences and
+    of facts in the first and in the last stretch.
     """
 
     verdict: Judgement = field(default_factory=Judgement)
     answers: Answers = field(default_factory=Answers)
+    tokens: int = 0
+    of_tokens: int = 0
     changes: int = 0
     cut: int = 0
     told_again: int = 0
@@ -66,6 +69,7 @@ class LongScore:
         summary = dict(
             self.verdict.summary(), answers_right=self.answers.share(), scenes=len(self.seeds),
             sentences=self.verdict.sentences, questions=sum(asked.values()),
+            visual_tokens=round(self.tokens / self.of_tokens, 4) if self.of_tokens else None,
             changes=self.changes, sentences_cut=self.cut, told_again=self.told_again,
             **{name: round(sum(marks) / len(marks), 4) if marks else None
                for name, marks in self.stretches.items()})
@@ -83,6 +87,8 @@ class LongScore:
             self.answers.mark(question, heard.texts, question_id)
         self._compare(spoken, verdict, steps)
         self.verdict.add(verdict)
+        self.tokens += sum(heard.tokens)
+        self.of_tokens += len(heard.tokens) * max(heard.tokens)
         self.changes += len(heard.changes)
         self.cut += heard.cut
         self.told_again += again
@@ -108,6 +114,7 @@ class _Heard:
         self.texts: list[TextDelta] = []
         self.questions: dict[str, ShapesQuestion] = {}
         self.changes: list[int] = []
+        self.tokens: list[int] = []
         self.cut = self._steps = 0
         self._begun: dict[int, int] = {}
         self._unfinished = False
@@ -117,6 +124,7 @@ class _Heard:
             if isinstance(event, StepPerceived):
                 self._begun.setdefault(event.video, self._steps - event.index)
                 self._steps += 1
+                self.tokens.append(event.tokens)
             elif isinstance(event, Restarted):
                 self.changes.append(self._steps)
             elif isinstance(event, TextDelta):

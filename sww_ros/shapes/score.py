@@ -138,6 +138,8 @@ def main() -> None:
                         'same times without one')
     parser.add_argument('--standing', action='store_true',
                         help='with --seconds, ask in the prefix what one kind of shape does')
+    parser.add_argument('--still', type=float, nargs='*', default=[],
+                        help='with --seconds, of a session: compare these instead')
     parser.add_argument('--json', type=Path, help='file for the figures')
     arguments = parser.parse_args()
     score = score_carried if arguments.carried else score_long
@@ -147,14 +149,21 @@ def main() -> None:
 
 
 def score_long(arguments: argparse.Namespace) -> dict:
-    """Play long scenes with and without hand-overs; print the summaries, return all figures."""
-    def play_all(memory: int) -> dict:
+    """
+    Play long scenes with and without hand-overs; or with tokens left out where they stand still.
+
+    Prints the summaries, returns all figures.
+    """
+    def play_all(memory: int, still: float = 0.0) -> dict:
         found = long_scenes.run(arguments.model, _seeds(arguments), arguments.seconds,
-                                arguments.max_objects, _session_config(arguments, memory),
+                                arguments.max_objects, _session_config(arguments, memory, still),
                                 standing_questions()[1:] if arguments.standing else (NARRATE,))
         print(json.dumps(found['summary'], indent=1))
         return found
 
+    if arguments.still:
+        return dict(_scenes(arguments), still={still: play_all(arguments.memory, still)
+                                               for still in arguments.still})
     return dict(_scenes(arguments), **play_all(arguments.memory), begun_anew=play_all(0))
 
 
@@ -171,8 +180,9 @@ def _seeds(arguments: argparse.Namespace) -> range:
     return range(arguments.first_seed, arguments.first_seed + arguments.count)
 
 
-def _session_config(arguments: argparse.Namespace, memory: int) -> SessionConfig:
-    return SessionConfig(overlap='serial', capacity=arguments.capacity, memory=memory,
+def _session_config(arguments: argparse.Namespace, memory: int,
+                    still: float = 0.0) -> SessionConfig:
+    return SessionConfig(overlap='serial', capacity=arguments.capacity, memory=memory, still=still,
                          previous_sentences=arguments.previous_sentences)
 
 

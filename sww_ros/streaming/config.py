@@ -104,6 +104,9 @@ class SessionConfig:
         0, 'Width to which frames are resized [pixels]; 0: as the checkpoint says.', high=4096)
     frame_height: int = setting(
         0, 'Height to which frames are resized [pixels]; 0: as the checkpoint says.', high=4096)
+    still: float = setting(
+        0.0, 'Where a scene stands still, visual tokens are left out of a step: those whose cosine '
+        'to what was last seen at their place is at least this, such as 0.99; 0: none.', high=1.0)
     narrate: bool = setting(True, 'Whether to narrate; if not, questions alone are answered.')
     device: str = setting('cpu', "Where the model runs: 'cpu', 'cuda', 'cuda:1', ...")
     dtype: str = setting(

@@ -378,7 +378,7 @@ class Core:
             received_ns=frames[-1].received_ns, fed_ns=frames[-1].fed_ns,
             started_ns=given.started_ns, preprocessed_ns=given.preprocessed_ns,
             vision_ns=given.vision_ns, perceived_ns=given.perceived_ns,
-            overlap_ns=self._overlap_ns(given), video=video.number))
+            overlap_ns=self._overlap_ns(given), video=video.number, tokens=given.tokens))
 
     def _carried(self, given: Carried) -> None:
         job = given.job

@@ -20,7 +20,8 @@ class StepPerceived:
     One step of video is in the visual cache and can be seen by the next token.
 
     Times are `time.monotonic_ns()`; `stamp_ns` is the stamp of the newest frame, as given to
-    `feed`. `overlap_ns` is how much of the perception time decoding was running too.
+    `feed`. `overlap_ns` is how much of the perception time decoding was running too. `tokens` are
+    the visual tokens that went into the cache.
     """
 
     type: ClassVar[str] = 'step'
@@ -35,6 +36,7 @@ class StepPerceived:
     perceived_ns: int
     overlap_ns: int
     video: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,13 @@ class Seen:
     """
     What a vision tower makes of one step.
 
-    `rows` (tokens, hidden of the language model) go into the visual lane. A family whose decoder
-    layers take more than that from the tower returns a subclass with it.
+    `rows` (tokens, hidden of the language model) go into the visual lane; where the scene is still,
+    those at `places` alone, int64 (n,), rising. A family whose decoder layers take more than that
+    from the tower returns a subclass with it.
     """
 
     rows: torch.Tensor
+    places: torch.Tensor | None = None
 
 
 class VisionTower(Protocol):

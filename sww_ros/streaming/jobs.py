@@ -256,13 +256,18 @@ class Opened:
 
 @dataclass(frozen=True)
 class Perceived:
-    """A job is done: the step is in the cache, readable by the next decode step."""
+    """
+    A job is done: the step, of so many visual tokens, is in the cache.
+
+    The next decode step can read it.
+    """
 
     job: Perceive
     started_ns: int = 0
     preprocessed_ns: int = 0
     vision_ns: int = 0
     perceived_ns: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

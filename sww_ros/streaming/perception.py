@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import math
 
 import numpy as np
@@ -86,6 +86,27 @@ def check_frame(frame: np.ndarray) -> None:
     if frame.ndim != 3 or frame.shape[2] != 3 or min(frame.shape[:2]) < 2:
         raise ValueError(f'a frame must be (height, width, 3) with at least 2x2 pixels, '
                          f'not {frame.shape}')
+
+
+def without_still(seen: Seen, before: torch.Tensor | None, still: float,
+                  ) -> tuple[Seen, torch.Tensor]:
+    """
+    Leave out of a step the tokens that have barely changed; one is left at least.
+
+    They are held against what the model was last given at their place, so that what changes
+    slowly is not missed for ever. (TimeChat-Online, arXiv 2504.17343, takes the step before.)
+
+    :param before: (tokens, hidden), what the model was last given; None: nothing
+    :param still: the cosine from which on a token is left out
+    :return: the step, and what the model is then given last, (tokens, hidden)
+    """
+    if before is None:
+        return seen, seen.rows
+    alike = F.cosine_similarity(seen.rows.float(), before.float(), dim=-1)
+    changed = alike < still
+    changed[alike.argmin()] = True
+    return (replace(seen, places=changed.nonzero()[:, 0]),
+            torch.where(changed[:, None], seen.rows, before))
 
 
 class Perception:

@@ -137,7 +137,7 @@ class ForkingRunner(ModelRunner):
                                 words=words))
         for _ in narration.repeat(words, self._checkpoint.vocabulary):
             pass  # Computed already; what is pending, and where, is to be known here too.
-        stream.place_step()
+        stream.place_step(places=reply['places'])
         self._follow(reply, stream.lane)
         narration.cache.follow_beside(stream.lane.view(), reply['narrated'])
         stream.patches += source.patches[job.index:job.index + 1]
@@ -165,10 +165,10 @@ class ForkingRunner(ModelRunner):
             pixels = [frame.pixels for frame in job.frames]
             patches = [self._checkpoint.perception.patches(pixels, *stream.size)]
         for each in streams:
-            each.place_step(job.last)
+            each.place_step(job.last, reply['places'])
             each.patches += patches
         self._follow(reply, *[each.lane for each in streams])
-        return [Perceived(job, *(reply[stage] for stage in STAGES))]
+        return [Perceived(job, *(reply[stage] for stage in STAGES), tokens=reply['tokens'])]
 
     def _call(self, header: dict) -> dict:
         """Have the child do something, and wait for its reply."""
@@ -274,7 +274,7 @@ class _Child(ModelRunner):
         self._carry(Carry(video, self._videos[header['source']], header['index'], words))
         lane, narration = video.work.lane, video.work.narration.cache
         narration.beside(lane.view(), 0)  # It stays behind when the lane has to grow.
-        self._reply(dict(narrated=len(narration)), lane)
+        self._reply(dict(narrated=len(narration), places=video.work.places), lane)
 
     def _perceive_step(self, header: dict, pixels: bytearray) -> None:
         frames, start = [], 0
@@ -291,8 +291,8 @@ class _Child(ModelRunner):
         streams = [each.work for each in (video, also) if each]
         for stream in streams:
             stream.patches.clear()
-        self._reply({stage: getattr(done, stage) for stage in STAGES},
-                    *[stream.lane for stream in streams])
+        self._reply({name: getattr(done, name) for name in (*STAGES, 'tokens')}
+                    | dict(places=video.work.places), *[stream.lane for stream in streams])
 
     def _reply(self, header: dict, *lanes: Lane) -> None:
         """Tell what has been published, and hand over the buffers that are new to a stream."""

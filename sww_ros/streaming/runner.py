@@ -34,6 +34,7 @@ from sww_ros.streaming.jobs import (
 )
 from sww_ros.streaming.kv import Lane, LaneView
 from sww_ros.streaming.pace import video_rows, working_size
+from sww_ros.streaming.perception import without_still
 from sww_ros.streaming.positions import Scheme, Track
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.schedule import make_schedule
@@ -172,8 +173,12 @@ class ModelRunner:
         patches = perception.patches([frame.pixels for frame in job.frames], *stream.size)
         preprocessed = time.monotonic_ns()
         found = perception.embed(patches, *stream.size)
-        seen = time.monotonic_ns()
         streams = [stream, job.also.work] if job.also else [stream]
+        if self._config.still:
+            found, looks = without_still(found, stream.looks, self._config.still)
+            for each in streams:
+                each.looks = looks
+        seen = time.monotonic_ns()
         chunk, *also = [each.step_chunk(found, job.last) for each in streams]
         beside = self._words_beside(riding) if riding else []
         due, chunks = self._chunks(riding.turns if riding else (), (stream, chunk))
@@ -182,7 +187,9 @@ class ModelRunner:
         if self._config.record_trace:
             for each in streams:
                 each.patches.append(patches)
-        done: list[Input] = [Perceived(job, started, preprocessed, seen, time.monotonic_ns())]
+        tokens = len(found.rows if found.places is None else found.places)
+        done: list[Input] = [
+            Perceived(job, started, preprocessed, seen, time.monotonic_ns(), tokens)]
         if riding:
             done.append(self._choose(riding, due, logits[1:1 + len(chunks)]))
         return done
@@ -190,7 +197,7 @@ class ModelRunner:
     def _carry(self, job: Carry) -> Carried:
         stream, source = job.video.work, job.source.work
         words = self._repeat(stream, job.words)
-        chunk = stream.step_chunk(source.step_as_seen(job.index))
+        chunk = stream.carried_chunk(source, job.index)
         self._checkpoint.decoder.step([chunk, *words])
         stream.patches += source.patches[job.index:job.index + 1]
         return Carried(job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,13 +24,15 @@ class PlacedStep(NamedTuple):
     The rows of a step: token ids and, between `before` and `after`, its visual rows.
 
     `spoken` was said before the step and comes first; `after` includes the video's tail where it
-    ends. `positions` (3, n) are those of all rows.
+    ends. `positions` (3, n) are those of all rows. `places` (n,) says which of the step's tokens
+    have a row.
     """
 
     spoken: list[int]
     before: list[int]
     after: list[int]
     positions: np.ndarray
+    places: np.ndarray
 
 
 @dataclass
@@ -41,10 +43,11 @@ class Stream:
     `text_of` gives the tokens that stand before and after the visual rows of a step, by its index
     from 0; `tail` follows the last step of a video that ends. `ends` holds the rows of the lane
     up to each step's last. `kept` are the newest steps as they were seen, for a stream that is to
-    relieve this one; `owed` are words that its narration has yet to repeat. Where a trace is
-    kept, `placed` and `written` say of each step where its rows are and what text stands before
-    and after the visual ones, and `records` are the runs of the texts about this video, the
-    narration's first; `before` is the stream that this one relieves, likewise.
+    relieve this one; `owed` are words that its narration has yet to repeat. `looks` (tokens,
+    hidden) is what it was last given of each place, where tokens may be left out, and `places` are
+    those of its newest step that were not, None for all. Where a
+    trace is kept, `placed` are the rows of each step, and `records` are the runs of the texts
+    about this video, the narration's first; `before` is the stream that this one relieves.
     """
 
     decoder: Decoder
@@ -59,8 +62,9 @@ class Stream:
     kept: deque[Seen]
     owed: list[Word] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    placed: list[np.ndarray] = field(default_factory=list)
-    written: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    placed: list[PlacedStep] = field(default_factory=list)
+    looks: torch.Tensor | None = None
+    places: Sequence[int] | None = None
     grid: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (0, 0)
     patches: list[torch.Tensor] = field(default_factory=list)
@@ -80,41 +84,48 @@ class Stream:
         positions the last token spoken goes before the step, in the same forward pass, and the
         step's own logits give the next token: give them to `perceived`.
         """
-        step = self.place_step(last)
+        step = self.place_step(last, None if seen.places is None else seen.places.tolist())
         self.kept.append(seen)
         before, after = [*step.spoken, *step.before], step.after
-        parts = [self.decoder.embed(before)] * bool(before) + [seen.rows]
+        rows = seen.rows if seen.places is None else seen.rows[seen.places]
+        parts = [self.decoder.embed(before)] * bool(before) + [rows]
         parts += [self.decoder.embed(after)] * bool(after)
         return Chunk(self.lane, torch.cat(parts), torch.from_numpy(step.positions),
                      predict=bool(step.spoken))
 
-    def place_step(self, last: bool = False) -> PlacedStep:
-        """Note where the rows of the next step go."""
+    def place_step(self, last: bool = False, places: Sequence[int] | None = None) -> PlacedStep:
+        """Note where the rows of the next step go; those of the tokens at `places`, or all."""
         spoken: list[int] = []
         placed = []
         before, after = self.text_of(len(self.ends))
         if self.scheme.serial and self.narration.begun:
             spoken, positions = self.narration.hand_over()
             placed.append(positions)
-        placed.append(self.timeline.step(*self.grid, text=(len(before), len(after))))
+        whole = self.timeline.step(*self.grid, text=(len(before), len(after)))
+        visual = np.arange(self.grid[0] * self.grid[1]) if places is None else np.array(places)
+        placed += np.split(whole, [len(before), whole.shape[1] - len(after)], axis=1)
+        placed[-2] = placed[-2][:, visual]
         if last:
             placed.append(self.timeline.tail())
             after = [*after, *self.tail]
-        positions = np.concatenate(placed, axis=1)
+        step = PlacedStep(spoken, before, after, np.concatenate(placed, axis=1), visual)
         if self.narration.record:
-            self.placed.append(positions[:, len(spoken):])
-            self.written.append((before, after))
-        self.ends.append(len(self.lane) + positions.shape[1])
-        return PlacedStep(spoken, before, after, positions)
+            self.placed.append(step)
+        self.places = places
+        self.ends.append(len(self.lane) + step.positions.shape[1])
+        return step
 
     def perceived(self, chunk: Chunk, logits: torch.Tensor | None) -> None:
         """Take over what the pass over `step_chunk` gave."""
         if logits is not None:
             self.narration.looked(logits, self.ends[-1] - 1, chunk.positions[:, -1:].numpy())
 
-    def step_as_seen(self, index: int) -> Seen:
-        """Return what was seen of one of the newest steps."""
-        return self.kept[index - len(self.ends)]
+    def carried_chunk(self, source: Stream, index: int) -> Chunk:
+        """Return the chunk that appends one of the newest steps of another stream."""
+        seen = source.kept[index - len(source.ends)]
+        self.looks = source.looks
+        # What is left out of a first step was there before it.
+        return self.step_chunk(seen if self.ends else replace(seen, places=None))
 
     def repeat(self, words: Sequence[Word], vocabulary: Vocabulary) -> Iterator[Chunk]:
         """

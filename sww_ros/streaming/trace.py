@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ class Trace:
     One stream and its speakers, as one sequence of n rows: the visual lane, then lane after lane.
 
     `patches` (steps * 4 * tokens, pixels) are what the vision tower was given; `grid` is in
-    merged tokens; `ids`, `lane`, `step`, `sees`, `predicted` are int64 (n,), `positions` (3, n);
+    merged tokens, and `places` (v,) says which of those of all steps the v visual rows hold;
+    `ids`, `lane`, `step`, `sees`, `predicted` are int64 (n,), `positions` (3, n);
     `speakers` names the text lanes in the order they were opened. Where video and narration run
     through one lane, the narration's rows stand in it as they came, and `step` counts rows.
     `dtype` is what the run was computed in, which a replay has to honour.
@@ -42,6 +44,7 @@ class Trace:
     step: np.ndarray
     sees: np.ndarray
     predicted: np.ndarray
+    places: np.ndarray
     logits: torch.Tensor | None = None
     dtype: str = 'float32'
 
@@ -56,8 +59,10 @@ class Trace:
         columns = {name: np.concatenate([lane[name] for lane in lanes], axis=-1)
                    for name in lanes[0]}
         logits = [row for record in used for row in record.logits]
+        tokens = stream.grid[0] * stream.grid[1]
+        places = [step * tokens + placed.places for step, placed in enumerate(stream.placed)]
         return Trace(stream.grid, torch.cat(stream.patches), len(stream.patches),
-                     [record.stream_id for record in used],
+                     [record.stream_id for record in used], places=np.concatenate(places),
                      logits=torch.stack(logits) if logits else None,
                      dtype=str(stream.decoder.dtype).removeprefix('torch.'), **columns)
 
@@ -90,10 +95,12 @@ class Trace:
             with safe_open(file, 'pt') as content:
                 about = json.loads((content.metadata() or {})['trace'])
                 patches = content.get_tensor('patches')
-                rows = {name: content.get_tensor(name).numpy() for name in _COLUMNS}
+                rows = {name: content.get_tensor(name).numpy() for name in _COLUMNS
+                        if name != 'places' or name in content.keys()}
         except (OSError, KeyError, SafetensorError) as error:
             raise ValueError(f'{file} is not a trace: {error}') from error
-        # Older ones do not say, and were all compared in fp32.
+        # Older ones say neither of these: they have all tokens, and were all compared in fp32.
+        rows.setdefault('places', np.arange(about['steps'] * math.prod(about['grid'])))
         return Trace(tuple(about['grid']), patches, about['steps'], about['speakers'],
                      dtype=about.get('dtype', 'float32'), **rows)
 
@@ -102,7 +109,7 @@ class Trace:
         return Rows(self.lane, self.step, self.sees)
 
 
-_COLUMNS = ('ids', 'positions', 'lane', 'step', 'sees', 'predicted')
+_COLUMNS = ('ids', 'positions', 'lane', 'step', 'sees', 'predicted', 'places')
 
 
 def _visual_lane(stream: Stream, running: list[LaneRecord]) -> dict[str, np.ndarray]:
@@ -114,10 +121,10 @@ def _visual_lane(stream: Stream, running: list[LaneRecord]) -> dict[str, np.ndar
     step, predicted = np.zeros(length, np.int64), np.full(length, -1)
     ids[:prefix], step[:prefix] = stream.prefix, PREFIX_STEP
     positions[:, :prefix] = text_positions(0, prefix)
-    for index, (end, placed, (before, after)) in enumerate(
-            zip(ends, stream.placed, stream.written)):
-        first = end - placed.shape[1]
-        positions[:, first:end], step[first:end] = placed, index
+    for index, (end, placed) in enumerate(zip(ends, stream.placed)):
+        where = placed.positions[:, len(placed.spoken):]
+        first, before, after = end - where.shape[1], placed.before, placed.after
+        positions[:, first:end], step[first:end] = where, index
         ids[first:first + len(before)], ids[end - len(after):end] = before, after
     for record in running:
         fed = np.array(record.fed) >= 0

@@ -104,7 +104,7 @@ class Qwen25VL:
         seen = net.model.visual(trace.patches.to(device, net.dtype), grid_thw=grid).pooler_output
         ids = torch.from_numpy(trace.ids).to(device)
         embeds = net.get_input_embeddings()(ids.clamp(min=0))
-        embeds[ids == VIDEO] = seen.to(net.dtype)
+        embeds[ids == VIDEO] = seen[torch.from_numpy(trace.places).to(device)].to(net.dtype)
         mask = torch.from_numpy(trace.rows().mask())[None, None].to(device)
         positions = torch.from_numpy(trace.positions)[:, None].to(device)
         hidden = net.model.language_model(
