@@ -168,7 +168,7 @@ class ForkingRunner(ModelRunner):
             each.place_step(job.last, reply['places'])
             each.patches += patches
         self._follow(reply, *[each.lane for each in streams])
-        return [Perceived(job, *(reply[stage] for stage in STAGES), tokens=reply['tokens'])]
+        return [Perceived(job, *(reply[name] for name in (*STAGES, 'tokens')))]
 
     def _call(self, header: dict) -> dict:
         """Have the child do something, and wait for its reply."""
