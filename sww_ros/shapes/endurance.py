@@ -47,7 +47,7 @@ def measure(session: Session, steps: int, seed: int, largest: list[int]) -> dict
     :raises ClipError: when a frame is lost, something goes wrong, or nothing comes for PATIENCE_S
     """
     frames = _draw(seed)
-    seconds = np.zeros(steps)
+    seconds = np.full(steps, np.nan)  # Memory that is touched now, not as it is filled.
     counts = dict(hand_overs=0, sentences=0)
     every, samples, positions = max(1, steps // SAMPLES), [], []
     begun_s = time.monotonic()
