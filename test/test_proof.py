@@ -6,6 +6,7 @@ proved able to fail.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from sww_ros.evaluation.proof import (
 )
 from sww_ros.models.qwen2_5_vl.language import QwenLanguage
 from sww_ros.streaming.generation import TextLane
+from sww_ros.streaming.rules import RULES
 from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.stream import Stream
 
@@ -76,6 +78,20 @@ def test_with_hand_overs_only_such_cases_are_played(tmp_path, monkeypatch):
     assert sum(entry['cases'] for entry in by_dtype) == len(seeds)
     assert sum(entry['with_hand_overs'] for entry in by_dtype) == len(seeds)
     assert all('interleaved' not in kind and '× offline' not in kind for kind in found['by_kind'])
+
+
+def test_the_committed_proof_over_hand_overs_is_whole():
+    file = Path(__file__).resolve().parents[1] / 'docs/benchmarks/proof_hand_overs.json'
+    found = json.loads(file.read_text())
+    by_dtype = [found['float32'], found['float64']]
+    assert sum(entry['cases'] for entry in by_dtype) >= 1000
+    for entry in by_dtype:
+        assert entry['with_hand_overs'] == entry['cases'] and entry['answers_across']
+        assert (entry['differing'], entry['over']) == (0, 0)
+    kinds = {(scheme, overlap) for scheme, _, overlap in (
+        kind.split(' × ') for kind in found['by_kind'])}
+    assert kinds == {(scheme, overlap) for scheme in ('gdpe', 'gipe', 'ospe', 'offline')
+                     for overlap in RULES}
 
 
 def test_the_proof_fails_when_another_word_is_carried_over(subjects, monkeypatch):
