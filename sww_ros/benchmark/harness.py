@@ -29,6 +29,7 @@ from sww_ros.streaming.events import Event, FirstSight
 from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.jobs import Decode, Input, Job
 from sww_ros.streaming.pace import measure
+from sww_ros.streaming.positions import DEFAULT_SCHEME
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.session import Session
@@ -221,7 +222,7 @@ class Side:
     """One way to share the cores; `threads` are torch's, of each side."""
 
     overlap: str = 'serial'
-    position_encoding: str = 'gdpe'
+    position_encoding: str = DEFAULT_SCHEME
     threads: int = 1
 
     def config(self, **settings: object) -> SessionConfig:
