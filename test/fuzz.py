@@ -312,7 +312,8 @@ def play_settings(data: st.DataObject) -> None:
     with fails(ValueError):
         config = SessionConfig(**values)
         if (config.frame_width * config.frame_height > 1 << 16 or config.device != 'cpu'
-                or config.overlap in ('auto', 'processes')):
+                or config.overlap in ('auto', 'processes')
+                or max(config.max_rest_tokens, config.max_answer_tokens) > 1000):
             return  # Slow for a good reason, or tried elsewhere.
         with Session(session()._checkpoint, config) as opened:
             for last in (False, False, False, True):
