@@ -367,16 +367,17 @@ def main() -> int:
     parser.add_argument('--minutes', type=float, default=10.0)
     parser.add_argument('--json', type=Path, help='file to which the figures are added')
     arguments = parser.parse_args()
-    begun_s, number, examples = time.monotonic(), 0, 100
+    begun_s, number, examples, figures = time.monotonic(), 0, 100, {}
     while time.monotonic() - begun_s < 60 * arguments.minutes:
         number += 1
         fuzz(arguments.target, examples, number)
-    figures = dict(minutes=round((time.monotonic() - begun_s) / 60, 1), cases=number * examples,
-                   broken=0)
+        figures = dict(minutes=round((time.monotonic() - begun_s) / 60, 1),
+                       cases=number * examples, broken=0)
+        if arguments.json:  # A run that is ended has done what it has done.
+            known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+            arguments.json.write_text(
+                json.dumps(known | {arguments.target: figures}, indent=1) + '\n')
     print(arguments.target, figures)
-    if arguments.json:
-        known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-        arguments.json.write_text(json.dumps(known | {arguments.target: figures}, indent=1) + '\n')
     return 0
 
 
