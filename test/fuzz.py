@@ -9,6 +9,7 @@ with exit code 1 at the first that breaks what has to hold: success, or an error
 from __future__ import annotations
 
 import argparse
+import atexit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -93,6 +94,7 @@ def bounded() -> Iterator[None]:
 def folder() -> Path:
     """Return the folder of a small random checkpoint."""
     path = Path(tempfile.mkdtemp(prefix='fuzz-'))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
     save_random(path, SMALL, 1)
     return path
 
