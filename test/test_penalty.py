@@ -85,9 +85,11 @@ def test_the_node_follows_the_same_rule():
     assert 'checkpoint' in setting.description
 
 
-@pytest.mark.parametrize('value', [0.5, -1.0, float('nan'), float('inf')])
-def test_a_penalty_that_rewards_is_refused(value):
-    with pytest.raises(ValueError, match='repetition_penalty must be at least 1.0'):
+@pytest.mark.parametrize('value, words', [
+    (0.5, 'at least 1.0, not 0.5; 0 means'), (-1.0, '0 to 10, not -1.0'),
+    (float('nan'), '0 to 10, not nan'), (float('inf'), '0 to 10, not inf')])
+def test_a_penalty_that_rewards_is_refused(value, words):
+    with pytest.raises(ValueError, match=f'repetition_penalty must be {words}'):
         SessionConfig(repetition_penalty=value)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-import math
 from typing import TYPE_CHECKING
 
 from sww_ros.settings import LIBRARY, LIVE, setting, settings_of
@@ -131,7 +130,7 @@ class SessionConfig:
         if self.record_trace and penalty not in (0.0, 1.0):
             raise ValueError('a run with a repetition_penalty cannot be replayed: leave out '
                              'record_trace, or the penalty')
-        if penalty and not 1.0 <= penalty < math.inf:
+        if 0.0 < penalty < 1.0:
             raise ValueError(f'repetition_penalty must be at least 1.0, not {penalty}; 0 '
                              'means that of the checkpoint')
 
