@@ -9,8 +9,8 @@ is in `Stand.summary`; a line a fault goes to the file of the same name that end
 from __future__ import annotations
 
 import argparse
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 import json
 import os
 from pathlib import Path
@@ -155,8 +155,8 @@ class Stand:
         except RuntimeError as error:
             trouble = str(error)
         end_s = time.monotonic()
-        told, seen = (lambda: _first(watch.told, watch.sent_s, end_s),
-                      lambda: _first(watch.seen, watch.sent_s, end_s))
+        told, seen = (lambda: first_after(watch.told, watch.sent_s, end_s),
+                      lambda: first_after(watch.seen, watch.sent_s, end_s))
         wait_until(lambda: self.narrator.ended or told() is not None and seen() is not None)
         entry = dict(fault=name, lasted_s=round(end_s - begun_s, 2), recovery_s=told(),
                      seen_s=seen(), restarts=watch.restarts, alive=not self.narrator.ended,
@@ -228,11 +228,15 @@ def _parameters(*values: str) -> list[str]:
     return ['--ros-args', *(part for value in values for part in ('-p', value))]
 
 
-def _first(pieces: deque[tuple[int, float]], sent_s: dict[int, float],
-           since_s: float) -> float | None:
-    """Return how long after a moment the first piece came about a frame sent after it [s]."""
+def first_after(pieces: Iterable[tuple[int, float]], sent_s: dict[int, float],
+                since_s: float) -> float | None:
+    """
+    Return how long after a moment the first piece came about a frame sent after it [s].
+
+    After a jump of the clock a stamp may come twice; what was said before it was sent is older.
+    """
     return next((round(at_s - since_s, 2) for stamp_ns, at_s in list(pieces)
-                 if sent_s.get(stamp_ns, 0.0) > since_s), None)
+                 if since_s < sent_s.get(stamp_ns, 0.0) < at_s), None)
 
 
 def kinds() -> list[str]:

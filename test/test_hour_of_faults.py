@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments.faults import broken, kinds
+from experiments.faults import broken, first_after, kinds
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,3 +25,10 @@ def test_the_narrator_outlives_every_kind_of_fault(ros_domain: int, tmp_path: Pa
     assert set(broken(result['summary'])) <= {'leaked_rss_mib', 'leaked_threads'}, run.stdout
     assert result['summary']['leaked_rss_mib'] < 64 and result['summary']['leaked_threads'] < 32
     assert len(file.with_suffix('.log').read_text().splitlines()) == len(kinds())
+
+
+def test_what_was_said_of_a_stamp_before_it_came_again_is_no_recovery():
+    # Stamp 7 was sent at 10 s; the clock went back, and it came again at 50 s.
+    sent_s = {7: 50.0, 8: 51.0}
+    assert first_after([(7, 20.0)], sent_s, since_s=40.0) is None
+    assert first_after([(7, 20.0), (8, 51.5), (7, 52.0)], sent_s, since_s=40.0) == 11.5
