@@ -4,8 +4,10 @@ The core under simulation: whatever happens to it in whichever order, its invari
 And the simulation itself is proved able to fail: it finds every fault put into the core.
 """
 
+from pathlib import Path
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -15,6 +17,9 @@ from sww_ros.evaluation.simulation.faults import FAULTS, seeded
 from sww_ros.evaluation.simulation.invariants import INVARIANTS, violations
 from sww_ros.evaluation.simulation.search import MOST_INPUTS, random_script, shrink
 from sww_ros.evaluation.simulation.world import Feed, Finish, Pause, Script, Settings
+
+# Two minutes of computing on two quiet cores, in a fixture; on busy ones several times that.
+pytestmark = pytest.mark.timeout(1500)
 
 SCHEDULES = 20_000
 # The races that threads once had and the faults found by reading, as far as a core can have them.
@@ -107,3 +112,23 @@ def test_the_simulation_needs_neither_torch_nor_threads():
             'violations(random_script(0)); import threading; '
             'assert "torch" not in sys.modules and threading.active_count() == 1')
     subprocess.run([sys.executable, '-c', code], check=True, timeout=60)
+
+
+def test_workers_end_when_who_started_them_is_killed():
+    run = subprocess.Popen([sys.executable, '-m', 'sww_ros.evaluation.simulate', '--schedules',
+                            '100000000', '--processes', '1'], stderr=subprocess.DEVNULL)
+    try:
+        workers = []
+        deadline = time.monotonic() + 120.0
+        while not workers and time.monotonic() < deadline:
+            time.sleep(0.05)
+            workers = [int(pid) for pid in Path(
+                f'/proc/{run.pid}/task/{run.pid}/children').read_text().split()
+                if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes()]
+    finally:
+        run.kill()
+        run.wait()
+    assert workers
+    while time.monotonic() < deadline and any(Path(f'/proc/{pid}').exists() for pid in workers):
+        time.sleep(0.05)
+    assert not any(Path(f'/proc/{pid}').exists() for pid in workers)

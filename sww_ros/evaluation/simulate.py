@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 import json
 import multiprocessing
+import multiprocessing.connection
+from multiprocessing.process import BaseProcess
 import os
 from pathlib import Path
+import threading
 import time
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from tqdm import tqdm
 
@@ -42,7 +45,8 @@ def simulate(schedules: int, first_seed: int = 0, processes: int = 2, inputs: in
     """
     started = time.monotonic()
     # Processes that import nothing but the core.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context('spawn')) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'),
+                             initializer=_end_with_parent) as pool:
         by_chance = _random(pool, schedules, first_seed)
         by_exhaustion = _exhaustive(pool, inputs)
         faults = _faults(pool)
@@ -52,6 +56,15 @@ def simulate(schedules: int, first_seed: int = 0, processes: int = 2, inputs: in
         faults_seeded=len(faults), faults_found=sum(fault['found'] for fault in faults),
         seconds=round(time.monotonic() - started, 1))
     return dict(summary=summary, random=by_chance, exhaustive=by_exhaustion, faults=faults)
+
+
+def _end_with_parent() -> None:
+    """Have a worker end when its parent is killed; it would go on for hours, or wait for ever."""
+    def wait() -> None:
+        parent = cast(BaseProcess, multiprocessing.parent_process())
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _each(pool: ProcessPoolExecutor, work: Callable[[Task], Result], tasks: Iterable[Task],
