@@ -93,6 +93,10 @@ class SessionConfig:
         -1, 'How many of the last sentences before those steps the next stream is told in its '
         'prefix; -1: as the checkpoint was trained, which is none if it does not say.', low=-1,
         high=1000)
+    recall_steps: int = setting(
+        0, 'How many of the last steps are remembered for questions about the past: one whose '
+        'words were last said of a step that has left the stream is answered from the steps '
+        'before that; 0: none.', high=MAX_STEPS)
     reserved_steps: int = setting(
         0, 'Steps of video before the positions of text in offline positions, where text is spoken '
         'before the video has ended; 0: as the checkpoint was trained, or max_steps if that is '
@@ -162,6 +166,9 @@ class SessionConfig:
                         memory=relay.memory if relay else 0,
                         previous_sentences=defaults.previous_sentences if sentences < 0
                         else sentences)
+        if self.recall_steps and not relay:
+            raise ValueError('recall_steps needs streams that relieve one another: a parallel '
+                             'position_encoding, another schedule than offline, and memory')
         if reserved < max_steps and scheme.after_video:
             raise ValueError(f'reserved_steps must be at least max_steps, {max_steps}, not '
                              f'{reserved}: the text would be where later video is')

@@ -55,14 +55,21 @@ from sww_ros.streaming.jobs import (
     Question,
     Reset,
     Spoken,
-    StepInfo,
     Ticked,
     Turn,
     Video,
     Word,
     Words,
 )
-from sww_ros.streaming.relay import Relay, is_abreast, next_piece, owed, take_over
+from sww_ros.streaming.recall import Past, StepInfo
+from sww_ros.streaming.relay import (
+    Relay,
+    is_abreast,
+    next_piece,
+    next_recalled,
+    owed,
+    take_over,
+)
 from sww_ros.streaming.schedule import NarrationBudget, make_schedule
 
 MAX_FAILURES = 3
@@ -159,11 +166,16 @@ class Core:
                                        video.successor if is_abreast(video) else None))
 
     def next_piece(self) -> Open | Carry | None:
-        """Hand out a piece of the preparation of a successor, which frames go before."""
-        piece = None if self._perceiving or not self._piece_due else next_piece(self.video)
-        if piece:
-            self._pieces += 1
-            self._hand_out(piece)
+        """
+        Hand out a piece of the preparation of a successor, which frames go before.
+
+        Or, once that is abreast, of a stream that is made for an answer.
+        """
+        if self._perceiving or not self._piece_due:
+            return None
+        piece = next_piece(self.video) or next_recalled(self._recalling[0], self.video)
+        self._pieces += 1
+        self._hand_out(piece)
         return piece
 
     def _hand_out(self, job: Open | Perceive | Carry) -> Open | Perceive | Carry:
@@ -241,7 +253,14 @@ class Core:
     @property
     def _piece_due(self) -> bool:
         successor = self.video.successor
-        return not self.closed and successor is not None and not is_abreast(self.video)
+        due = successor is not None and not is_abreast(self.video)
+        return not self.closed and (due or bool(self._recalling))
+
+    @property
+    def _recalling(self) -> list[Video]:
+        """The streams that are made for answers, and are not ready."""
+        videos = (cast(Video, question.video) for question in self._answers.values())
+        return [video for video in videos if not video.is_ready]
 
     @property
     def _is_full(self) -> bool:
@@ -273,6 +292,8 @@ class Core:
         turns = [narration] if narration else []
         for question in self._answers.values():
             video = cast(Video, question.video)  # It has one while it is answered.
+            if not video.is_ready:
+                continue
             ahead = riding is not None and riding.video is video
             turns.append(Turn(video, question, len(video.steps) + ahead, owner=1))
         return sorted(turns, key=lambda turn: turn.video.number)
@@ -315,7 +336,7 @@ class Core:
                     f'{len(self._answers)} questions are being answered and '
                     f'{len(self._queue)} wait: ask again later'))
                 return
-        self._queue.append(Question(question_id, given.head, self._now))
+        self._queue.append(Question(question_id, given.head, self._now, given.about))
         if reason := self._why_queued():
             self._tell(QuestionState(question_id, 'queued', reason))
 
@@ -365,6 +386,7 @@ class Core:
             before = video.steps[-1].frames_total if video.steps else 0
             for stream in (video, job.also) if job.also else (video,):
                 stream.steps.append(StepInfo(frames[-1].stamp_ns, before + len(frames)))
+            video.past.perceived(video.steps[-1])
         if not is_current:
             return  # Its frames were dropped when it was forgotten; answers in its pass saw it.
         current = self.video
@@ -385,6 +407,9 @@ class Core:
         if job.video is self.video.successor:
             job.video.steps.append(job.source.steps[job.index])
             job.video.fed += len(job.words)
+        elif job.video.beside:
+            job.video.steps.append(job.video.recalled[job.index])
+            job.video.beside = None if job.video.is_ready else job.video.beside
 
     def _overlap_ns(self, given: Perceived) -> int:
         """How long decoding ran too while a step was perceived by a thread of its own."""
@@ -437,6 +462,8 @@ class Core:
         video.unfinished = bool(spoken.unfinished)
         if spoken.sentence and self._relay and self._relay.sentences:
             video.told.append((video.base + turn.owner, spoken.sentence))
+        if spoken.unfinished or spoken.sentence:
+            video.past.spoken(spoken.token, video.base + turn.owner, video.unfinished)
         resting, reason = budget.in_rest, 'length'
         budget.spend()
         if spoken.kind == 'silence' and resting:
@@ -483,6 +510,8 @@ class Core:
             elif job.video is self.video.successor:
                 # The stream goes on as it is, and is not relieved.
                 self.video.successor, self.video.alone = None, True
+            elif job.video.beside:
+                self._recall_no_more(job.video)
         self._tell(Trouble(given.message, '', fatal))
         if fatal:
             self._close('error')
@@ -532,9 +561,22 @@ class Core:
             return
         while self._queue and len(self._answers) < self._config.max_answers:
             question = self._queue.popleft()
-            question.video = self.video
+            question.video = self._stream_for(question)
             self._answers[question.question_id] = question
             self._tell(QuestionState(question.question_id, 'answering', ''))
+
+    def _stream_for(self, question: Question) -> Video:
+        """The stream that there is, or one that is to be made of what has left it."""
+        if self._relay is None or not self.video.past.limit:
+            return self.video
+        self._streams += 1
+        return self._relay.recalling(self.video, self._streams, question.about) or self.video
+
+    def _recall_no_more(self, *videos: Video) -> None:
+        """Have what was to be answered from the past answered from what was there beside it."""
+        for question in self._answers.values():
+            if question.video in videos:
+                question.video = cast(Video, question.video).beside
 
     def _forget(self, reason: str) -> None:
         """End all that is asked, and begin anew."""
@@ -548,6 +590,7 @@ class Core:
         if old.steps:
             self._blind_ns = self._now
         old.successor = None
+        self._recall_no_more(*self._recalling)  # What they are made of goes with the video.
         self._drop('reset', self._looked_at)
         if self._config.narrate and not old.spoken:
             self._tell_text(NARRATION, self._moment_of(old), reason=reason)
@@ -583,8 +626,9 @@ class Core:
         schedule = make_schedule(config.schedule, self.wait_k, config.schedule_seed)
         cap = CAP_STEPS * self.wait_k if config.schedule == 'live' else None
         self._streams += 1
+        relay = self._relay
         return Video(number, self.prompt, NarrationBudget(schedule, cap, config.max_rest_tokens),
-                     self._streams)
+                     self._streams, past=Past(config.recall_steps, relay.memory if relay else 0))
 
     def _moment_of(self, video: Video) -> _Moment:
         sighted = min(video.sights.count - video.base, len(video.steps))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sww_ros.streaming.recall import Past, StepInfo
 from sww_ros.streaming.schedule import NarrationBudget
 
 if TYPE_CHECKING:
@@ -27,14 +28,6 @@ class Frame:
     received_ns: int = 0
     fed_ns: int = 0
     last: bool = False
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What is remembered of a perceived step."""
-
-    stamp_ns: int
-    frames_total: int
 
 
 class Word(NamedTuple):
@@ -70,7 +63,9 @@ class Video:
 
     `opened` says that its prefix is in the cache, `ended` that its last step is perceived,
     `spoken` that its narration is over, `unfinished` that it is within a sentence. `words` are
-    what its narration has said, the first `fed` of which its own cache has been given.
+    what its narration has said, the first `fed` of which its own cache has been given. `past` is
+    what is remembered of the video over all its streams. A stream that is made for one answer, of
+    steps that have left the stream `beside` it, is to have those `recalled`.
     """
 
     number: int
@@ -91,6 +86,9 @@ class Video:
     alone: bool = False
     told: list[tuple[int, str]] = field(default_factory=list)
     before: str = ''
+    past: Past = field(default_factory=Past)
+    recalled: tuple[StepInfo, ...] = ()
+    beside: Video | None = None
     work: Any = None
 
     @property
@@ -98,11 +96,17 @@ class Video:
         """What stands before its first step: the prompt, and what was said before."""
         return f'{self.prompt}\n{self.before}' if self.before else self.prompt
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has all that it is to begin with, so that it can be asked about."""
+        return len(self.steps) >= len(self.recalled)
+
 
 @dataclass(eq=False)
 class Question:
     """
-    A question: `head` is what is fed before its answer (token ids, to the core just a value).
+    A question: `head` is what is fed before its answer, `about` are the tokens of the words that
+    tell what it is about (token ids, to the core just values).
 
     Once it is answered, `video` is the one it is about.
     """
@@ -110,6 +114,7 @@ class Question:
     question_id: str
     head: Sequence[int]
     asked_ns: int
+    about: tuple[int, ...] = ()
     video: Video | None = None
     spoken: int = 0
     work: Any = None
@@ -119,7 +124,11 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Open:
-    """Prefill the prefix of a video, or of a stream that is to relieve `source`."""
+    """
+    Prefill the prefix of a video, or of a stream that is to relieve `source`.
+
+    Or of one that is made for an answer, beside it.
+    """
 
     video: Video
     source: Video | None = None
@@ -144,7 +153,8 @@ class Carry:
     """
     Put step `index` of the stream `source` into its successor `video`, as it was embedded.
 
-    Before it go `words`, which see the steps that are there already.
+    Before it go `words`, which see the steps that are there already. A step that is recalled is
+    counted by the stream that it goes into, which is `source` then.
     """
 
     video: Video
@@ -209,6 +219,7 @@ class Asked:
 
     question_id: str
     head: Sequence[int]
+    about: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from sww_ros.streaming.jobs import (
     Word,
 )
 from sww_ros.streaming.kv import Lane
+from sww_ros.streaming.recall import StepInfo
 from sww_ros.streaming.runner import ModelRunner, describe
 from sww_ros.streaming.schedule import NarrationBudget, Offline
 from sww_ros.wire import Channel
@@ -113,8 +114,9 @@ class ForkingRunner(ModelRunner):
         video, source = job.video, job.source
         video.work = stream = self._begin(video, source)
         unread = [self._unread.pop() for _ in self._unread[:]]
-        reply = self._call(dict(open=video.stream, prompt=video.standing, first=video.first,
-                                source=source.stream if source else None, unread=unread))
+        reply = self._call(dict(
+            open=video.stream, prompt=video.standing, first=video.first, base=video.base,
+            recalled=len(video.recalled), source=source.stream if source else None, unread=unread))
         self._follow(reply, stream.lane)
         return Opened(job)
 
@@ -125,7 +127,7 @@ class ForkingRunner(ModelRunner):
         weakref.finalize(video, self._unread.append, video.stream)  # The child is told.
 
     def _carry(self, job: Carry) -> Carried:
-        stream, source, words = job.video.work, job.source.work, job.words
+        stream, words = job.video.work, job.words
         narration = stream.narration
         stops = sum(word.token in self._checkpoint.vocabulary.stop for word in words)
         rows = narration.pending + len(words) + stops * len(self._next_turn)
@@ -140,7 +142,7 @@ class ForkingRunner(ModelRunner):
         stream.place_step(places=reply['places'])
         self._follow(reply, stream.lane)
         narration.cache.follow_beside(stream.lane.view(), reply['narrated'])
-        stream.patches += source.patches[job.index:job.index + 1]
+        stream.keep_patches(job.source.base + job.index)
         return Carried(job)
 
     def _perceive(self, job: Perceive, riding: Decode | None = None) -> list[Input]:
@@ -167,6 +169,7 @@ class ForkingRunner(ModelRunner):
         for each in streams:
             each.place_step(job.last, reply['places'])
             each.patches += patches
+        stream.kept.add(None, patches[0] if patches else None)
         self._follow(reply, *[each.lane for each in streams])
         return [Perceived(job, *(reply[name] for name in (*STAGES, 'tokens')))]
 
@@ -227,6 +230,7 @@ class _Child(ModelRunner):
         os.closerange(sock.fileno() + 1, FAR_FD)
         self._socket, self._channel = sock, Channel(sock)
         self._videos: dict[int, Video] = {}
+        self._recalled: dict[int, Video] = {}
         self._lanes: dict[int, Lane] = {}
         self._shared: dict[int, int] = {}
         self._unsent: set[int] = set()
@@ -260,21 +264,29 @@ class _Child(ModelRunner):
 
     def _begin_stream(self, header: dict) -> None:
         source = self._videos.get(header['source'])
-        video = Video(0, header['prompt'], _SILENT, header['open'], first=header['first'])
-        # Of a video there are two streams at most, and of those before it none is perceived.
-        self._videos = {each.stream: each for each in (source, video) if each}
+        video = Video(0, header['prompt'], _SILENT, header['open'], header['base'],
+                      header['first'], recalled=(StepInfo(0, 0),) * header['recalled'])
+        if video.recalled:
+            # One is made at a time.
+            self._recalled = {video.stream: video}
+        else:
+            # Of a video two streams at most are perceived, and of those before it none is.
+            self._videos = {each.stream: each for each in (source, video) if each}
         self._free += [self._lanes.pop(number) for number in header['unread']
                        if number in self._lanes]
         self._open(Open(video, source))
         self._reply({}, video.work.lane)
 
     def _carry_step(self, header: dict) -> None:
-        video = self._videos[header['carry']]
+        videos = self._videos | self._recalled
+        video, source = videos[header['carry']], videos[header['source']]
         words = tuple(Word(*word) for word in header['words'])
-        self._carry(Carry(video, self._videos[header['source']], header['index'], words))
+        self._carry(Carry(video, source, header['index'], words))
         lane, narration = video.work.lane, video.work.narration.cache
         narration.beside(lane.view(), 0)  # It stays behind when the lane has to grow.
         self._reply(dict(narrated=len(narration), places=video.work.places), lane)
+        if header['index'] + 1 == len(video.recalled):
+            self._recalled.clear()  # It has all that it is to have; its reader has the rows mapped.
 
     def _perceive_step(self, header: dict, pixels: bytearray) -> None:
         frames, start = [], 0

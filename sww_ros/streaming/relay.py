@@ -79,7 +79,16 @@ class Relay:
         video.told = video.told[max(0, len(said) - self.sentences):]
         return Video(video.number, video.prompt, video.budget, stream, video.base + first, first,
                      sights=video.sights, before=' '.join(said[-self.sentences:])
-                     if self.sentences else '')
+                     if self.sentences else '', past=video.past)
+
+    def recalling(self, video: Video, stream: int, about: tuple[int, ...]) -> Video | None:
+        """Return the stream to answer a question from, empty still, if it is about the past."""
+        found = video.past.find(about, video.base)
+        if found is None:
+            return None
+        base, steps = found
+        return Video(video.number, video.prompt, video.budget, stream, base, sights=video.sights,
+                     recalled=steps, beside=video)
 
 
 def room_for(capacity: int) -> int:
@@ -103,6 +112,11 @@ def next_piece(video: Video) -> Open | Carry | None:
     there = len(successor.steps)
     seen = tuple(word for word in owed(video).words if word.sees <= there)
     return Carry(successor, video, successor.first + there, seen)
+
+
+def next_recalled(video: Video, current: Video) -> Open | Carry:
+    """Return the next piece of a stream that is made for an answer, beside the current one."""
+    return Carry(video, video, len(video.steps)) if video.opened else Open(video, current)
 
 
 def owed(video: Video) -> Words:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 import time
@@ -38,7 +37,7 @@ from sww_ros.streaming.perception import without_still
 from sww_ros.streaming.positions import Scheme, Track
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.schedule import make_schedule
-from sww_ros.streaming.stream import Stream
+from sww_ros.streaming.stream import KeptSteps, Stream
 
 HEAD_ROWS = 64
 """How much of questions, all together, is prefilled in one decode step: narration waits for it."""
@@ -108,18 +107,21 @@ class ModelRunner:
             len(prefix), granted=schedule.granted, head_tokens=len(head),
             reserved_steps=0 if config.schedule == 'offline' else config.reserved_steps,
             tail_tokens=len(tail))
-        lane = self._video_lane(len(prefix) + 256, relieves=source is not None)
+        rows = len(prefix) + 256
+        lane = (self._new_video_lane(rows) if video.recalled else
+                self._video_lane(rows, relieves=source is not None))
         narration = self._open_lane(
             NARRATION, head, timeline.narration(), prefix,
             lane if self._scheme.serial else checkpoint.decoder.new_side_lane(len(head) + 64),
             self._next_turn)
         stream = Stream(checkpoint.decoder, self._scheme, timeline, prefix,
                         checkpoint.text_of_step, tail, lane, narration, schedule,
-                        deque(maxlen=self._relay.kept if self._relay else 0))
+                        source.work.kept if source else self._new_kept_steps())
         _keep_record(stream, narration)
-        self._take_back(video, lane)
+        if not video.recalled:  # Whose lane goes with it.
+            self._take_back(video, lane)
         if source:
-            _go_on(stream, source.work)
+            _go_on(stream, source.work, bool(video.recalled))
         return stream
 
     def _video_lane(self, rows: int, relieves: bool) -> Lane:
@@ -134,6 +136,12 @@ class ModelRunner:
         lane.clear()
         del self._free[0 if relieves or not self._relay else 1:]
         return lane
+
+    def _new_kept_steps(self) -> KeptSteps:
+        relay, recalled = self._relay, self._config.recall_steps
+        # Some more may come between the question that asks for the oldest and its turn.
+        return KeptSteps(max(relay.kept, recalled + relay.max_steps if recalled else 0)
+                         if relay else 0)
 
     def _new_video_lane(self, rows: int) -> Lane:
         return self._checkpoint.decoder.new_lane(rows, margin=self._margin)
@@ -184,6 +192,7 @@ class ModelRunner:
         due, chunks = self._chunks(riding.turns if riding else (), (stream, chunk))
         logits = self._checkpoint.decoder.step([chunk, *chunks, *also, *beside])
         stream.perceived(chunk, logits[0])
+        stream.kept.add(found, patches if self._config.record_trace else None)
         if self._config.record_trace:
             for each in streams:
                 each.patches.append(patches)
@@ -195,11 +204,11 @@ class ModelRunner:
         return done
 
     def _carry(self, job: Carry) -> Carried:
-        stream, source = job.video.work, job.source.work
+        stream, step = job.video.work, job.source.base + job.index
         words = self._repeat(stream, job.words)
-        chunk = stream.carried_chunk(source, job.index)
-        self._checkpoint.decoder.step([chunk, *words])
-        stream.patches += source.patches[job.index:job.index + 1]
+        stream.looks = job.source.work.looks
+        self._checkpoint.decoder.step([stream.kept_chunk(step), *words])
+        stream.keep_patches(step)
         return Carried(job)
 
     def _choose_size(self, stream: Stream, frame: Frame) -> None:
@@ -316,11 +325,13 @@ def lane_bytes(checkpoint: Checkpoint, config: SessionConfig, scheme: Scheme) ->
     return (2 if config.memory else 1) * rows * row
 
 
-def _go_on(stream: Stream, source: Stream) -> None:
-    """Have a stream go on with the video and the text of another one."""
+def _go_on(stream: Stream, source: Stream, is_recalled: bool) -> None:
+    """Have a stream go on with the video and the text of another one; or recall of it."""
     stream.size, stream.grid = source.size, source.grid
     stream.narration.text = source.narration.text
-    if stream.narration.record:
+    if stream.narration.record and is_recalled:
+        source.recalled.append(stream)
+    elif stream.narration.record:
         stream.before = source
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 import itertools
+import math
 import os
 import queue
 import threading
@@ -39,10 +40,11 @@ from sww_ros.streaming.jobs import (
     Reset,
     Ticked,
 )
-from sww_ros.streaming.pace import Pace, advice, measure, mismatch
+from sww_ros.streaming.pace import Pace, advice, measure, mismatch, working_size
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import SCHEMES, Scheme, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
+from sww_ros.streaming.recall import telling_words
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import AHEAD, Rule
 from sww_ros.streaming.runner import ModelRunner, lane_bytes
@@ -146,7 +148,8 @@ class Session:
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._core.wait_k, max_steps=self._core.max_steps,
             capacity=self._settings.capacity, memory=self._settings.memory,
-            relay=_relay_in_words(self._settings, self.lane_bytes), lane_bytes=self.lane_bytes,
+            relay=_relay_in_words(checkpoint, self._settings, self.lane_bytes),
+            lane_bytes=self.lane_bytes,
             repetition_penalty=self._settings.repetition_penalty,
             schedule=self.config.schedule, overlap=self._overlap,
             threads=max(1, self.config.threads),
@@ -201,7 +204,9 @@ class Session:
                                            MAX_QUESTION_TOKENS)
         head = checkpoint.encode(*checkpoint.turns.question(question))
         question_id = question_id or f'q{next(self._numbers)}'
-        self._ask_core(Asked(question_id, head))
+        about = telling_words(question) if self._settings.recall_steps else []
+        self._ask_core(Asked(question_id, head, tuple(
+            token for word in about for token in checkpoint.encode('', f' {word}'))))
         return question_id
 
     def cancel(self, question_id: str) -> None:
@@ -266,13 +271,16 @@ class Session:
         """
         Return the records of all streams of the current video, each of which relieved the last.
 
+        Before each stand those that were made for answers beside it.
+
         :raises ValueError: when the session does not record (`record_trace`)
         """
         if not self.config.record_trace:
             raise ValueError('this session records no trace: set record_trace')
         found, stream = [], self._core.video.work
         while stream is not None:
-            found.append(Trace.of(stream, stream.records))
+            found += [Trace.of(each, each.records) for each in (stream, *stream.recalled)
+                      if each.patches]
             stream = stream.before
         return found[::-1]
 
@@ -358,15 +366,27 @@ def _lane_bytes(checkpoint: Checkpoint, config: SessionConfig) -> int:
     return lane_bytes(checkpoint, settings, _scheme_of(checkpoint, settings))
 
 
-def _relay_in_words(settings: SessionConfig, reserved: int) -> str:
+def _relay_in_words(checkpoint: Checkpoint, settings: SessionConfig, reserved: int) -> str:
     """What happens to a stream that is full; `settings` as `resolved` returns them."""
     room = f'{reserved / 1e6:.1f} MB'
     if settings.memory:
         return (f'a stream of {settings.capacity} steps is relieved by one that begins with the '
-                f'last {settings.memory}; {room} are reserved for both')
+                f'last {settings.memory}; {room} are reserved for both'
+                f'{_recall_in_words(checkpoint, settings)}')
     why = (', as its positions depend on the text'
            if SCHEMES[settings.position_encoding].serial else '')
     return f'the video begins anew after {settings.max_steps} steps{why}, with {room} at most'
+
+
+def _recall_in_words(checkpoint: Checkpoint, settings: SessionConfig) -> str:
+    """What is remembered for questions about the past, and what that takes."""
+    if not settings.recall_steps:
+        return ''
+    decoder, size = checkpoint.decoder, working_size(checkpoint, settings)
+    row = decoder.embed([0])
+    rows = settings.recall_steps * math.prod(checkpoint.perception.grid(*size))
+    return (f'; questions are answered from the last {settings.recall_steps} steps, which are '
+            f'remembered in up to {rows * row.numel() * row.element_size() / 1e6:.1f} MB')
 
 
 def _scheme_of(checkpoint: Checkpoint, config: SessionConfig) -> Scheme:

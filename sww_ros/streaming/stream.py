@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,28 @@ from sww_ros.streaming.jobs import Word
 from sww_ros.streaming.kv import Lane, LaneView
 from sww_ros.streaming.positions import Scheme, Timeline, text_positions
 from sww_ros.streaming.schedule import Schedule
+
+
+class KeptSteps:
+    """The newest steps of a video over all its streams, as they were seen."""
+
+    def __init__(self, limit: int) -> None:
+        """Keep at most `limit` of them."""
+        self._steps: deque[tuple[Seen | None, torch.Tensor | None]] = deque(maxlen=limit)
+        self._count = 0
+
+    def add(self, seen: Seen | None, patches: torch.Tensor | None) -> None:
+        """Keep the next step; what is not known here, or not needed, is None."""
+        self._steps.append((seen, patches))
+        self._count += 1
+
+    def __getitem__(self, step: int) -> tuple[Seen | None, torch.Tensor | None]:
+        """
+        Return a step of the video, from 0.
+
+        :raises IndexError: for one that is not kept any more
+        """
+        return self._steps[step - self._count]
 
 
 class PlacedStep(NamedTuple):
@@ -42,12 +64,12 @@ class Stream:
 
     `text_of` gives the tokens that stand before and after the visual rows of a step, by its index
     from 0; `tail` follows the last step of a video that ends. `ends` holds the rows of the lane
-    up to each step's last. `kept` are the newest steps as they were seen, for a stream that is to
-    relieve this one; `owed` are words that its narration has yet to repeat. `looks` (tokens,
-    hidden) is what it was last given of each place, where tokens may be left out, and `places` are
-    those of its newest step that were not, None for all. Where a
-    trace is kept, `placed` are the rows of each step, and `records` are the runs of the texts
-    about this video, the narration's first; `before` is the stream that this one relieves.
+    up to each step's last. `kept` are the newest steps of the video, for its other streams too;
+    `owed` are words that its narration has yet to repeat. `looks` (tokens, hidden) is what it was
+    last given of each place, where tokens may be left out, and `places` are those of its newest
+    step that were not, None for all. Where a trace is kept, `placed` are the rows of each step,
+    and `records` are the runs of the texts about this video, the narration's first;
+    `before` is the stream that this one relieves, `recalled` are those made for answers beside it.
     """
 
     decoder: Decoder
@@ -59,7 +81,7 @@ class Stream:
     lane: Lane
     narration: TextLane
     schedule: Schedule
-    kept: deque[Seen]
+    kept: KeptSteps
     owed: list[Word] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     placed: list[PlacedStep] = field(default_factory=list)
@@ -70,6 +92,7 @@ class Stream:
     patches: list[torch.Tensor] = field(default_factory=list)
     records: list[LaneRecord] = field(default_factory=list)
     before: Stream | None = None
+    recalled: list[Stream] = field(default_factory=list)
 
     def prefill_prefix(self) -> None:
         """Put the prefix into the visual lane; once, before the first step."""
@@ -85,7 +108,6 @@ class Stream:
         step's own logits give the next token: give them to `perceived`.
         """
         step = self.place_step(last, None if seen.places is None else seen.places.tolist())
-        self.kept.append(seen)
         before, after = [*step.spoken, *step.before], step.after
         rows = seen.rows if seen.places is None else seen.rows[seen.places]
         parts = [self.decoder.embed(before)] * bool(before) + [rows]
@@ -120,12 +142,17 @@ class Stream:
         if logits is not None:
             self.narration.looked(logits, self.ends[-1] - 1, chunk.positions[:, -1:].numpy())
 
-    def carried_chunk(self, source: Stream, index: int) -> Chunk:
-        """Return the chunk that appends one of the newest steps of another stream."""
-        seen = source.kept[index - len(source.ends)]
-        self.looks = source.looks
+    def kept_chunk(self, step: int) -> Chunk:
+        """Return the chunk that appends one of the newest steps of the video, from 0."""
+        seen = cast(Seen, self.kept[step][0])  # Whoever computes has seen it.
         # What is left out of a first step was there before it.
         return self.step_chunk(seen if self.ends else replace(seen, places=None))
+
+    def keep_patches(self, step: int) -> None:
+        """Have a step of the video that has been put into this stream in its trace."""
+        patches = self.kept[step][1]
+        if patches is not None:
+            self.patches.append(patches)
 
     def repeat(self, words: Sequence[Word], vocabulary: Vocabulary) -> Iterator[Chunk]:
         """

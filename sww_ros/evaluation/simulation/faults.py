@@ -20,7 +20,7 @@ from sww_ros.streaming import core as core_module
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.events import NARRATION
 from sww_ros.streaming.frames import PendingFrames
-from sww_ros.streaming.jobs import Decode, Decoded, Open, Paused, Perceive, Sights, Words
+from sww_ros.streaming.jobs import Decode, Decoded, Open, Paused, Perceive, Sights, Video, Words
 from sww_ros.streaming.relay import Relay, owed
 from sww_ros.streaming.schedule import NarrationBudget
 
@@ -370,6 +370,19 @@ def _both_sides_write_a_narration(honest, core, turns):
         return found
     words = [word for word in owed(core.video).words if word.sees <= len(successor.steps)]
     return Words(successor, tuple(words)) if words and turns[-1].question is None else None
+
+
+@_fault(Video, 'is_ready')
+def _an_answer_begins_before_it_remembers(honest, video):
+    """A question about the past is answered from a part of what is recalled for it."""
+    return bool(video.steps)
+
+
+@_fault(Core, '_recall_no_more')
+def _what_cannot_be_recalled_is_tried_for_ever(honest, core, *videos):
+    """An answer waits for a stream that will not come."""
+    for video in videos:
+        video.beside = None
 
 
 @_fault(Core, '_is_full')

@@ -159,7 +159,7 @@ class Reading:
         if type(job) is jobs.Open:
             if job.source is None:
                 self._stream = job.video
-            else:
+            elif not job.video.recalled:
                 self._coming = job.video
         elif type(job) is jobs.Decode:
             self._ridden.add(job.riding)

@@ -39,7 +39,7 @@ class _Streams:
         if isinstance(job, jobs.Open):
             if job.source is None:
                 self.current = job.video
-            else:
+            elif not job.video.recalled:
                 self.coming = job.video
         if isinstance(job, jobs.Perceive):
             self.pieces = 0
@@ -56,7 +56,7 @@ class _Streams:
         elif isinstance(given, jobs.Decoded):
             self._decoded(moment)
         elif isinstance(given, jobs.Failed):
-            self.is_alone |= any(is_piece(job) for job in given.jobs)
+            self.is_alone |= any(is_piece(job) and not job.video.recalled for job in given.jobs)
 
     def _decoded(self, moment: Moment) -> None:
         if words := moment.given.job.words:
@@ -127,7 +127,8 @@ def no_step_is_skipped_by_a_hand_over(reading: Reading) -> Iterator[str]:
         said = Counter(word.owner for word in streams.spoken)
         for step in range(1 + streams.current.base, 1 + streams.coming.base):
             due = reading.granted(step)
-            if (said[step] < due and step not in streams.given_up and not moment.spoken
+            over = settings.single_turn and streams.given_up
+            if (said[step] < due and not over and step not in streams.given_up and not moment.spoken
                     and streams.steps[streams.current] < settings.max_steps):
                 yield f'{said[step]} of {due} tokens were spoken about step {step}'
 
@@ -162,7 +163,7 @@ def every_word_is_given_once_and_in_order(reading: Reading) -> Iterator[str]:
     """To the lane that goes on with the narration; each sees steps that are there."""
     for _, streams, job in _followed(reading):
         due: list[tuple[jobs.Video, tuple[jobs.Word, ...], bool]] = []
-        if isinstance(job, jobs.Carry):
+        if isinstance(job, jobs.Carry) and not job.video.recalled:
             due.append((job.video, job.words, False))
         elif isinstance(job, jobs.Decode):
             speaks = any(turn.question is None for turn in job.turns)
@@ -209,7 +210,7 @@ def a_stream_is_relieved_once_it_nears_its_capacity(reading: Reading) -> Iterato
         if isinstance(what, Restarted):
             if what.reason == 'capacity' and relay and not streams.is_alone:
                 yield 'it begins anew for lack of room'
-        elif isinstance(what, jobs.Open) and what.source is not None:
+        elif isinstance(what, jobs.Open) and what.source is not None and not what.video.recalled:
             steps = streams.steps[what.source]
             carried = what.source.base + steps - what.video.base
             if relay is None or not (relay.memory <= carried
@@ -219,6 +220,18 @@ def a_stream_is_relieved_once_it_nears_its_capacity(reading: Reading) -> Iterato
                 yield 'two streams are prepared'
             if streams.is_alone:
                 yield 'another one is prepared after the first has failed'
+
+
+def an_answer_recalls_what_has_left(reading: Reading) -> Iterator[str]:
+    """And begins when all of that is there."""
+    for _, streams, job in _followed(reading):
+        if isinstance(job, jobs.Open) and job.video.recalled:
+            end = job.video.base + len(job.video.recalled)
+            if not streams.current or end > streams.current.base:
+                yield f'the steps up to {end} are recalled, which are in the stream'
+        for turn in job.turns if isinstance(job, jobs.Decode) else ():
+            if turn.video.recalled and turn.sees != len(turn.video.recalled):
+                yield f'{turn.sees} of {len(turn.video.recalled)} recalled steps are seen'
 
 
 def streams_are_short(reading: Reading) -> Iterator[str]:

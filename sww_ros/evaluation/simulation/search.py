@@ -43,6 +43,7 @@ MOST_MOVES = 100
 # How often each move comes, and how often a job fails and of which sides, by mood.
 _CALM = dict(feed=8, last=1, ask=2, cancel=1, prompt=1, reset=1, pause=1, wait=1, close=0.1,
              finish=14)
+_LONG = dict(feed=20, ask=4, cancel=0.5, prompt=0.1, reset=0.1, pause=0.1, finish=60)
 _MOODS = (
     (_CALM, 0.03, ('perception', 'decoding', 'all')),
     (_CALM | dict(last=5, prompt=0.2, reset=0.2), 0.0, ()),
@@ -51,6 +52,7 @@ _MOODS = (
     (_CALM | dict(pause=6, last=3), 0.02, ('perception', 'decoding')),
     (_CALM | dict(feed=20, finish=8), 0.0, ()),
     (_CALM | dict(feed=2, ask=5, wait=5), 0.0, ()),
+    (_LONG, 0.02, ('perception', 'decoding')),
     (_CALM | dict(feed=10, finish=30, reset=0.1, prompt=0.1, close=0), 0.9, ('perception',)),
     (_CALM | dict(feed=10, finish=30, reset=0.1, prompt=0.1, close=0), 0.9, ('decoding',)),
 )
@@ -65,7 +67,7 @@ def random_script(seed: int) -> Script:
     """Return the schedule of a seed."""
     chance = random.Random(seed)
     weights, failing, sides = chance.choice(_MOODS)
-    count = chance.randint(3, MOST_MOVES)
+    count = chance.randint(3, MOST_MOVES) * (4 if weights is _LONG else 1)
     moves = tuple(_move(name, chance, failing, sides)
                   for name in chance.choices([*weights], [*weights.values()], k=count))
     eager = chance.random() < 0.7
@@ -81,10 +83,12 @@ def random_settings(chance: random.Random) -> Settings:
     relay = None
     if chance.random() < 0.5:
         max_steps, *relay = chance.choice(_RELAYS)
+    recall_steps = chance.choice((0, 4, 20)) if relay else 0
     return Settings(
         overlap=chance.choice(tuple(EXECUTORS)), serial=chance.random() < 0.2,
         schedule=chance.choice(SCHEDULES), schedule_seed=chance.randrange(3),
-        wait_k=chance.randint(1, 3), max_steps=max_steps, relay=relay and tuple(relay),
+        wait_k=chance.randint(1, 3), max_steps=max_steps,
+        relay=relay and tuple(relay), recall_steps=recall_steps,
         frames_per_step=chance.choice((1, 1, 2, 3)), max_pending_frames=chance.choice((1, 2, 4, 8)),
         max_answers=chance.randint(1, 3), max_queued=chance.randint(0, 2),
         question_policy=chance.choice(QUESTION_POLICIES),
@@ -99,7 +103,7 @@ def _move(name: str, chance: random.Random, failing: float, sides: tuple[str, ..
             fails = chance.choice(sides) if failing and chance.random() < failing else ''
             return Finish(chance.randrange(3), fails, ''.join(chance.choices(_WORDS, k=2)))
         case 'ask':
-            return Ask(chance.choice(_NAMES), chance.choice((0, 0, 1, 2)))
+            return Ask(chance.choice(_NAMES), chance.choice((0, 0, 1, 2)), chance.randrange(12))
         case 'cancel':
             return Cancel(chance.choice(_NAMES))
         case 'pause':

@@ -48,6 +48,7 @@ class Settings(_Brief):
     wait_k: int = 2
     max_steps: int = 8
     relay: tuple[int, int] | None = None
+    recall_steps: int = 0
     frames_per_step: int = 1
     max_pending_frames: int = 8
     max_answers: int = 2
@@ -90,10 +91,15 @@ class Feed(_Brief):
 
 @dataclass(frozen=True, repr=False)
 class Ask(_Brief):
-    """A question comes; its head is fed in `pieces` decode steps more than one."""
+    """
+    A question comes; its head is fed in `pieces` decode steps more than one.
+
+    It is about the narration's token number `about`, from 1, if that is any.
+    """
 
     name: str = 'a'
     pieces: int = 0
+    about: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -365,8 +371,8 @@ class World:
             case Feed(last):
                 self._frames += 1
                 self._tell(jobs.Fed(jobs.Frame(None, self._frames, self.now, self.now, last)))
-            case Ask(name, pieces) if not self.core.closed:  # `Session.ask` raises then.
-                self._tell(jobs.Asked(name, (0,) * pieces))
+            case Ask(name, pieces, about) if not self.core.closed:  # `Session.ask` raises then.
+                self._tell(jobs.Asked(name, (0,) * pieces, (about,)))
             case Cancel(name):
                 self._tell(jobs.Cancelled(name))
             case Prompt():
