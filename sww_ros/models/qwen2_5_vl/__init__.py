@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from sww_ros.models.checks import check_layers, check_sizes, check_types
 from sww_ros.models.files import CheckpointError, Files, told
@@ -82,10 +78,10 @@ class Qwen25VL:
 
     def outline(self, config: Any) -> Any:
         """Return the stock model without weights, on the device 'meta'."""
-        # A copy: the config may ask for a kernel that is not installed here.
+        config = deepcopy(config)
+        config._attn_implementation = 'sdpa'  # It may ask for a kernel that is not installed here.
         with torch.device('meta'):
-            return AutoModelForImageTextToText.from_config(
-                deepcopy(config), attn_implementation='sdpa')
+            return Qwen2_5_VLForConditionalGeneration(config)
 
     def tokens_per_second(self, config: Any) -> float:
         """Positions a second, by which it was trained."""
