@@ -19,6 +19,7 @@ def test_a_video_of_many_streams_costs_no_more_than_one_of_few(tmp_path: Path):
     assert summary['sentences'] > 150
     # How fast it is says nothing while other tests run.
     assert abs(summary['rss_drift']) <= 0.05
-    assert summary['largest_position'] == summary['largest_position_of_first_tenth']
+    # Six streams are a tenth; which of all has the most words is chance.
+    assert summary['largest_position'] <= 1.1 * summary['largest_position_of_first_tenth']
     assert {len(values) for name, values in result['series'].items() if name != 'every'} == {
         1500 // result['series']['every']}
