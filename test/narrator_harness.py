@@ -140,6 +140,14 @@ class Probe:
         assert client.wait_for_service(PATIENCE_S), name
         return client.call_async(kind.Request(**fields))
 
+    def run(self, work: Callable):
+        """
+        Do something on the thread that takes responses.
+
+        rclpy's action client ignores a response that comes before the request has been noted.
+        """
+        return self.result(self._executor.create_task(work))
+
     def result(self, future, timeout_s: float = PATIENCE_S):
         """Wait for a future of the probe's node."""
         done = threading.Event()

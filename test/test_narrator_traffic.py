@@ -59,10 +59,11 @@ def test_every_one_of_many_goals_at_once_is_rejected_or_comes_to_its_end(
                           goal_service_qos_profile=DEEP, result_service_qos_profile=DEEP)
     assert client.wait_for_server(40.0)
     goal = AnswerQuestion.Goal(question='what is it')
-    futures = [client.send_goal_async(goal) for _ in range(goals)]
+    futures = probe.run(lambda: [client.send_goal_async(goal) for _ in range(goals)])
     handles = [handle for future in futures if (handle := probe.result(future)).accepted]
     assert handles
-    results = [probe.result(future) for future in [h.get_result_async() for h in handles]]
+    ends = probe.run(lambda: [handle.get_result_async() for handle in handles])
+    results = [probe.result(future) for future in ends]
     succeeded = [r for r in results if r.status == GoalStatus.STATUS_SUCCEEDED]
     assert len(succeeded) >= 12
     assert {r.result.answer for r in succeeded} == {'what is it'}
