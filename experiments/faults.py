@@ -26,13 +26,12 @@ from experiments.watch import (
     PATIENCE_S,
     SIZES,
     Watch,
-    children,
     held,
-    is_gone,
+    living_children,
     shared_memory,
     wait_until,
 )
-from sww_ros.demo.processes import Child, Household, claim_domain, command_of
+from sww_ros.demo.processes import Child, Household, claim_domain, command_of, is_gone
 
 RATE_HZ = 5.0
 QUESTIONS = ('What colour is the square?', 'How many shapes are there?', 'Where is the circle?')
@@ -78,7 +77,8 @@ class Stand:
         found: list[int] = []
 
         def look() -> bool:
-            found[:] = [child for child in children(self.narrator.process.pid) if children(child)]
+            found[:] = [child for child in living_children(self.narrator.process.pid)
+                        if living_children(child)]
             return bool(found)
         if not wait_until(look):
             raise RuntimeError('there is no engine')
@@ -90,7 +90,7 @@ class Stand:
         os.kill(self.engine, signal.SIGKILL)
 
     def fault_kill_perceiver(self) -> None:
-        os.kill(children(self.engine)[0], signal.SIGKILL)
+        os.kill(living_children(self.engine)[0], signal.SIGKILL)
 
     def fault_stop_engine_for_a_while(self) -> None:
         pid = self.engine
@@ -103,7 +103,7 @@ class Stand:
         return self._stop_for_ever(self.engine, self.engine)
 
     def fault_stop_perceiver_for_ever(self) -> float:
-        return self._stop_for_ever(children(self.engine)[0], self.engine)
+        return self._stop_for_ever(living_children(self.engine)[0], self.engine)
 
     def _stop_for_ever(self, pid: int, engine: int) -> float:
         """Stop a process; return how long it took until the engine was ended for it [s]."""
@@ -187,7 +187,7 @@ class Stand:
         self.narrator.process.send_signal(signal.SIGINT)
         code = self.narrator.process.wait(PATIENCE_S)
         leaks['leaked_processes'] += len(
-            set(children(os.getpid())) - {self._camera.process.pid})
+            set(living_children(os.getpid())) - {self._camera.process.pid})
         recoveries = [entry['recovery_s'] for entry in self.entries]
         return dict(
             minutes=round(minutes, 1), faults=len(recoveries),

@@ -25,6 +25,7 @@ from sensor_msgs.msg import Image
 
 from sww_interfaces.msg import StepLatency, TextChunk
 from sww_interfaces.srv import Ask
+from sww_ros.demo.processes import children, is_gone
 
 PATIENCE_S = 120.0
 """How long anything may take before the run gives it up as lost."""
@@ -36,21 +37,15 @@ BROKEN: tuple[dict[str, Any], ...] = (
     dict(width=2 ** 32 - 1, height=2 ** 32 - 1), dict(encoding='yuv422', width=335))
 
 
-def children(pid: int) -> list[int]:
+def living_children(pid: int) -> list[int]:
     """Return the process ids of the children of a process, those that have ended apart."""
-    found = [int(child) for task in Path(f'/proc/{pid}/task').glob('*/children')
-             for child in _read(task).split()]
-    return [child for child in found if not is_gone(child)]
-
-
-def is_gone(pid: int) -> bool:
-    """Return whether a process has ended."""
-    return _read(Path(f'/proc/{pid}/stat')).rpartition(')')[2].split()[:1] in ([], ['Z'], ['X'])
+    return [child for child in children(pid) if not is_gone(child)]
 
 
 def held(pid: int) -> dict[str, int]:
     """Return what a process, or one that it has started, holds of what can leak."""
-    family = [pid, *(deeper for child in children(pid) for deeper in (child, *children(child)))]
+    family = [pid, *(deeper for child in living_children(pid)
+                     for deeper in (child, *living_children(child)))]
     status = dict(line.split(':', 1) for line in _read(Path(f'/proc/{pid}/status')).splitlines())
     return dict(processes=len(family), shared_memory=len(shared_memory(family)),
                 descriptors=len(os.listdir(f'/proc/{pid}/fd')), threads=int(status['Threads']),

@@ -29,6 +29,7 @@ from sensor_msgs.msg import Image
 from sww_interfaces.action import AnswerQuestion
 from sww_interfaces.msg import StepLatency, TextChunk
 from sww_interfaces.srv import Ask
+from sww_ros.demo.processes import children, is_gone
 
 HERE = Path(__file__).parent
 PATIENCE_S = 40.0
@@ -63,9 +64,7 @@ class NarratorProcess:
 
     def children(self) -> list[int]:
         """Return the process ids of the engines."""
-        tasks = Path(f'/proc/{self.process.pid}/task')
-        return [int(pid) for task in tasks.glob('*/children')
-                for pid in task.read_text().split() if not is_gone(int(pid))]
+        return [pid for pid in children(self.process.pid) if not is_gone(pid)]
 
     def stop(self, number: int = signal.SIGINT) -> int:
         """Send a signal, wait for the end, and return the exit code."""
@@ -243,14 +242,6 @@ def picture(height: int = 48, width: int = 64) -> Image:
 def stamp_of(message) -> int:
     """Return the stamp of a message with a header [ns]."""
     return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
-
-
-def is_gone(pid: int) -> bool:
-    """Return whether a process has ended."""
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] == 'Z'
-    except OSError:
-        return True
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = PATIENCE_S,

@@ -23,7 +23,7 @@ from test_readers import write_video
 
 from experiments import demo_strip
 from sww_ros.demo.__main__ import DemoOptions, advice, bounded, in_words, parse
-from sww_ros.demo.processes import ChildDied, Household
+from sww_ros.demo.processes import ChildDied, Household, children
 from sww_ros.demo.record import (
     DemoRecord,
     Exchange,
@@ -347,9 +347,8 @@ def demo(*arguments: str, narrator: str = NARRATOR):
 def family(pid: int) -> set[int]:
     """Return all descendants of a process."""
     found: set[int] = set()
-    for children in Path(f'/proc/{pid}/task').glob('*/children'):
-        for child in map(int, children.read_text().split()):
-            found |= {child} | family(child)
+    for child in children(pid):
+        found |= {child} | family(child)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 import os
-from pathlib import Path
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from fake_session import SESSION
 import numpy as np
 import pytest
 
+from sww_ros.demo.processes import is_gone
 from sww_ros.engine import client as client_module
 from sww_ros.engine.client import EngineError
 from sww_ros.frames import CameraFrame
@@ -31,14 +31,6 @@ def listener(request: pytest.FixtureRequest) -> Iterator[Listener]:
     model, options = getattr(request, 'param', ('fake', {}))
     with listening(model, **options) as listener:
         yield listener
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        state = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
-    except OSError:
-        return True
-    return state == 'Z'
 
 
 def wait_gone(pid: int, timeout_s: float = 10.0) -> bool:

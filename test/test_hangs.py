@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 import signal
 import threading
 
 from engine_harness import HERE, frame, listening
 import hanging_session
-from narrator_harness import is_gone, wait_until
+from narrator_harness import wait_until
 import numpy as np
 import pytest
 from supervision_kit import DELTA, SECOND, STEP, Play
 from supervision_kit import frame as a_frame
 
+from sww_ros.demo.processes import children, is_gone
 from sww_ros.engine import client as client_module
 from sww_ros.engine.supervision import Limits
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
@@ -182,17 +182,12 @@ def test_an_engine_stopped_for_ever_is_killed_and_another_takes_its_place():
         assert listener.wait_final(client.ask('again?')).finish_reason == 'stop'
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(child) for task in Path(f'/proc/{pid}/task').glob('*/children')
-            for child in task.read_text().split()]
-
-
 def test_a_perceiving_process_that_hangs_ends_with_its_engine():
     config = SessionConfig(overlap='processes')
     with listening(limits=Limits(work=1.5), config=config,
                    session=hanging_session.SESSION) as listener:
         client, pid = listener.client, listener.client.pid
-        perceiver, = children_of(pid)
+        perceiver, = children(pid)
         for life in (1, 2):
             for stamp in range(2):
                 client.feed(frame(stamp))
@@ -211,7 +206,7 @@ def test_a_stopped_perceiving_process_does_not_outlive_its_killed_engine():
     config = SessionConfig(overlap='processes')
     with listening(config=config, session=hanging_session.SESSION) as listener:
         pid = listener.client.pid
-        perceiver, = children_of(pid)
+        perceiver, = children(pid)
         os.kill(perceiver, signal.SIGSTOP)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: is_gone(perceiver))

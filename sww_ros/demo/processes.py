@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 import ctypes
 import fcntl
 import os
@@ -133,7 +134,7 @@ class Household:
 
     def _end_orphans(self) -> None:
         end = time.monotonic() + 2.0
-        while time.monotonic() < end and (orphans := _children_of_this_process()):
+        while time.monotonic() < end and (orphans := children()):
             for pid in orphans:
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -147,9 +148,22 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def _children_of_this_process() -> list[int]:
-    return [int(pid) for children in Path('/proc/self/task').glob('*/children')
-            for pid in children.read_text().split()]
+def children(pid: int | str = 'self') -> list[int]:
+    """Return the process ids of a process's children, those among them that have just ended."""
+    found: list[int] = []
+    for task in Path(f'/proc/{pid}/task').glob('*/children'):
+        with suppress(OSError):  # The thread, or the process, has ended.
+            found += map(int, task.read_text().split())
+    return found
+
+
+def is_gone(pid: int) -> bool:
+    """Return whether a process has ended, be it that nobody has waited for it yet."""
+    try:
+        state = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
+    except OSError:
+        return True
+    return state in 'ZX'
 
 
 DOMAINS = range(1, 102)

@@ -142,14 +142,14 @@ class Session:
         """
         checkpoint, settings = self._checkpoint, self._checkpoint.perception.settings
         seconds, pace = checkpoint.defaults.seconds_per_step, self._pace
+        reserved = self.lane_bytes
         return dict(
             model=checkpoint.name, parameters=checkpoint.parameters,
             dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._core.wait_k, max_steps=self._core.max_steps,
             capacity=self._settings.capacity, memory=self._settings.memory,
-            relay=_relay_in_words(checkpoint, self._settings, self.lane_bytes),
-            lane_bytes=self.lane_bytes,
+            relay=_relay_in_words(checkpoint, self._settings, reserved), lane_bytes=reserved,
             repetition_penalty=self._settings.repetition_penalty,
             schedule=self.config.schedule, overlap=self._overlap,
             threads=max(1, self.config.threads),

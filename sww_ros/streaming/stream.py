@@ -124,9 +124,11 @@ class Stream:
             spoken, positions = self.narration.hand_over()
             placed.append(positions)
         whole = self.timeline.step(*self.grid, text=(len(before), len(after)))
-        visual = np.arange(self.grid[0] * self.grid[1]) if places is None else np.array(places)
-        placed += np.split(whole, [len(before), whole.shape[1] - len(after)], axis=1)
-        placed[-2] = placed[-2][:, visual]
+        visual = np.arange(whole.shape[1] - len(before) - len(after))
+        if places is not None:
+            whole = np.delete(whole, len(before) + np.delete(visual, places), axis=1)
+            visual = np.array(places)
+        placed.append(whole)
         if last:
             placed.append(self.timeline.tail())
             after = [*after, *self.tail]
