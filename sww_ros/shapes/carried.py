@@ -50,12 +50,9 @@ class CarriedScore:
             answers_carried=self.carried.share(), answers_uncut=self.carried_uncut.share(),
             questions_before=sum(self.before.asked.values()),
             answers_before=self.before.share(), answers_before_uncut=self.before_uncut.share())
-        groups = {name: getattr(self, name)
-                  for name in ('carried', 'carried_uncut', 'before', 'before_uncut')}
         return dict(summary=summary, by_kind={
-            name: {kind: dict(asked=answers.asked[kind], right=answers.right[kind])
-                   for kind in QUESTION_KINDS if answers.asked[kind]}
-            for name, answers in groups.items()})
+            name: getattr(self, name).by_kind()
+            for name in ('carried', 'carried_uncut', 'before', 'before_uncut')})
 
 
 @dataclass(frozen=True)

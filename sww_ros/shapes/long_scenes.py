@@ -65,18 +65,16 @@ class LongScore:
 
     def table(self) -> dict:
         """Return `summary`, and below it the figures by kind and of every scene."""
-        asked, right = self.answers.asked, self.answers.right
         summary = dict(
             self.verdict.summary(), answers_right=self.answers.share(), scenes=len(self.seeds),
-            sentences=self.verdict.sentences, questions=sum(asked.values()),
+            sentences=self.verdict.sentences, questions=sum(self.answers.asked.values()),
             visual_tokens=round(self.tokens / self.of_tokens, 4) if self.of_tokens else None,
             changes=self.changes, sentences_cut=self.cut, told_again=self.told_again,
             **{name: round(sum(marks) / len(marks), 4) if marks else None
                for name, marks in self.stretches.items()})
         return dict(
             summary=summary, facts_by_kind=self.verdict.by_kind(),
-            answers_by_kind={kind: dict(asked=asked[kind], right=right[kind])
-                             for kind in QUESTION_KINDS if asked[kind]}, seeds=self.seeds)
+            answers_by_kind=self.answers.by_kind(), seeds=self.seeds)
 
     def add(self, heard: _Heard, scene: Scene, steps: int, phase_s: float, prompt: str) -> None:
         """Judge what was heard of a scene."""

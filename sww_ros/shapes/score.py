@@ -53,13 +53,12 @@ class Score:
     def table(self) -> dict:
         """Return `summary` and, below it, the figures by kind."""
         summary = self.verdict.summary()
-        asked, right = self.answers.asked, self.answers.right
         summary.update(answers_right=self.answers.share(), scenes=len(self.seeds),
-                       sentences=self.verdict.sentences, questions=sum(asked.values()))
+                       sentences=self.verdict.sentences,
+                       questions=sum(self.answers.asked.values()))
         return dict(
             summary=summary, facts_by_kind=self.verdict.by_kind(),
-            answers_by_kind={kind: dict(asked=asked[kind], right=right[kind])
-                             for kind in QUESTION_KINDS if asked[kind]})
+            answers_by_kind=self.answers.by_kind())
 
 
 def play(session: Session, seed: int, max_objects: int, score: Score,

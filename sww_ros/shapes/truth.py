@@ -18,6 +18,7 @@ import numpy as np
 
 from sww_ros.frames import NANOSECONDS
 from sww_ros.shapes.grammar import (
+    QUESTION_KINDS,
     SHAPES,
     Claim,
     ShapesQuestion,
@@ -262,6 +263,11 @@ class Answers:
         """The share of right answers; None where nothing was asked."""
         asked = sum(self.asked.values())
         return round(sum(self.right.values()) / asked, 4) if asked else None
+
+    def by_kind(self) -> dict[str, dict[str, int]]:
+        """Return, for each kind that was asked, how many were, and were answered right."""
+        return {kind: dict(asked=self.asked[kind], right=self.right[kind])
+                for kind in QUESTION_KINDS if self.asked[kind]}
 
 
 class Witness:
