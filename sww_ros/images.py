@@ -1,10 +1,15 @@
-"""Converts ROS images to RGB arrays and back, without cv_bridge (which NumPy 2 breaks)."""
+"""
+Converts ROS images to RGB arrays and back, without cv_bridge (which NumPy 2 breaks).
+
+And draws words into them.
+"""
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
 import re
+import textwrap
 from typing import Any
 
 import cv2
@@ -69,6 +74,10 @@ ENCODINGS = tuple(_LAYOUTS)
 WRITABLE_ENCODINGS = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', 'mono16', '8UC1', '8UC3', '8UC4',
                       'yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv')
 """What `rgb_to_image` writes."""
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+MAX_LINES = 3
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 # ITU-R BT.601, 16..235 and 16..240, as OpenCV and cameras have it.
 _RGB_TO_YUV = np.array([[65.738, 129.057, 25.064, 16 * 256],
@@ -153,6 +162,21 @@ def rgb_to_image(pixels: np.ndarray, header: Any, encoding: str = 'rgb8', step: 
     data.frombytes(rows.data)
     return Image(header=header, height=height, width=pixels.shape[1], encoding=encoding,
                  is_bigendian=0, step=rows.shape[1], data=data)
+
+
+def draw_subtitle(pixels: np.ndarray, text: str) -> np.ndarray:
+    """Return a copy of the picture, (H, W, 3) uint8, with the text at its foot; ASCII only."""
+    drawn = pixels.copy()
+    height, width = drawn.shape[:2]
+    scale = max(width / 640, 0.3)
+    advance, line = cv2.getTextSize('n' * 10, FONT, scale, 1)[0]
+    columns = max(int(width * 10 / advance) - 2, 8)
+    lines = textwrap.wrap(text.strip(), columns)[-MAX_LINES:]
+    for i, words in enumerate(reversed(lines)):
+        at = (int(line / 2), height - int(line * (0.7 + 1.7 * i)))
+        cv2.putText(drawn, words, at, FONT, scale, BLACK, max(3, round(4 * scale)), cv2.LINE_AA)
+        cv2.putText(drawn, words, at, FONT, scale, WHITE, max(1, round(scale)), cv2.LINE_AA)
+    return drawn
 
 
 def _said_size(data: bytes) -> tuple[int, int]:

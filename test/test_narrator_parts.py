@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sww_interfaces.msg import TextChunk
-from sww_ros.nodes.camera import Subtitle, draw_subtitle
+from sww_ros.images import draw_subtitle
+from sww_ros.nodes.camera import Subtitle
 from sww_ros.nodes.diagnostics import (
     ERROR,
     OK,

@@ -6,11 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-import textwrap
 import threading
 import time
 
-import cv2
 import numpy as np
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -22,13 +20,9 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
 from sww_ros.frames import CameraFrame, FrameChoice, FrameSampler
-from sww_ros.images import compressed_to_rgb, image_to_rgb
+from sww_ros.images import compressed_to_rgb, draw_subtitle, image_to_rgb
 from sww_ros.nodes.diagnostics import Rate
 from sww_ros.streaming.events import TextDelta
-
-FONT = cv2.FONT_HERSHEY_SIMPLEX
-MAX_LINES = 3
-WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 REMEMBERED_FRAMES = 1024
 WATCH_S = 0.5
@@ -224,21 +218,6 @@ class Subtitle:
         self.text += delta.delta
         if delta.sentence or delta.final:
             self.text, self._ended = delta.sentence or self.text, True
-
-
-def draw_subtitle(pixels: np.ndarray, text: str) -> np.ndarray:
-    """Return a copy of the picture, (H, W, 3) uint8, with the text at its foot; ASCII only."""
-    drawn = pixels.copy()
-    height, width = drawn.shape[:2]
-    scale = max(width / 640, 0.3)
-    advance, line = cv2.getTextSize('n' * 10, FONT, scale, 1)[0]
-    columns = max(int(width * 10 / advance) - 2, 8)
-    lines = textwrap.wrap(text.strip(), columns)[-MAX_LINES:]
-    for i, words in enumerate(reversed(lines)):
-        at = (int(line / 2), height - int(line * (0.7 + 1.7 * i)))
-        cv2.putText(drawn, words, at, FONT, scale, BLACK, max(3, round(4 * scale)), cv2.LINE_AA)
-        cv2.putText(drawn, words, at, FONT, scale, WHITE, max(1, round(scale)), cv2.LINE_AA)
-    return drawn
 
 
 class Annotator:
