@@ -28,6 +28,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from sww_ros.evaluation.metrics import score as caption_scores
+from sww_ros.library import play_steps, settle
 from sww_ros.models.loading import load
 from sww_ros.shapes.checkpoint import FRAME_SIZE, WAIT_K
 from sww_ros.shapes.grammar import ShapesQuestion, make_question
@@ -44,7 +45,6 @@ from sww_ros.shapes.truth import (
     utterances,
 )
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.streaming.clip_loop import play_steps, settle
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, Event, TextDelta
 from sww_ros.streaming.schedule import make_schedule

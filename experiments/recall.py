@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sww_ros.library import play_steps, settle
 from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.grammar import COLORS, SHAPES
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Scene, ShapeTrack, generate
-from sww_ros.streaming.clip_loop import play_steps, settle
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import TextDelta
 from sww_ros.streaming.session import Session

@@ -16,9 +16,9 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+from sww_ros.library import ClipError, play_steps, settle
 from sww_ros.settings import add_option, checked
 from sww_ros.sources import PictureFolder, VideoFile, open_video
-from sww_ros.streaming.clip_loop import ClipError, play_steps, settle
 from sww_ros.streaming.config import BY_NAME, SessionConfig, check_prompt, check_question
 from sww_ros.streaming.events import NARRATION, Event, QuestionState, Restarted, TextDelta
 from sww_ros.streaming.session import Session

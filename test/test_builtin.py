@@ -18,10 +18,9 @@ from transformers import (
 from sww_ros.__main__ import main as watch
 from sww_ros.evaluation.replay import main as replay
 from sww_ros.models.loading import builtin_path, load
-from sww_ros.shapes.carried import decided_s
-from sww_ros.shapes.carried import run as run_carried
 from sww_ros.shapes.checkpoint import SPECIAL
 from sww_ros.shapes.grammar import ShapesQuestion, Viewer
+from sww_ros.shapes.long_scenes import decided_s, run_carried
 from sww_ros.shapes.long_scenes import run as run_long
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate

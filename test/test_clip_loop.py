@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sww_ros.streaming.clip_loop import ClipError, play_steps, settle
+from sww_ros.library import ClipError, play_steps, settle
 from sww_ros.streaming.events import FramesDropped, Restarted, Trouble
 
 FRAME = np.zeros((2, 2, 3), np.uint8)

@@ -12,11 +12,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from sww_ros.evaluation.random_model import SMALL, random_model
 from sww_ros.models.qwen2_5_vl import FAMILY
-from sww_ros.streaming import linear
+from sww_ros.streaming import decoder as decoder_module
 from sww_ros.streaming.attention import attend, attend_plainly
-from sww_ros.streaming.decoder import Chunk, Decoder
+from sww_ros.streaming.decoder import Chunk, Decoder, Matrix
 from sww_ros.streaming.kv import Lane, SideLane
-from sww_ros.streaming.linear import Matrix
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -402,7 +401,7 @@ def test_a_matrix_multiplies_alike_packed_or_not(rows, shape, dtype):
 
 
 def test_a_step_with_every_matrix_packed(monkeypatch):
-    monkeypatch.setattr(linear, '_LARGE', 0)
+    monkeypatch.setattr(decoder_module, '_LARGE', 0)
     played = start(torch.float32)
     video, texts = filled(played, 20), lanes(played, 3)
     for _ in range(2):
@@ -411,7 +410,7 @@ def test_a_step_with_every_matrix_packed(monkeypatch):
 
 
 def test_without_onednn_matrices_are_multiplied_plainly(monkeypatch):
-    monkeypatch.setattr(linear, '_can_pack', lambda weight: False)
+    monkeypatch.setattr(decoder_module, '_can_pack', lambda weight: False)
     played = start(torch.float32)
     video, texts = filled(played, 20), lanes(played, 3)
     played.step(*((text, 1, (video, 20)) for text in texts))

@@ -17,7 +17,7 @@ import pytest
 from sww_ros import wire
 from sww_ros.engine import client as client_module
 from sww_ros.engine.client import EngineClient, EngineError
-from sww_ros.engine.open_answers import OpenAnswers
+from sww_ros.engine.supervision import OpenAnswers
 from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Event, FramesDropped, StepPerceived, Trouble

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies
 import numpy as np
 import pytest
 
-from sww_ros.engine.open_answers import OpenAnswers
+from sww_ros.engine.supervision import OpenAnswers
 from sww_ros.frames import FrameChoice, FrameSampler
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (

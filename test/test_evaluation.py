@@ -28,7 +28,7 @@ from sww_ros.evaluation.run import MODES, Options, evaluate
 from sww_ros.models.loading import builtin_path, load, take_apart
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.perception import fit_size
-from sww_ros.streaming.positions import SCHEMES, Video, VideoClock, turn_positions
+from sww_ros.streaming.positions import SCHEMES, VideoClock, VideoPart, turn_positions
 from sww_ros.training.frames import read_frames
 
 pytest.importorskip('av')
@@ -269,7 +269,7 @@ def test_offline_text_of_trained_weights_is_what_the_stock_model_generates(built
     def rope_index(input_ids, mm_token_type_ids, video_grid_thw, **_):
         (steps, rows, columns), kinds = video_grid_thw[0].tolist(), mm_token_type_ids[0].tolist()
         first = kinds.index(2)
-        video = Video(steps, rows // 2, columns // 2)
+        video = VideoPart(steps, rows // 2, columns // 2)
         rest = len(kinds) - first - video.tokens
         defaults = builtin.defaults
         positions = torch.from_numpy(turn_positions(

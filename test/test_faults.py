@@ -22,11 +22,10 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.generation import Vocabulary
 from sww_ros.streaming.layout import ClipShape, Layout, lay_out
-from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES, VideoClock, make_scheme
 from sww_ros.streaming.schedule import WaitK
 from sww_ros.streaming.session import Session
-from sww_ros.streaming.trace import Trace
+from sww_ros.streaming.trace import Trace, replay
 from sww_ros.streaming.visibility import ranges
 
 PACKAGE = Path(__file__).resolve().parents[1] / 'sww_ros'

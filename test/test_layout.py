@@ -22,8 +22,8 @@ from experiments import layouts
 from sww_ros.streaming.layout import ClipShape, describe, lay_out, main
 from sww_ros.streaming.positions import (
     SCHEMES,
-    Video,
     VideoClock,
+    VideoPart,
     make_scheme,
     turn_positions,
 )
@@ -334,10 +334,10 @@ STEPS_WITH_TEXT = [((2, 3), (4, 1)), ((3, 2), (5, 1)), ((1, 1), (0, 2)), ((2, 2)
 """Grid of merged tokens, and tokens of text before and after them."""
 
 
-def turn(steps) -> list[int | Video]:
+def turn(steps) -> list[int | VideoPart]:
     """Those steps as the parts of a turn."""
     return [part for grid, (before, after) in steps
-            for part in (before, Video(1, *grid), after)]
+            for part in (before, VideoPart(1, *grid), after)]
 
 
 @pytest.mark.parametrize('name', ['gdpe', 'gipe', 'offline'])

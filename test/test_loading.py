@@ -15,9 +15,9 @@ from sww_ros.models.loading import CheckpointError, load
 from sww_ros.models.qwen2_5_vl import Qwen25VL
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived, TextDelta
-from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.perception import PixelSettings, fit_size
 from sww_ros.streaming.session import Session
+from sww_ros.streaming.trace import replay
 
 
 @pytest.fixture(scope='module')

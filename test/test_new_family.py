@@ -18,10 +18,9 @@ from sww_ros.evaluation.random_model import SMALL, save_random
 from sww_ros.models.files import CheckpointError
 from sww_ros.models.loading import load, load_stock
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.oracle import replay
-from sww_ros.streaming.positions import SCHEMES, Video, turn_positions
+from sww_ros.streaming.positions import SCHEMES, VideoPart, turn_positions
 from sww_ros.streaming.session import Session
-from sww_ros.streaming.trace import VIDEO
+from sww_ros.streaming.trace import VIDEO, replay
 
 FAMILIES = Path(__file__).parent / 'families'
 STEPS = 4
@@ -70,7 +69,7 @@ def turn_of(checkpoint, steps):
     for index in range(steps):
         before, after = map(encode, turns.around_step(index, checkpoint.defaults.seconds_per_step))
         ids += [*before, *[VIDEO] * 6, *after]
-        parts += [len(before), Video(1, 2, 3), len(after)]
+        parts += [len(before), VideoPart(1, 2, 3), len(after)]
     tail = encode(turns.tail)
     return ids + tail, [*parts, len(tail)]
 

@@ -14,10 +14,10 @@ from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming import positions
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.layout import ClipShape, lay_out, main
-from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES, Start, make_scheme, position_scheme
 from sww_ros.streaming.schedule import WaitK
 from sww_ros.streaming.session import Session
+from sww_ros.streaming.trace import replay
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 

@@ -15,8 +15,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 from sww_ros.streaming.layout import describe
 from sww_ros.streaming.positions import (
     SCHEMES,
-    Video,
     VideoClock,
+    VideoPart,
     make_scheme,
     step_positions,
     text_positions,
@@ -76,11 +76,11 @@ class Stock:
     def __init__(self, tokens_per_second: int) -> None:
         self.config = Qwen2_5_VLConfig(vision_config=dict(tokens_per_second=tokens_per_second))
 
-    def positions(self, parts: list[int | Video], seconds: float) -> np.ndarray:
+    def positions(self, parts: list[int | VideoPart], seconds: float) -> np.ndarray:
         """Positions (3, n) of text and videos, one after the other."""
         kinds, grids = [], []
         for part in parts:
-            if isinstance(part, Video):
+            if isinstance(part, VideoPart):
                 grids.append([part.steps, 2 * part.height, 2 * part.width])
                 kinds += [VIDEO] * part.tokens
             else:
@@ -92,11 +92,11 @@ class Stock:
         return found[:, 0].numpy()
 
 
-def random_turn(chance: random.Random) -> list[int | Video]:
+def random_turn(chance: random.Random) -> list[int | VideoPart]:
     """Text, a video, text, a video, ..., text."""
     parts = [chance.randint(1, 40)]
     for _ in range(chance.choice([1, 1, 2, 3])):
-        parts += [Video(*(chance.randint(1, 7) for _ in range(3))), chance.randint(1, 20)]
+        parts += [VideoPart(*(chance.randint(1, 7) for _ in range(3))), chance.randint(1, 20)]
     return parts
 
 
@@ -115,13 +115,13 @@ def test_a_turn_equals_the_stock_models(seed):
         clock = VideoClock(float(chance.choice([1, 2, 3, 4, 25])),
                            float(2 / chance.choice(FRAME_RATES)))
         stock, ours = Stock(int(clock.tokens_per_second)), turn_positions(parts, clock)
-        videos = [part for part in parts if isinstance(part, Video)]
+        videos = [part for part in parts if isinstance(part, VideoPart)]
         if all(clock.tau(v.steps - 1) < max(v.height, v.width) for v in videos):
             assert (ours == stock.positions(parts, clock.seconds_per_step)).all()
             whole += 1
         at, first = 0, 0
         for part in parts:
-            count = part.tokens if isinstance(part, Video) else part
+            count = part.tokens if isinstance(part, VideoPart) else part
             alone = stock.positions([first, part] if first else [part], clock.seconds_per_step)
             assert (ours[:, at:at + count] == alone[:, first:]).all()
             at, first = at + count, int(alone.max()) + 1
@@ -139,13 +139,13 @@ def test_offline_is_the_stock_layout_of_one_turn(seed):
         placed = [text_positions(0, prefix), *(timeline.step(height, width)
                                                for _ in range(steps)), timeline.tail()]
         placed.append(timeline.narration().place(text, 1))
-        turn = [prefix, Video(steps, height, width), 3 + text]
+        turn = [prefix, VideoPart(steps, height, width), 3 + text]
         assert (np.concatenate(placed, axis=1) == turn_positions(turn, clock)).all()
 
 
 def test_text_behind_a_video_begins_after_its_largest_position():
     """Two turns by hand: the first video is longer than wide, the second wider than long."""
-    t, rows, columns = turn_positions([2, Video(3, 1, 2), 1, Video(1, 3, 1), 1])
+    t, rows, columns = turn_positions([2, VideoPart(3, 1, 2), 1, VideoPart(1, 3, 1), 1])
     assert t.tolist() == [0, 1, 2, 2, 4, 4, 6, 6, 7, 8, 8, 8, 11]
     assert rows.tolist() == [0, 1, 2, 2, 2, 2, 2, 2, 7, 8, 9, 10, 11]
     assert columns.tolist() == [0, 1, 2, 3, 2, 3, 2, 3, 7, 8, 8, 8, 11]

@@ -13,8 +13,8 @@ import torch
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FramesDropped, StepPerceived, TextDelta, Trouble
-from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.session import Session
+from sww_ros.streaming.trace import replay
 
 
 @pytest.fixture(scope='module')

@@ -12,13 +12,12 @@ import torch
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
+from sww_ros.streaming.generation import TextAssembler
 from sww_ros.streaming.jobs import Asked, Carry, Decoded, Open, Spoken
-from sww_ros.streaming.oracle import replay
-from sww_ros.streaming.recall import Past, StepInfo, telling_words
-from sww_ros.streaming.relay import Relay
+from sww_ros.streaming.relay import Past, Relay, StepInfo, telling_words
 from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.session import Session
-from sww_ros.streaming.text import TextAssembler
+from sww_ros.streaming.trace import replay
 
 
 def test_the_words_that_tell_what_a_question_is_about_are_left():

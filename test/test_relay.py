@@ -16,13 +16,13 @@ import torch
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, Restarted, StepPerceived, TextDelta, Trouble
+from sww_ros.streaming.generation import TextAssembler
 from sww_ros.streaming.jobs import Carry, Decoded, Open, Perceive, Spoken
 from sww_ros.streaming.kv import Lane
-from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import RULES
 from sww_ros.streaming.session import Session
-from sww_ros.streaming.text import TextAssembler
+from sww_ros.streaming.trace import replay
 
 PARALLEL = ('gdpe', 'gipe', 'ospe', 'offline')
 STEPS = 17

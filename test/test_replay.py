@@ -15,9 +15,8 @@ from sww_ros.__main__ import main as watch
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.evaluation.replay import main
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.oracle import Verdict, replay
 from sww_ros.streaming.session import Session
-from sww_ros.streaming.trace import Trace
+from sww_ros.streaming.trace import Trace, Verdict, replay
 
 EXACT, ROUNDED = ('float32', 'float64'), ('bfloat16', 'float16')
 

@@ -7,9 +7,9 @@ from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.events import NARRATION, Restarted, StepPerceived, TextDelta
-from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.session import Session
+from sww_ros.streaming.trace import replay
 
 
 @pytest.fixture(scope='module')

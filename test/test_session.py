@@ -17,9 +17,9 @@ from sww_ros.streaming.events import (
     event_from_dict,
     event_to_dict,
 )
-from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
+from sww_ros.streaming.trace import replay
 
 FRAME = np.zeros((56, 56, 3), np.uint8)
 

@@ -15,8 +15,8 @@ from sww_ros.streaming.events import (
     StepPerceived,
     TextDelta,
 )
-from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
+from sww_ros.streaming.trace import replay
 
 LONG = 'x' * MAX_QUESTION_TOKENS
 """As many tokens as a question may have: the random checkpoint's are bytes."""

@@ -26,8 +26,8 @@ from sww_ros.streaming.events import (
     TextDelta,
     Trouble,
 )
+from sww_ros.streaming.generation import TextAssembler
 from sww_ros.streaming.session import Session
-from sww_ros.streaming.text import TextAssembler
 
 LATIN_1 = os.fsdecode(b'caf\xe9')
 """As Python reads the argument of a terminal that does not speak UTF-8."""

@@ -14,8 +14,16 @@ from session_kit import opened
 from training_kit import noise
 
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
-from sww_ros.settings import CONFIGURE, Setting, add_option, setting, settings_of
-from sww_ros.settings.__main__ import main, table_of, written
+from sww_ros.settings import (
+    CONFIGURE,
+    Setting,
+    add_option,
+    main,
+    setting,
+    settings_of,
+    table_of,
+    written,
+)
 from sww_ros.streaming import positions
 from sww_ros.streaming.config import SETTINGS, SessionConfig
 from sww_ros.streaming.session import Session

@@ -11,12 +11,11 @@ from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Restarted, StepPerceived, Trouble
 from sww_ros.streaming.family import Seen
-from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.perception import without_still
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.rules import RULES
 from sww_ros.streaming.session import Session
-from sww_ros.streaming.trace import Trace
+from sww_ros.streaming.trace import Trace, replay
 
 STEPS = 12
 SIDE = 112

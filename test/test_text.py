@@ -3,7 +3,7 @@
 import pytest
 
 from sww_ros.evaluation.random_model import byte_tokenizer
-from sww_ros.streaming.text import TextAssembler
+from sww_ros.streaming.generation import TextAssembler
 
 
 def speak(text: str) -> tuple[list[str], list[str]]:

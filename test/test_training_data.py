@@ -18,7 +18,7 @@ from video_kit import GRAYS, needs_x264, shown, write_video
 from sww_ros.shapes.checkpoint import build_tokenizer
 from sww_ros.training.annotations import (
     PAPER,
-    Limits,
+    ClipFilter,
     Rejected,
     Report,
     read_annotations,
@@ -35,7 +35,7 @@ def tokenizer():
     return build_tokenizer()
 
 
-def read_pe_video(path: Path, tokenizer, limits: Limits | None = PAPER, prompt: str = 'Say.',
+def read_pe_video(path: Path, tokenizer, limits: ClipFilter | None = PAPER, prompt: str = 'Say.',
                   **options) -> list[Sample]:
     return read_annotations([path], form='pe_video', tokenizer=tokenizer, limits=limits,
                             prompt=prompt, **options)
@@ -115,18 +115,18 @@ def test_reading_needs_no_ros():
 def test_filter_keeps_its_borders(seconds: float, tokens: int, reason: str | None):
     sample = Sample(Path('a.mp4'), '', 'word ' * tokens, source='a:1', duration_s=seconds)
     if reason is None:
-        Limits().check(sample, words)
+        ClipFilter().check(sample, words)
         return
     with pytest.raises(Rejected, match='a:1: .* outside') as caught:
-        Limits().check(sample, words)
+        ClipFilter().check(sample, words)
     assert caught.value.reason == reason
 
 
 def test_filter_takes_other_ranges_and_the_annotated_part():
     sample = Sample(Path('a.mp4'), '', 'one two', start_s=1, end_s=3, duration_s=100)
-    Limits((1, 2), (1, 1)).check(sample, words)
+    ClipFilter((1, 2), (1, 1)).check(sample, words)
     with pytest.raises(Rejected, match='2 s, outside 0 to 1'):
-        Limits((0, 1)).check(sample, words)
+        ClipFilter((0, 1)).check(sample, words)
 
 
 def test_missing_duration_is_read_from_the_video(tmp_path: Path):

@@ -17,9 +17,9 @@ from sww_ros.streaming.events import (
     Trouble,
 )
 from sww_ros.streaming.generation import TextLane
-from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.session import Session
+from sww_ros.streaming.trace import replay
 
 
 @pytest.fixture(scope='module')

@@ -8,10 +8,11 @@ from test_positions import golden
 from sww_ros.streaming.layout import ClipShape, lay_out
 from sww_ros.streaming.positions import make_scheme
 from sww_ros.streaming.schedule import WaitK
-from sww_ros.streaming.visibility import VISUAL_LANE, Rows, ranges
+from sww_ros.streaming.visibility import VISUAL_LANE, Visibility, ranges
 
 
-def wait_k_rows(prefix: int, steps: int, tokens: int, wait_k: int, head: int, answer: int) -> Rows:
+def wait_k_rows(prefix: int, steps: int, tokens: int, wait_k: int, head: int,
+                answer: int) -> Visibility:
     """The rows of a clip of equal steps, as they are trained."""
     clip = ClipShape(prefix, [(1, tokens)] * steps, head, answer)
     return lay_out(make_scheme('gdpe'), WaitK(wait_k), clip).rows
@@ -36,7 +37,7 @@ def test_every_mask_keeps_the_rules(data):
     step = np.concatenate([np.full(prefix, -1), np.repeat(np.arange(steps), tokens),
                            np.zeros(sum(map(len, lanes)), int)])
     sees = np.concatenate([np.zeros(prefix + steps * tokens, int), *lanes]).astype(int)
-    mask = Rows(lane, step, sees).mask()
+    mask = Visibility(lane, step, sees).mask()
     visual = lane == VISUAL_LANE
     assert mask.diagonal().all(), 'a row sees itself'
     assert not np.triu(mask, 1).any(), 'nobody sees a later row'
@@ -82,7 +83,7 @@ def test_a_batch_of_schedules_is_each_of_them(steps, tokens, data):
     lane = np.repeat([VISUAL_LANE, 0], [visual, text])
     step = np.concatenate([np.repeat(np.arange(steps), tokens), np.zeros(text, int)])
     sees = np.array([[0] * visual + one for one in seen])
-    masks = Rows(lane, step, sees).mask()
+    masks = Visibility(lane, step, sees).mask()
     assert masks.shape == (len(seen), visual + text, visual + text)
     for mask, one in zip(masks, sees):
-        assert (mask == Rows(lane, step, one).mask()).all()
+        assert (mask == Visibility(lane, step, one).mask()).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, SMALL, random_model
-from sww_ros.models.qwen2_5_vl.tower import QwenTower
+from sww_ros.models.qwen2_5_vl.language import QwenTower
 
 
 @pytest.fixture(scope='module')

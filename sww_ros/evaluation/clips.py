@@ -16,8 +16,8 @@ import numpy as np
 
 from sww_ros.evaluation.metrics import words
 from sww_ros.frames import with_last
+from sww_ros.library import ClipError, play_steps, settle
 from sww_ros.streaming.checkpoint import Checkpoint
-from sww_ros.streaming.clip_loop import ClipError, play_steps, settle
 from sww_ros.streaming.config import SessionConfig, check_prompt
 from sww_ros.streaming.events import NARRATION, Event, Restarted, StepPerceived, TextDelta
 from sww_ros.streaming.session import Session

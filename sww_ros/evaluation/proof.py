@@ -43,12 +43,11 @@ from sww_ros.streaming.events import (
     TextDelta,
     Trouble,
 )
-from sww_ros.streaming.oracle import replay
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.rules import RULES
 from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
-from sww_ros.streaming.trace import Trace
+from sww_ros.streaming.trace import Trace, replay
 
 EXECUTORS = tuple(RULES)
 _SCHEMES = tuple(SCHEMES)

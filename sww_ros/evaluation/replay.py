@@ -18,8 +18,7 @@ from safetensors import SafetensorError
 import torch
 
 from sww_ros.models.loading import BUILTIN, load_stock
-from sww_ros.streaming.oracle import Verdict, replay
-from sww_ros.streaming.trace import Trace
+from sww_ros.streaming.trace import Trace, Verdict, replay
 
 DTYPES = ('float32', 'float64', 'bfloat16', 'float16')
 

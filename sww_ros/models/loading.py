@@ -13,8 +13,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from sww_ros.models.checks import check_penalty
-from sww_ros.models.files import JSON_FILES, CheckpointError, Files, told
+from sww_ros.models.files import JSON_FILES, CheckpointError, Files, check_penalty, told
 from sww_ros.streaming.checkpoint import Checkpoint, StreamDefaults
 from sww_ros.streaming.decoder import Chunk
 from sww_ros.streaming.family import Family, family_of

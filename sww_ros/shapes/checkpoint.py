@@ -39,7 +39,7 @@ from sww_ros.shapes.truth import (
 from sww_ros.streaming.layout import IGNORE, ClipShape, Layout, lay_out
 from sww_ros.streaming.positions import DEFAULT_SCHEME, VideoClock, make_scheme
 from sww_ros.streaming.schedule import make_schedule
-from sww_ros.streaming.visibility import Rows
+from sww_ros.streaming.visibility import Visibility
 
 SPECIAL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>',
            '<|image_pad|>', '<|video_pad|>', '<|silence|>')
@@ -314,7 +314,7 @@ class Batcher:
             ids[:, layout.narration] = narration
         # Clips differ in what their questions see, and in nothing else of the layout.
         sees = np.stack([one.rows.sees for one in layouts])
-        rows = Rows(layout.rows.lane, layout.rows.step, sees)
+        rows = Visibility(layout.rows.lane, layout.rows.step, sees)
         return ShapesBatch(
             patches=torch.from_numpy(np.concatenate([clip['patches'] for clip in clips])),
             ids=torch.from_numpy(ids), labels=torch.from_numpy(labels),

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from sww_ros.library import ClipError
 from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, generate
-from sww_ros.streaming.clip_loop import ClipError
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FirstSight, FramesDropped, Restarted, TextDelta, Trouble
 from sww_ros.streaming.positions import Track

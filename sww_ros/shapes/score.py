@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from sww_ros.shapes import carried, long_scenes
+from sww_ros.library import ClipError, play_steps, settle
+from sww_ros.shapes import long_scenes
 from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.grammar import QUESTION_KINDS, ShapesQuestion, make_question
 from sww_ros.shapes.render import Renderer
@@ -32,7 +33,6 @@ from sww_ros.shapes.truth import (
     standing_questions,
     utterances,
 )
-from sww_ros.streaming.clip_loop import ClipError, play_steps, settle
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, Event, Restarted, TextDelta
 from sww_ros.streaming.session import Session
@@ -168,7 +168,7 @@ def score_long(arguments: argparse.Namespace) -> dict:
 
 def score_carried(arguments: argparse.Namespace) -> dict:
     """Ask after hand-overs, and without them; print the summary, return all figures."""
-    found = carried.run(arguments.model, _seeds(arguments), arguments.seconds,
+    found = long_scenes.run_carried(arguments.model, _seeds(arguments), arguments.seconds,
                         arguments.max_objects, _session_config(arguments, arguments.memory),
                         _session_config(arguments, 0))
     print(json.dumps(found['summary'], indent=1))

@@ -33,7 +33,6 @@ from sww_ros.streaming.events import (
     TextDelta,
     Trouble,
 )
-from sww_ros.streaming.frames import PendingFrames
 from sww_ros.streaming.jobs import (
     Asked,
     Cancelled,
@@ -49,6 +48,7 @@ from sww_ros.streaming.jobs import (
     Open,
     Opened,
     Paused,
+    PendingFrames,
     Perceive,
     Perceived,
     Prompted,
@@ -61,9 +61,10 @@ from sww_ros.streaming.jobs import (
     Word,
     Words,
 )
-from sww_ros.streaming.recall import Past, StepInfo
 from sww_ros.streaming.relay import (
+    Past,
     Relay,
+    StepInfo,
     is_abreast,
     next_piece,
     next_recalled,

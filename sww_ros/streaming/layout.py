@@ -35,7 +35,7 @@ from sww_ros.streaming.visibility import (
     SEES_TAIL,
     TAIL_STEP,
     VISUAL_LANE,
-    Rows,
+    Visibility,
     ranges,
 )
 
@@ -78,7 +78,7 @@ class Layout:
     """
 
     positions: np.ndarray
-    rows: Rows
+    rows: Visibility
     came: np.ndarray
     prefix: np.ndarray
     visual: np.ndarray
@@ -132,8 +132,8 @@ def lay_out(scheme: Scheme, schedule: Schedule, clip: ClipShape) -> Layout:
     for lane, count in zip(lanes, clip.questions):
         positions[:, lane] = placed.asked[count]
     layout = Layout(
-        positions, Rows(*np.zeros((3, length), np.int64)), came[order], prefix, visual, ending,
-        text[:clip.head], text[clip.head:], text[clip.head - 1:-1].copy(), lanes)
+        positions, Visibility(*np.zeros((3, length), np.int64)), came[order], prefix, visual,
+        ending, text[:clip.head], text[clip.head:], text[clip.head - 1:-1].copy(), lanes)
     layout.rows.lane[:], layout.rows.step[prefix] = VISUAL_LANE, PREFIX_STEP
     if scheme.serial:
         shown = _run_as_one(layout, owners, seen, said if streams else [0] * steps)

@@ -71,7 +71,7 @@ def running_step(first: int, height: int, width: int, text: tuple[int, int] = (0
 
 
 @dataclass(frozen=True)
-class Video:
+class VideoPart:
     """A whole video in a turn: merged tokens are laid out as steps x height x width."""
 
     steps: int
@@ -83,7 +83,7 @@ class Video:
         return self.steps * self.height * self.width
 
 
-def turn_positions(parts: Sequence[int | Video], clock: VideoClock | None = None,
+def turn_positions(parts: Sequence[int | VideoPart], clock: VideoClock | None = None,
                    first: int = 0) -> np.ndarray:
     """
     Positions of text (a number of tokens) and whole videos, one after the other from `first` on.
@@ -92,7 +92,7 @@ def turn_positions(parts: Sequence[int | Video], clock: VideoClock | None = None
     """
     clock, found = clock or VideoClock(), [text_positions(0, 0)]
     for part in parts:
-        if isinstance(part, Video):
+        if isinstance(part, VideoPart):
             found += [step_positions(first, int(clock.tau(step)), part.height, part.width)
                       for step in range(part.steps)]
             first += max(int(clock.tau(part.steps - 1)), part.height - 1, part.width - 1) + 1

@@ -1,4 +1,13 @@
-"""The record of a run: what every row was fed, saw and predicted; enough to run it again."""
+"""
+The record of a run, and the oracle: transformers' own model run over it, in one masked full pass.
+
+A record says what every row was fed, saw and predicted. Its replay shares no code with the live
+pass but the position and visibility rules, and has to give the same tokens. Any race, any
+off-by-one in a mask, any stale row shows as a difference.
+
+That holds in fp32 and fp64. In bf16 and fp16 the two round at different places, as their matrices
+are cut differently: a token may differ where the best two are as good as equal, and only there.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +15,18 @@ from dataclasses import dataclass
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 import torch
 
+from sww_ros.streaming.family import family_of
 from sww_ros.streaming.generation import LaneRecord
 from sww_ros.streaming.positions import text_positions
 from sww_ros.streaming.stream import Stream
-from sww_ros.streaming.visibility import PREFIX_STEP, VISUAL_LANE, Rows
+from sww_ros.streaming.visibility import PREFIX_STEP, VISUAL_LANE, Visibility
 
 VIDEO = -1
 """The token id of rows that hold a visual token."""
@@ -104,9 +115,9 @@ class Trace:
         return Trace(tuple(about['grid']), patches, about['steps'], about['speakers'],
                      dtype=about.get('dtype', 'float32'), **rows)
 
-    def rows(self) -> Rows:
+    def rows(self) -> Visibility:
         """What the rule of visibility needs to know of each row."""
-        return Rows(self.lane, self.step, self.sees)
+        return Visibility(self.lane, self.step, self.sees)
 
 
 _COLUMNS = ('ids', 'positions', 'lane', 'step', 'sees', 'predicted', 'places')
@@ -143,3 +154,63 @@ def _text_lane(index: int, record: LaneRecord) -> dict[str, np.ndarray]:
     return dict(ids=np.array(record.fed), positions=np.array(record.positions).T,
                 lane=np.full(count, index), step=np.zeros(count, np.int64),
                 sees=np.array(record.sees), predicted=np.array(record.predicted))
+
+
+_ROUNDING = 4.0
+"""In narrow types, logits differ by about one step of the largest; their gap by twice that."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    How a replay went: for each compared row whether its token differs, and its logits.
+
+    `rounded` are those among the wrong that the rounding of a narrow type explains.
+    """
+
+    wrong: torch.Tensor
+    rounded: torch.Tensor
+    logits: torch.Tensor
+
+    @staticmethod
+    def of(spoken: torch.Tensor, logits: torch.Tensor, dtype: torch.dtype) -> Verdict:
+        """
+        Compare the tokens that were spoken (n,) with the oracle's logits (n, vocabulary).
+
+        :param dtype: the narrower of the types that both were computed in
+        """
+        wrong = logits.argmax(-1) != spoken
+        wide = logits.float()
+        gap = wide.max(-1).values - wide.gather(1, spoken[:, None])[:, 0]
+        close = gap <= _ROUNDING * torch.finfo(dtype).eps * wide.abs().max(-1).values
+        narrow = torch.finfo(dtype).bits < 32
+        return Verdict(wrong, wrong & close & narrow, logits)
+
+    @property
+    def compared(self) -> int:
+        return len(self.wrong)
+
+    @property
+    def differing(self) -> int:
+        return int(self.wrong.sum())
+
+    @property
+    def rounding(self) -> int:
+        """How many of the differing tokens are explained by rounding; 0 in fp32 and fp64."""
+        return int(self.rounded.sum())
+
+
+@torch.inference_mode()
+def replay(trace: Trace, model: Any) -> Verdict:
+    """
+    Run a trace through the stock model and compare every token that was predicted.
+
+    :param model: transformers' own, in the type of the recorded run (`trace.dtype`), or all is
+        rounded differently
+    """
+    model.eval()
+    at = torch.from_numpy(np.flatnonzero(trace.predicted >= 0))
+    logits = family_of(model.config.model_type).stock_logits(model, trace, at)
+    spoken = torch.from_numpy(trace.predicted)[at].to(logits.device)
+    types = getattr(torch, trace.dtype), model.dtype
+    return Verdict.of(spoken, logits, max(types, key=lambda dtype: torch.finfo(dtype).eps))

@@ -22,7 +22,7 @@ SEES_TAIL = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
-class Rows:
+class Visibility:
     """
     What the rule needs to know of each row; integer arrays of shape (n,).
 

@@ -2,7 +2,7 @@
 Samples from annotation files: PE-Video, FunQA, captioned bags, as JSON lines or a JSON array.
 
 What a record lacks leaves out one sample, never a training: it is `Rejected` with a reason, and a
-`Report` counts these. `Limits` are the paper's filter.
+`Report` counts these. `ClipFilter` are the paper's filter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Rejected(ValueError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ClipFilter:
     """Which samples to keep, both ranges with their ends; the paper's own by default."""
 
     seconds: tuple[float, float] = (5.0, 30.0)
@@ -59,7 +59,7 @@ class Limits:
                                f'{sample.source}: {value:.4g} {unit}, outside {low:g} to {high:g}')
 
 
-PAPER = Limits()
+PAPER = ClipFilter()
 """5 to 30 s, 3 to 5 tokens a second, as their release filters; the paper has 3 to 6 at wait-3."""
 
 
@@ -279,7 +279,7 @@ class VideoRoot:
 
 
 def read_annotations(paths: Iterable[Path], *, form: str = '', prompt: str, tokenizer=None,
-                     limits: Limits | None = None, video_root: Path | None = None,
+                     limits: ClipFilter | None = None, video_root: Path | None = None,
                      localization: bool = False, report: Report | None = None) -> list[Sample]:
     """
     Return the samples of some files; a record that cannot be one is reported, not fatal.
@@ -323,7 +323,7 @@ def read_annotations(paths: Iterable[Path], *, form: str = '', prompt: str, toke
     return samples
 
 
-def _captioned(record: Record, root: VideoRoot, prompt: str, limits: Limits | None,
+def _captioned(record: Record, root: VideoRoot, prompt: str, limits: ClipFilter | None,
                tokenizer) -> Sample:
     caption = record.text('caption')
     sample = Sample(root.find(record, 'video', 'video_path', 'path'), prompt, caption,

@@ -24,7 +24,7 @@ from sww_ros.streaming.perception import Perception, fit_size, shrunk
 from sww_ros.streaming.positions import Scheme, make_scheme
 from sww_ros.streaming.schedule import Schedule, make_schedule
 from sww_ros.streaming.trace import VIDEO
-from sww_ros.streaming.visibility import VISUAL_LANE, Rows
+from sww_ros.streaming.visibility import VISUAL_LANE, Visibility
 from sww_ros.training.frames import READ_FACTOR, Sample, VideoError, read_frames
 from sww_ros.training.recipe import Recipe, StreamSettings
 
@@ -51,7 +51,7 @@ class ClipRows:
     ids: np.ndarray
     labels: np.ndarray
     positions: np.ndarray
-    rows: Rows
+    rows: Visibility
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -268,7 +268,7 @@ class Batch:
         found = []
         for clip, *rows in zip(*(part.cpu().numpy()
                                  for part in (self.clip, self.lane, self.step, self.sees))):
-            found.append(Rows(*rows).mask() & (clip[:, None] == clip))
+            found.append(Visibility(*rows).mask() & (clip[:, None] == clip))
         return torch.from_numpy(np.stack(found))[:, None].to(self.ids.device)
 
 

@@ -7,7 +7,7 @@ transformers' own modules: video through the stock tower, rows through the stock
 
 Attention has dense masks under SDPA, block masks under FlexAttention. Both say the same:
 `mask_mod` is the rule of `streaming/visibility.py` for single pairs of rows, and the tests hold it
-against `Rows.mask`. FlexAttention has no backward pass on a CPU; there it runs uncompiled and
+against `Visibility.mask`. FlexAttention has no backward pass on a CPU; there it runs uncompiled and
 without gradients, which is how the tests compare it. Compiled, on a GPU, it never builds a dense
 mask.
 """

@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from sww_ros.frames import with_last
-from sww_ros.training.annotations import Limits, Report, check_there, read_annotations
+from sww_ros.training.annotations import ClipFilter, Report, check_there, read_annotations
 from sww_ros.training.clips import Batch, Clip, ClipFeed, ClipMaker, gathered, pack, pad
 from sww_ros.training.frames import Sample
 from sww_ros.training.model import (
@@ -80,7 +80,7 @@ def train(recipe: Recipe) -> None:
     samples = read_annotations(
         recipe.data, form=recipe.form, prompt=maker.settings.defaults.prompt,
         tokenizer=model.about.tokenizer, video_root=recipe.video_root, report=report,
-        limits=None if recipe.keep_all else Limits(recipe.seconds, recipe.caption_rate))
+        limits=None if recipe.keep_all else ClipFilter(recipe.seconds, recipe.caption_rate))
     show(str(report))
     if accelerator.is_main_process and not recipe.resume:
         clear_all(recipe.out)

@@ -19,8 +19,17 @@ from sww_ros.evaluation.simulation.world import side_of
 from sww_ros.streaming import core as core_module
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.events import NARRATION
-from sww_ros.streaming.frames import PendingFrames
-from sww_ros.streaming.jobs import Decode, Decoded, Open, Paused, Perceive, Sights, Video, Words
+from sww_ros.streaming.jobs import (
+    Decode,
+    Decoded,
+    Open,
+    Paused,
+    PendingFrames,
+    Perceive,
+    Sights,
+    Video,
+    Words,
+)
 from sww_ros.streaming.relay import Relay, owed
 from sww_ros.streaming.schedule import NarrationBudget
 

@@ -3,11 +3,13 @@ What a setting is: name, default, range, choices, words, and when it may change,
 
 A node's settings are a tuple of `Setting`; those of a dataclass are its fields, declared with
 `setting`. ROS parameters, launch arguments, command lines, config/*.yaml and the tables in docs/
-are made from them; `python -m sww_ros.settings --write` writes the files.
+are made from them: `python -m sww_ros.settings --write` writes the files, and `--check` says which
+are out of date; in the root of a clone.
 """
 
 from __future__ import annotations
 
+import argparse
 from argparse import (
     SUPPRESS,
     ArgumentParser,
@@ -15,9 +17,14 @@ from argparse import (
     BooleanOptionalAction,
     _ArgumentGroup,
 )
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+import importlib
 from numbers import Integral, Real
+from pathlib import Path
+import re
+import sys
+import textwrap
 from typing import Any
 
 Value = bool | int | float | str
@@ -174,3 +181,89 @@ def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def _number(value: float) -> str:
     return str(int(value)) if value % 1 == 0 else f'{value:g}'  # Infinity is no integer.
+
+
+NODES = {'narrator': 'sww_ros.nodes',
+         'shapes_camera': 'sww_ros.sources.shapes_camera',
+         'video_source': 'sww_ros.sources.video_source'}
+"""The nodes that have a file of parameters, and the modules of their tables, `SETTINGS`."""
+
+TITLES = {'narrator': 'the narrator', 'shapes_camera': 'the shapes camera',
+          'video_source': 'the video source'}
+PAGES = ('docs/node.md', 'docs/sources.md')
+WIDTH = 100
+BEGIN, END = '<!-- settings: {} (python -m sww_ros.settings --write) -->', '<!-- end -->'
+CHANGES = {LIBRARY: 'library only', START: 'never', 'configure': 'unconfigured', 'live': 'always'}
+
+
+def settings_of_node(name: str) -> Sequence[Setting]:
+    """Return a node's table; 'library': the settings of a session that no node offers."""
+    if name == 'library':
+        from sww_ros.streaming.config import SETTINGS
+        return [setting for setting in SETTINGS if setting.changes == LIBRARY]
+    return importlib.import_module(NODES[name]).SETTINGS
+
+
+def yaml_of(name: str) -> str:
+    """Return config/NAME.yaml."""
+    settings = settings_of_node(name)
+    fixed = all(setting.changes == START for setting in settings)
+    use = '' if fixed else ', params_file of launch'
+    lines = [f'# Parameters of {TITLES[name]}, with their defaults: `--params-file` of ros2 '
+             f'run{use}.',
+             f'# {"All are read-only; each" if fixed else "Each"} one is described by '
+             '`ros2 param describe` too.',
+             '/**:', '  ros__parameters:']
+    for setting in settings:
+        words = [setting.description, *([] if fixed else [WHEN[setting.changes]])]
+        if setting.range_text:
+            words.append(f'{"One of: " if setting.allowed else "From "}{setting.range_text}.')
+        lines += textwrap.wrap(' '.join(words), WIDTH, initial_indent='    # ',
+                               subsequent_indent='    # ')
+        value = f"'{setting.default}'" if setting.kind == 'string' else setting.default_text
+        lines += [f'    {setting.name}: {value}', '']
+    return '\n'.join(lines)
+
+
+def table_of(settings: Iterable[Setting]) -> str:
+    """Return the rows of a table in Markdown."""
+    rows = ['| parameter | default | may be | changes | |', '|---|---|---|---|---|']
+    for setting in settings:
+        rows.append(f'| `{setting.name}` | {setting.default_text or "(empty)"} | '
+                    f'{setting.range_text or setting.kind} | {CHANGES[setting.changes]} | '
+                    f'{setting.description} |')
+    return '\n'.join(rows)
+
+
+def page_of(text: str) -> str:
+    """Return a page of docs/ with its tables made anew, which stand between two comments."""
+    def made(found: re.Match[str]) -> str:
+        return f'{found[1]}\n{table_of(settings_of_node(found[2]))}\n{END}'
+
+    begin = re.escape(BEGIN).replace(re.escape('{}'), r'(\w+)')
+    return re.sub(f'({begin})\n.*?{re.escape(END)}', made, text, flags=re.DOTALL)
+
+
+def written(root: Path) -> dict[Path, str]:
+    """Return all files that are made from the tables, as they have to be."""
+    files = {root / f'config/{name}.yaml': yaml_of(name) for name in NODES}
+    return files | {root / page: page_of((root / page).read_text()) for page in PAGES}
+
+
+def main(arguments: list[str] | None = None, root: Path = Path()) -> int:
+    """Write the files, or say which are out of date; return the exit code."""
+    parser = argparse.ArgumentParser(prog='python -m sww_ros.settings', description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--write', action='store_true', help='write what has changed')
+    what.add_argument('--check', action='store_true', help='exit with 1 where a file differs')
+    options = parser.parse_args(arguments)
+    stale = {path: text for path, text in written(root).items() if path.read_text() != text}
+    for path, text in stale.items():
+        if options.write:
+            path.write_text(text)
+        print(f'{path} {"is written" if options.write else "is out of date: use --write"}')
+    return int(options.check and bool(stale))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
