@@ -85,6 +85,31 @@ def test_it_streams_as_its_oracle_has_it(folder, scheme, schedule, overlap):
     assert (verdict.logits - trace.logits).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize('scheme, overlap', [
+    ('gdpe', 'serial'), ('gdpe', 'processes'), ('gipe', 'threads'), ('ospe', 'fused')])
+def test_its_streams_relieve_one_another(folder, scheme, overlap):
+    checkpoint = load(str(folder), dtype='float64')
+    frames = np.random.default_rng(1).integers(0, 256, (24, 56, 84, 3), np.uint8)
+    config = SessionConfig(record_trace=True, position_encoding=scheme, overlap=overlap, wait_k=2,
+                           capacity=5, memory=2, max_steps=7, max_pending_frames=len(frames))
+    with Session(checkpoint, config) as session:
+        for index, frame in enumerate(frames):
+            session.feed(frame)
+            if index == 13:
+                session.ask('what?')
+            assert session.wait_idle()
+        traces = session.traces()
+    assert len(traces) >= 3
+    stock = load_stock(str(folder), torch.float64)
+    for trace in traces:
+        # Each stream counts its steps from 0, and so does the text in them.
+        ids, _ = turn_of(checkpoint, trace.steps)
+        tail = len(checkpoint.encode(checkpoint.turns.tail))
+        assert trace.ids[trace.lane == -1].tolist() == ids[:-tail]
+        verdict = replay(trace, stock)
+        assert not verdict.differing and (verdict.logits - trace.logits).abs().max() < 1e-9
+
+
 @pytest.mark.parametrize('scheme', ['gdpe', 'gipe', 'offline'])
 def test_its_steps_stand_in_the_visual_lane_with_their_text(folder, scheme):
     checkpoint = load(str(folder))
