@@ -32,3 +32,11 @@ def test_what_was_said_of_a_stamp_before_it_came_again_is_no_recovery():
     sent_s = {7: 50.0, 8: 51.0}
     assert first_after([(7, 20.0)], sent_s, since_s=40.0) is None
     assert first_after([(7, 20.0), (8, 51.5), (7, 52.0)], sent_s, since_s=40.0) == 11.5
+
+
+def test_the_hour_that_is_told_of_kept_its_promises():
+    result = json.loads((ROOT / 'docs/results/faults.json').read_text())
+    summary = result['summary']
+    assert broken(summary) == [] and summary['minutes'] >= 60 and summary['faults'] >= 55
+    assert {entry['fault'] for entry in result['faults']} == set(kinds())
+    assert summary['slowest_recovery_s'] < 10
