@@ -55,6 +55,7 @@ setup(
             'console = sww_ros.terminal.console:main',
             'narrator = sww_ros.nodes.narrator:main',
             'shapes_camera = sww_ros.sources.shapes_camera:main',
+            'speech = sww_ros.terminal.speech:main',
             'video_source = sww_ros.sources.video_source:main',
         ],
     },

@@ -185,10 +185,11 @@ def _number(value: float) -> str:
 
 NODES = {'narrator': 'sww_ros.nodes',
          'shapes_camera': 'sww_ros.sources.shapes_camera',
+         'speech': 'sww_ros.terminal.speech',
          'video_source': 'sww_ros.sources.video_source'}
 """The nodes that have a file of parameters, and the modules of their tables, `SETTINGS`."""
 
-TITLES = {'narrator': 'the narrator', 'shapes_camera': 'the shapes camera',
+TITLES = {'narrator': 'the narrator', 'shapes_camera': 'the shapes camera', 'speech': 'the voice',
           'video_source': 'the video source'}
 PAGES = ('docs/node.md', 'docs/sources.md')
 WIDTH = 100

@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'sww_ros'
 ROS = {'rclpy', 'rcl_interfaces', 'sww_interfaces', 'std_msgs', 'std_srvs', 'builtin_interfaces',
        'diagnostic_msgs'}
 NODES = {'nodes', 'sources/shapes_camera', 'sources/video_source',
-         'terminal/console', 'node'}
+         'terminal/console', 'terminal/speech', 'node'}
 """What may need ROS to be imported; the demo is a node too."""
 
 
@@ -73,7 +73,8 @@ def test_the_first_line_of_each_file_says_what_lives_there():
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
-@pytest.mark.parametrize('module', ['narrator', 'console', 'shapes_camera', 'video_source'])
+@pytest.mark.parametrize('module', [
+    'narrator', 'console', 'speech', 'shapes_camera', 'video_source'])
 def test_documented_nodes_are_found_where_the_documents_say(module: str):
     pytest.importorskip('rclpy')
     pages = ''.join(page.read_text() for page in (ROOT / 'docs').glob('*.md'))
