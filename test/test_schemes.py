@@ -9,7 +9,7 @@ from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.events import NARRATION, Restarted, StepPerceived, TextDelta
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.session import Session
-from sww_ros.streaming.trace import replay
+from sww_ros.streaming.trace import VIDEO, replay
 
 
 @pytest.fixture(scope='module')
@@ -134,3 +134,31 @@ def test_a_checkpoint_says_what_it_was_trained_for():
 def test_a_checkpoint_never_trained_to_stream_has_no_mismatch(models):
     with Session(models[1], SessionConfig(position_encoding='interleaved')) as session:
         assert session.info['mismatch'] == ''
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+@pytest.mark.parametrize('rate', [1.0, 4.0, 16.0])
+def test_positions_follow_the_time_of_shorter_and_longer_steps(models, scheme, rate):
+    """Trained with two frames a second and two positions a second: tau(f) = floor(4 f / rate)."""
+    config = SessionConfig(position_encoding=scheme, schedule='wait_k', record_trace=True,
+                           frame_rate=rate)
+    with Session(models[1], config) as session:
+        assert session.info['frame_rate'] == rate
+        assert session.info['seconds_per_step'] == 2 / rate
+        watch(session, 6)
+        trace = session.trace()
+    verdict = replay(trace, models[0])
+    assert verdict.compared > 10 and not verdict.differing
+    if scheme != 'interleaved':  # Where text moves what comes after it.
+        times = trace.positions[0, trace.ids == VIDEO].reshape(6, -1)
+        assert (times - times[0, 0] == np.floor(4 / rate * np.arange(6))[:, None]).all()
+
+
+def test_another_frame_rate_than_the_trained_one_is_told():
+    trained = random_checkpoint(SMALL, 6, wait_k=2)[1]
+    with Session(trained, SessionConfig(frame_rate=2.0)) as session:
+        assert session.info['mismatch'] == ''
+    with Session(trained, SessionConfig(frame_rate=8.0)) as session:
+        assert 'frame_rate 8 but was trained with 2' in session.info['mismatch']
+    with pytest.raises(ValueError, match='seconds_per_step must be above 0 and at most 3600'):
+        Session(trained, SessionConfig(frame_rate=1e-4))

@@ -175,7 +175,7 @@ class Player:
         """
         settings = checkpoint.perception.settings
         self.frames_per_step = settings.temporal_patch_size
-        self.frame_rate = self.frames_per_step / checkpoint.defaults.seconds_per_step
+        self.frame_rate = checkpoint.at(config.frame_rate).frame_rate
         self._live, self._checkpoint = live, checkpoint
         # Whoever is slower than the video shall hear of it late, not miss a part of it. A clip is
         # one stream to its end, as in training.

@@ -21,6 +21,7 @@ from sww_ros.shapes.grammar import QUESTION_KINDS, ShapesQuestion, Viewer, make_
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, Scene, generate
 from sww_ros.shapes.truth import (
+    MAX_LATENESS_STEPS,
     NARRATE,
     Answers,
     Judgement,
@@ -41,6 +42,35 @@ UNOWED_STEPS = 4
 """The last steps, whose facts need not have been told."""
 STRETCH_STEPS = 600
 """The first and the last stretch of a scene are compared: ten minutes, or a third of it."""
+
+
+@dataclass(frozen=True)
+class _Film:
+    """A scene as frames, from any step on; two to a step."""
+
+    scene: Scene
+    renderer: Renderer
+    phase_s: float
+    period_s: float = TICK_S
+
+    @staticmethod
+    def of(scene: Scene, rng: np.random.Generator, period_s: float = TICK_S) -> _Film:
+        """Return one that begins within half a second, with a frame every `period_s` [s]."""
+        phase_s = float(rng.random() * TICK_S)
+        return _Film(scene, Renderer(scene, FRAME_SIZE, FRAME_SIZE), phase_s, period_s)
+
+    @property
+    def steps_in_a_second(self) -> int:
+        """How many, at least one."""
+        return max(1, round(1 / (2 * self.period_s)))
+
+    def steps(self, first: int, end: int) -> Iterator[tuple[np.ndarray, int]]:
+        for frame in range(2 * first, 2 * end):
+            yield self.renderer.frame(self.phase_s + frame * self.period_s), frame
+
+    def seen_s(self, steps: int) -> float:
+        """Return until when one has seen the scene who has seen so many steps [s]."""
+        return newest_frame_s(steps - 1, self.phase_s, self.period_s)
 
 
 @dataclass
@@ -68,7 +98,8 @@ class LongScore:
     def table(self) -> dict:
         """Return `summary`, and below it the figures by kind and of every scene."""
         summary = dict(
-            self.verdict.summary(), answers_right=self.answers.share(), scenes=len(self.seeds),
+            self.verdict.summary(), lateness_s=self._lateness_s(),
+            answers_right=self.answers.share(), scenes=len(self.seeds),
             sentences=self.verdict.sentences, questions=sum(self.answers.asked.values()),
             visual_tokens=round(self.tokens / self.of_tokens, 4) if self.of_tokens else None,
             changes=self.changes, sentences_cut=self.cut, told_again=self.told_again,
@@ -78,10 +109,12 @@ class LongScore:
             summary=summary, facts_by_kind=self.verdict.by_kind(),
             answers_by_kind=self.answers.by_kind(), seeds=self.seeds)
 
-    def add(self, heard: _Heard, scene: Scene, steps: int, phase_s: float, prompt: str) -> None:
+    def add(self, heard: _Heard, film: _Film, steps: int, prompt: str) -> None:
         """Judge what was heard of a scene."""
-        spoken = heard.utterances()
-        verdict = judge(scene, spoken, steps, steps - UNOWED_STEPS, phase_s, prompt)
+        spoken, in_a_second = heard.utterances(), film.steps_in_a_second
+        verdict = judge(film.scene, spoken, steps, steps - UNOWED_STEPS * in_a_second,
+                        film.phase_s, prompt, MAX_LATENESS_STEPS * in_a_second,
+                        frame_period_s=film.period_s)
         again = heard.told_again(spoken, verdict.marks)
         for question_id, question in heard.questions.items():
             self.answers.mark(question, heard.texts, question_id)
@@ -93,8 +126,12 @@ class LongScore:
         self.cut += heard.cut
         self.told_again += again
         self.seeds.append(dict(
-            verdict.summary(), seed=scene.seed, changes=len(heard.changes),
+            verdict.summary(), seed=film.scene.seed, changes=len(heard.changes),
             sentences_cut=heard.cut, told_again=again, false=verdict.false))
+
+    def _lateness_s(self) -> float | None:
+        late = self.verdict.lateness_s
+        return round(sum(late) / len(late), 3) if late else None
 
     def _compare(self, spoken: Sequence[Utterance], verdict: Judgement, steps: int) -> None:
         stretch = min(STRETCH_STEPS, steps // 3)
@@ -161,24 +198,23 @@ def play(session: Session, seed: int, steps: int, max_objects: int, score: LongS
 
     :raises ClipError: for a run in which frames were lost or an error occurred
     """
-    scene = generate(seed, steps + 1.0, max_objects=max_objects)
+    info = session.info
+    scene = generate(seed, steps * info['seconds_per_step'] + 1.0, max_objects=max_objects)
     rng = np.random.default_rng([seed, 3])
-    phase_s = float(rng.random() * TICK_S)
-    renderer = Renderer(scene, FRAME_SIZE, FRAME_SIZE)
+    film = _Film.of(scene, rng, 1 / info['frame_rate'])
     session.set_prompt(prompt)
     list(settle(session, lossless=False))
-    heard = _Heard()
-    frames = ((renderer.frame(phase_s + frame * TICK_S), frame) for frame in range(2 * steps))
-    for step, new in enumerate(tqdm(play_steps(session, frames, ends=False), total=steps,
-                                    desc=f'seed {seed}', unit='step', disable=None)):
+    heard, every = _Heard(), QUESTION_STEPS * film.steps_in_a_second
+    for step, new in enumerate(tqdm(play_steps(session, film.steps(0, steps), ends=False),
+                                    total=steps, desc=f'seed {seed}', unit='step', disable=None)):
         heard.take(list(new))
-        if step % QUESTION_STEPS == QUESTION_STEPS - 1:
-            kind = QUESTION_KINDS[step // QUESTION_STEPS % len(QUESTION_KINDS)]
-            at_s = newest_frame_s(step, phase_s)
+        if step % every == every - 1:
+            kind = QUESTION_KINDS[step // every % len(QUESTION_KINDS)]
+            at_s = film.seen_s(step + 1)
             question = make_question(scene, at_s, rng, kind) or make_question(scene, at_s, rng)
             heard.questions[session.ask(question.text)] = question
             heard.take(list(settle(session)))
-    score.add(heard, scene, steps, phase_s, prompt)
+    score.add(heard, film, steps, prompt)
 
 
 def run(model: str, seeds: Sequence[int], seconds: float, max_objects: int,
@@ -225,23 +261,6 @@ class CarriedScore:
             for name in ('carried', 'carried_uncut', 'before', 'before_uncut')})
 
 
-@dataclass(frozen=True)
-class _Film:
-    """A scene as frames, from any step on."""
-
-    scene: Scene
-    renderer: Renderer
-    phase_s: float
-
-    def steps(self, first: int, end: int) -> Iterator[tuple[np.ndarray, int]]:
-        for frame in range(2 * first, 2 * end):
-            yield self.renderer.frame(self.phase_s + frame * TICK_S), frame
-
-    def seen_s(self, steps: int) -> float:
-        """Return until when one has seen the scene who has seen so many steps [s]."""
-        return newest_frame_s(steps - 1, self.phase_s)
-
-
 def decided_s(scene: Scene, at_s: float, question: ShapesQuestion) -> float:
     """Return when that was seen by which a question is decided [s]: now, if it is about now."""
     if question.kind not in _DECIDING:
@@ -261,7 +280,7 @@ def play_carried(relayed: Session, uncut: Session, seed: int, steps: int, max_ob
     """
     scene = generate(seed, steps + 1.0, max_objects=max_objects)
     rng = np.random.default_rng([seed, 4])
-    film = _Film(scene, Renderer(scene, FRAME_SIZE, FRAME_SIZE), float(rng.random() * TICK_S))
+    film = _Film.of(scene, rng)
     info, base = relayed.info, 0
     _forget(relayed)
     for step, events in enumerate(tqdm(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import json
 from pathlib import Path
 
@@ -139,6 +139,8 @@ def main() -> None:
                         help='with --seconds, ask in the prefix what one kind of shape does')
     parser.add_argument('--still', type=float, nargs='*', default=[],
                         help='with --seconds, of a session: compare these instead')
+    parser.add_argument('--frame-rate', type=float, nargs='*', default=[],
+                        help='with --seconds, of a session: compare these instead')
     parser.add_argument('--json', type=Path, help='file for the figures')
     arguments = parser.parse_args()
     score = score_carried if arguments.carried else score_long
@@ -149,20 +151,22 @@ def main() -> None:
 
 def score_long(arguments: argparse.Namespace) -> dict:
     """
-    Play long scenes with and without hand-overs; or with tokens left out where they stand still.
+    Play long scenes with and without hand-overs; or compare what one setting does to them.
 
     Prints the summaries, returns all figures.
     """
-    def play_all(memory: int, still: float = 0.0) -> dict:
+    def play_all(memory: int, **settings: float) -> dict:
+        config = replace(_session_config(arguments, memory), **settings)
         found = long_scenes.run(arguments.model, _seeds(arguments), arguments.seconds,
-                                arguments.max_objects, _session_config(arguments, memory, still),
+                                arguments.max_objects, config,
                                 standing_questions()[1:] if arguments.standing else (NARRATE,))
         print(json.dumps(found['summary'], indent=1))
         return found
 
-    if arguments.still:
-        return dict(_scenes(arguments), still={still: play_all(arguments.memory, still)
-                                               for still in arguments.still})
+    for name in ('still', 'frame_rate'):
+        if values := getattr(arguments, name):
+            return dict(_scenes(arguments), **{name: {
+                value: play_all(arguments.memory, **{name: value}) for value in values}})
     return dict(_scenes(arguments), **play_all(arguments.memory), begun_anew=play_all(0))
 
 
@@ -179,9 +183,8 @@ def _seeds(arguments: argparse.Namespace) -> range:
     return range(arguments.first_seed, arguments.first_seed + arguments.count)
 
 
-def _session_config(arguments: argparse.Namespace, memory: int,
-                    still: float = 0.0) -> SessionConfig:
-    return SessionConfig(overlap='serial', capacity=arguments.capacity, memory=memory, still=still,
+def _session_config(arguments: argparse.Namespace, memory: int) -> SessionConfig:
+    return SessionConfig(overlap='serial', capacity=arguments.capacity, memory=memory,
                          previous_sentences=arguments.previous_sentences)
 
 

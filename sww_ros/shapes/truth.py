@@ -27,7 +27,7 @@ from sww_ros.shapes.grammar import (
     parse,
     true_answer,
 )
-from sww_ros.shapes.scene import Fact, Scene, generate
+from sww_ros.shapes.scene import TICK_S, Fact, Scene, generate
 from sww_ros.streaming.events import TextDelta
 
 NARRATE = 'What happens?'
@@ -56,19 +56,20 @@ def wanted(facts: Sequence[Fact], question: str = NARRATE) -> list[Fact]:
     return [fact for fact in facts if fact.claim.shape in _STANDING[question]]
 
 
-def newest_frame_s(step: int, phase_s: float, frame_period_s: float = 0.5,
+def newest_frame_s(step: int, phase_s: float, frame_period_s: float = TICK_S,
                    frames_per_step: int = 2) -> float:
     """Time of the last frame of a step, in seconds, for a camera that starts at `phase_s`."""
     return phase_s + ((step + 1) * frames_per_step - 1) * frame_period_s
 
 
-def facts_by_step(scene: Scene, steps: int, phase_s: float = 0.0,
-                  question: str = NARRATE) -> list[list[Fact]]:
+def facts_by_step(scene: Scene, steps: int, phase_s: float = 0.0, question: str = NARRATE,
+                  frame_period_s: float = TICK_S) -> list[list[Fact]]:
     """For each step, the facts that it is the first to show."""
     shown: list[list[Fact]] = [[] for _ in range(steps)]
     step = 0
     for fact in wanted(scene.facts, question):
-        while step < steps and newest_frame_s(step, phase_s) < fact.visible_s - 1e-9:
+        while (step < steps
+               and newest_frame_s(step, phase_s, frame_period_s) < fact.visible_s - 1e-9):
             step += 1
         if step < steps:
             shown[step].append(fact)
@@ -161,6 +162,8 @@ class Judgement:
     facts: Counter = field(default_factory=Counter)
     narrated: Counter = field(default_factory=Counter)
     lateness: list[int] = field(default_factory=list)
+    lateness_s: list[float] = field(default_factory=list)
+    """Of each true sentence: from when its fact showed to the newest frame of its first token."""
     false: list[str] = field(default_factory=list)
     marks: list[bool] = field(default_factory=list)
     """For each sentence in turn, whether it is true."""
@@ -192,8 +195,8 @@ class Judgement:
 
 def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps: int,
           phase_s: float = 0.0, question: str = NARRATE,
-          max_lateness: int = MAX_LATENESS_STEPS,
-          again: Sequence[tuple[Claim, int]] = ()) -> Judgement:
+          max_lateness: int = MAX_LATENESS_STEPS, again: Sequence[tuple[Claim, int]] = (),
+          frame_period_s: float = TICK_S) -> Judgement:
     """
     Compare what was said of `steps` steps with the facts.
 
@@ -204,9 +207,9 @@ def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps:
 
     :param again: claims that may be made once more from a step on, but need not
     """
-    shown = facts_by_step(scene, steps, phase_s, question)
-    owed = [(fact.claim, step) for step, group in enumerate(shown) for fact in group]
-    truth = Truth([*owed, *again], max_lateness)
+    shown = facts_by_step(scene, steps, phase_s, question, frame_period_s)
+    owed = [(fact, step) for step, group in enumerate(shown) for fact in group]
+    truth = Truth([*((fact.claim, step) for fact, step in owed), *again], max_lateness)
     verdict = Judgement()
     for utterance in utterances:
         verdict.sentences += 1
@@ -222,6 +225,9 @@ def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps:
         verdict.true += 1
         verdict.said_true[claim.kind] += 1
         verdict.lateness.append(max(0, utterance.first_step - truth.claims[match][1]))
+        if match < len(owed):
+            first_s = newest_frame_s(utterance.first_step, phase_s, frame_period_s)
+            verdict.lateness_s.append(max(0.0, first_s - owed[match][0].visible_s))
     for index, (fact, step) in enumerate(owed):
         if step < owed_steps:
             verdict.facts[fact.kind] += 1

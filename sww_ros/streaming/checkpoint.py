@@ -96,6 +96,23 @@ class Checkpoint:
         """The text around a stream."""
         return self.family.turns
 
+    @property
+    def frame_rate(self) -> float:
+        """Frames perceived a second [Hz]."""
+        return self.perception.settings.temporal_patch_size / self.defaults.seconds_per_step
+
+    def at(self, frame_rate: float) -> Checkpoint:
+        """
+        Return the same checkpoint with steps of another time, which its positions follow.
+
+        :param frame_rate: frames perceived a second [Hz]; 0 for its own
+        :raises ValueError: for steps that are too long
+        """
+        if frame_rate in (0.0, self.frame_rate):
+            return self
+        seconds = self.perception.settings.temporal_patch_size / frame_rate
+        return replace(self, defaults=replace(self.defaults, seconds_per_step=seconds))
+
     def encode(self, *parts: str) -> list[int]:
         """
         Token ids of alternating parts: ours, in which special tokens are written out, the

@@ -103,6 +103,11 @@ class SessionConfig:
         'more.', high=MAX_STEPS)
     max_pending_frames: int = setting(
         8, 'Frames that may wait for perception; the oldest are dropped.', low=1, high=MAX_FRAMES)
+    frame_rate: float = setting(
+        0.0, 'Frames perceived a second [Hz]: with more, steps of video are shorter, and what '
+        'happens comes to words sooner; positions follow the time; 0: as the checkpoint was '
+        'trained.',
+        high=240.0)
     frame_width: int = setting(
         0, 'Width to which frames are resized [pixels]; 0: as the checkpoint says.', high=4096)
     frame_height: int = setting(
@@ -156,7 +161,8 @@ class SessionConfig:
             self, repetition_penalty=penalty, prompt=self.prompt or defaults.prompt,
             position_encoding=self.position_encoding or defaults.position_encoding,
             position_gap=self.position_gap or defaults.position_gap,
-            wait_k=self.wait_k or defaults.wait_k, max_steps=max_steps, reserved_steps=reserved)
+            wait_k=self.wait_k or defaults.wait_k, max_steps=max_steps, reserved_steps=reserved,
+            frame_rate=self.frame_rate or checkpoint.frame_rate)
         scheme = positions.SCHEMES[found.position_encoding]
         # With interleaved positions text and video are one lane, and offline nothing is said yet.
         relay = (None if scheme.serial or self.schedule == 'offline'

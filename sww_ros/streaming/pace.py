@@ -163,6 +163,9 @@ def mismatch(checkpoint: Checkpoint, config: SessionConfig) -> str:
         found.append(f'position_gap {gap} but was trained with {trained.position_gap}')
     if (schedule == 'offline') != (trained.schedule == 'offline'):
         found.append(f'schedule {schedule!r} but was trained with {trained.schedule!r}')
+    if config.frame_rate != checkpoint.frame_rate:
+        found.append(f'frame_rate {config.frame_rate:g} but was trained with '
+                     f'{checkpoint.frame_rate:g}')
     streams = SCHEMES[scheme].after_video and schedule != 'offline'
     if streams and config.reserved_steps != trained.max_steps:
         found.append(f'reserved_steps {config.reserved_steps}, after which {scheme} positions '

@@ -76,8 +76,9 @@ class Session:
             raise ValueError('frame_width and frame_height must be given together, not '
                              f'{config.frame_width} and {config.frame_height}')
         checkpoint.check_tokens('prompt', config.prompt, MAX_PROMPT_TOKENS)
-        self._checkpoint, self._settings = checkpoint, config.resolved(checkpoint)
-        settings = self._settings
+        self._settings = settings = config.resolved(checkpoint)
+        self._mismatch = mismatch(checkpoint, settings)
+        self._checkpoint = checkpoint = checkpoint.at(settings.frame_rate)
         scheme = _scheme_of(checkpoint, settings)
         # Where the video's positions depend on the text, there is nothing to overlap. One pass
         # for both suits every machine; `open` tries whether another way is better on this one.
@@ -154,12 +155,12 @@ class Session:
             threads=max(1, self.config.threads),
             overlap_why=self._why, prompt=self._core.prompt,
             default_prompt=checkpoint.defaults.prompt,
-            mismatch=mismatch(checkpoint, self._settings),
+            mismatch=self._mismatch,
             warning=advice(checkpoint, self._core.wait_k, pace),
             step_seconds=pace.step_seconds if pace else 0.0,
             token_seconds=pace.token_seconds if pace else 0.0,
             frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
-            frame_rate=settings.temporal_patch_size / seconds)
+            frame_rate=checkpoint.frame_rate)
 
     @property
     def lane_bytes(self) -> int:
