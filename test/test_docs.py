@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from pathlib import Path
 import re
@@ -33,6 +34,34 @@ def dead_links(page: Path) -> list[str]:
         if not target.exists() or anchor and anchor not in anchors(target):
             found.append(link)
     return found
+
+
+def printed() -> list[str]:
+    """Return all texts of the package, with … for what is filled in."""
+    found = []
+    for file in (ROOT / 'sww_ros').rglob('*.py'):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append(''.join(part.value if isinstance(part, ast.Constant) else '…'
+                                     for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def is_printed(message: str, texts: list[str]) -> bool:
+    """Whether a text has the pieces between the … of a message, in their order."""
+    pattern = re.compile('.*'.join(map(re.escape, re.split(' ?… ?', message))), re.DOTALL)
+    return any(pattern.search(text) for text in texts)
+
+
+def test_what_the_page_of_troubles_quotes_is_what_is_printed():
+    page = (ROOT / 'docs/troubleshooting.md').read_text()
+    quoted = re.findall(r'^\| `(.+?)` \| ', page, flags=re.MULTILINE)
+    texts = printed()
+    assert len(quoted) >= 25
+    assert [message for message in quoted if not is_printed(message, texts)] == []
+    assert not is_printed('the stamps … dance', texts)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
