@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+import gc
 from pathlib import Path
 from statistics import mean, median
 import time
@@ -279,6 +280,7 @@ def play_hand_overs(
     config = SessionConfig(overlap=side.overlap, position_encoding=side.position_encoding,
                            threads=side.threads, max_pending_frames=2 * steps)
     with harness.TimedSession(checkpoint, config) as session:
+        gc.freeze()  # As in the engine's process.
         due = time.monotonic()
         for step in tqdm(range(steps), desc=f'hand-over, {side.overlap}', unit='step',
                          disable=None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+import gc
 import importlib
 import os
 import queue
@@ -60,6 +61,9 @@ class Worker:
         try:
             threading.Thread(target=self._read, name='commands', daemon=True).start()
             self._session = open_session(self._opening.get())
+            # What is there now stays. To go through all of it takes Python a tenth of a second,
+            # in which nothing is seen and nothing said.
+            gc.freeze()
         except Exception as error:  # Whatever it is, whoever waits for the model is told.
             if not isinstance(error, FORESEEN):
                 traceback.print_exc()
