@@ -14,7 +14,8 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
 from sww_ros.streaming.generation import TextAssembler
 from sww_ros.streaming.jobs import Asked, Carry, Decoded, Open, Spoken
-from sww_ros.streaming.relay import Past, Relay, StepInfo, telling_words
+from sww_ros.streaming.recall import Past, StepInfo, telling_words
+from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.session import Session
 from sww_ros.streaming.trace import replay

@@ -12,10 +12,10 @@ import time
 import pytest
 
 from sww_ros.evaluation import simulate
+from sww_ros.evaluation.simulate import MOST_INPUTS, random_script, shrink
 from sww_ros.evaluation.simulation import world
 from sww_ros.evaluation.simulation.faults import FAULTS, seeded
 from sww_ros.evaluation.simulation.invariants import INVARIANTS, violations
-from sww_ros.evaluation.simulation.search import MOST_INPUTS, random_script, shrink
 from sww_ros.evaluation.simulation.world import Feed, Finish, Pause, Script, Settings
 
 # Two minutes of computing on two quiet cores, in a fixture; on busy ones several times that.
@@ -108,7 +108,7 @@ def test_what_fails_is_reported_with_its_seed_and_as_a_script():
 def test_the_simulation_needs_neither_torch_nor_threads():
     code = ('import sys, sww_ros.evaluation.simulate; '
             'from sww_ros.evaluation.simulation.invariants import violations; '
-            'from sww_ros.evaluation.simulation.search import random_script; '
+            'from sww_ros.evaluation.simulate import random_script; '
             'violations(random_script(0)); import threading; '
             'assert "torch" not in sys.modules and threading.active_count() == 1')
     subprocess.run([sys.executable, '-c', code], check=True, timeout=60)

@@ -5,29 +5,320 @@ Simulation of the core: schedules by chance and by exhaustion, in virtual time, 
 schedules and a small scope exhaustively, and asks all invariants of each; then it puts faults
 into the core on purpose, each of which has to be found. What fails is told by its seed and as the
 smallest script that fails alike, ready to be pasted into a test.
+
+A seed gives settings, a mood and moves; a theme gives up to six inputs, in every order, with every
+point at which a job may end.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields, replace
 import json
 import multiprocessing
 import multiprocessing.connection
 from multiprocessing.process import BaseProcess
 import os
 from pathlib import Path
+import random
 import threading
 import time
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from tqdm import tqdm
 
 from sww_ros.evaluation.simulation.faults import FAULTS, seeded
-from sww_ros.evaluation.simulation.invariants import violations
-from sww_ros.evaluation.simulation.search import Scope, random_script, scopes, shrink
-from sww_ros.evaluation.simulation.world import Script
+from sww_ros.evaluation.simulation.invariants import broken, violations
+from sww_ros.evaluation.simulation.reading import Reading
+from sww_ros.evaluation.simulation.world import (
+    EXECUTORS,
+    Ask,
+    Cancel,
+    Close,
+    Feed,
+    Finish,
+    Forget,
+    Look,
+    Move,
+    Pause,
+    Prompt,
+    Script,
+    Settings,
+    Wait,
+    World,
+    side_of,
+)
+from sww_ros.streaming.config import QUESTION_POLICIES
+from sww_ros.streaming.core import Core
+from sww_ros.streaming.jobs import Job, Word
+from sww_ros.streaming.schedule import SCHEDULES
+
+MOST_MOVES = 100
+
+# How often each move comes, and how often a job fails and of which sides, by mood.
+_CALM = dict(feed=8, last=1, ask=2, cancel=1, prompt=1, reset=1, pause=1, wait=1, close=0.1,
+             finish=14)
+_LONG = dict(feed=20, ask=4, cancel=0.5, prompt=0.1, reset=0.1, pause=0.1, finish=60)
+_MOODS = (
+    (_CALM, 0.03, ('perception', 'decoding', 'all')),
+    (_CALM | dict(last=5, prompt=0.2, reset=0.2), 0.0, ()),
+    (_CALM | dict(ask=10, cancel=3), 0.02, ('perception', 'decoding')),
+    (_CALM | dict(reset=4, prompt=4, ask=4), 0.05, ('perception', 'decoding')),
+    (_CALM | dict(pause=6, last=3), 0.02, ('perception', 'decoding')),
+    (_CALM | dict(feed=20, finish=8), 0.0, ()),
+    (_CALM | dict(feed=2, ask=5, wait=5), 0.0, ()),
+    (_LONG, 0.02, ('perception', 'decoding')),
+    (_CALM | dict(feed=10, finish=30, reset=0.1, prompt=0.1, close=0), 0.9, ('perception',)),
+    (_CALM | dict(feed=10, finish=30, reset=0.1, prompt=0.1, close=0), 0.9, ('decoding',)),
+)
+_WORDS = 'ttttSShsse'
+_TAILS = ('t', 's', 'e', 'tsSe', 'tttS', 'h')
+_NAMES = 'abcdef'
+# Most steps of a stream, its capacity, and how many are carried over.
+_RELAYS = ((3, 2, 1), (4, 2, 1), (4, 3, 1), (4, 3, 2), (6, 4, 2), (6, 3, 2), (8, 4, 3), (12, 6, 5))
+
+
+def random_script(seed: int) -> Script:
+    """Return the schedule of a seed."""
+    chance = random.Random(seed)
+    weights, failing, sides = chance.choice(_MOODS)
+    count = chance.randint(3, MOST_MOVES) * (4 if weights is _LONG else 1)
+    moves = tuple(_move(name, chance, failing, sides)
+                  for name in chance.choices([*weights], [*weights.values()], k=count))
+    eager = chance.random() < 0.7
+    if not eager:
+        moves = tuple(move for made in moves for move in (
+            (made, Look(chance.randrange(3))) if chance.random() < 0.7 else (made,)))
+    return Script(random_settings(chance), moves, eager, chance.choice(_TAILS))
+
+
+def random_settings(chance: random.Random) -> Settings:
+    """Return settings as they come up, small, so that every limit is met."""
+    max_steps = chance.choice((1, 2, 3, 4, 50))
+    relay = None
+    if chance.random() < 0.5:
+        max_steps, *relay = chance.choice(_RELAYS)
+    recall_steps = chance.choice((0, 4, 20)) if relay else 0
+    return Settings(
+        overlap=chance.choice(tuple(EXECUTORS)), serial=chance.random() < 0.2,
+        schedule=chance.choice(SCHEDULES), schedule_seed=chance.randrange(3),
+        wait_k=chance.randint(1, 3), max_steps=max_steps,
+        relay=relay and tuple(relay), recall_steps=recall_steps,
+        frames_per_step=chance.choice((1, 1, 2, 3)), max_pending_frames=chance.choice((1, 2, 4, 8)),
+        max_answers=chance.randint(1, 3), max_queued=chance.randint(0, 2),
+        question_policy=chance.choice(QUESTION_POLICIES),
+        max_answer_tokens=chance.randint(1, 5), max_rest_tokens=chance.randint(1, 4),
+        question_timeout_s=chance.choice((0.0, 2.0)), single_turn=chance.random() < 0.2,
+        narrate=chance.random() < 0.9)
+
+
+def _move(name: str, chance: random.Random, failing: float, sides: tuple[str, ...]) -> Move:
+    match name:
+        case 'finish':
+            fails = chance.choice(sides) if failing and chance.random() < failing else ''
+            return Finish(chance.randrange(3), fails, ''.join(chance.choices(_WORDS, k=2)))
+        case 'ask':
+            return Ask(chance.choice(_NAMES), chance.choice((0, 0, 1, 2)), chance.randrange(12))
+        case 'cancel':
+            return Cancel(chance.choice(_NAMES))
+        case 'pause':
+            return Pause(chance.random() < 0.5)
+        case 'wait':
+            return Wait(chance.randint(1, 3))
+    return {'feed': Feed(), 'last': Feed(True), 'prompt': Prompt(), 'reset': Forget(),
+            'close': Close()}[name]
+
+
+MOST_INPUTS = 6
+_THEMES = dict(
+    videos=(Feed(), Feed(last=True), Ask(), Forget()),
+    pauses=(Feed(), Feed(last=True), Pause(), Pause(False)),
+    questions=(Feed(), Ask(), Ask('b'), Cancel()),
+    endings=(Feed(last=True), Ask(), Prompt(), Close()))
+_SMALL = dict(wait_k=1, max_steps=2, max_answers=1, max_queued=1, max_answer_tokens=1,
+              max_rest_tokens=1)
+_EXECUTORS = (
+    dict(overlap='threads'), dict(overlap='serial', schedule='offline'),
+    dict(overlap='fused', schedule='wait_k'), dict(overlap='serial', serial=True),
+    dict(overlap='threads', max_steps=3, relay=(2, 1)))
+# What differs between two states that go on alike: times, numbers, and what was said.
+_IMMATERIAL = frozenset((
+    '_blind_ns', '_config', '_decoded', '_events', '_now', '_seq', 'asked_ns', 'fed_ns', 'number',
+    'pixels', 'prompt', 'received_ns', 'rest', 'stamp_ns', 'started_ns', 'stream', 'tokens',
+    'told'))
+
+
+class Found(NamedTuple):
+    """How many orders were tried, to how many states they led, and which broke what."""
+
+    orders: int
+    states: int
+    failing: list[tuple[Script, list[str]]]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Inputs in every order, up to `most` of them; with `fails` every job may fail too."""
+
+    settings: Settings
+    inputs: tuple[Move, ...]
+    most: int = MOST_INPUTS
+    fails: bool = False
+
+    def explore(self) -> Found:
+        """Try all of it."""
+        tried, found = 0, []
+        least: dict[int, int] = {}
+        waiting: deque[tuple[tuple[Move, ...], int]] = deque([((), 0)])
+        while waiting:
+            moves, used = waiting.popleft()
+            tried += 1
+            world = World(Script(self.settings, moves))
+            world.make_moves()
+            state = _state(world)
+            if least.get(state, self.most + 1) <= used:
+                continue
+            least[state] = used
+            held, inputs = tuple(world.held), [*self._inputs(world.core)]
+            world.come_to_rest()
+            world.end()
+            if words := broken(Reading(world.script, world.log)):
+                found.append((world.script, words))
+                continue
+            # Those with as few inputs first, so that a state is met with the least it takes.
+            waiting.extendleft(((*moves, end), used) for end in self._ends(held))
+            if used < self.most:
+                waiting.extend(((*moves, given), used + 1) for given in inputs)
+        return Found(tried, len(least), found)
+
+    def _inputs(self, core: Core) -> Iterator[Move]:
+        """All but those that change nothing."""
+        for given in () if core.closed else self.inputs:
+            if not (given == Pause(core.paused)
+                    or isinstance(given, Cancel) and given.name not in core.open_questions):
+                yield given
+
+    def _ends(self, held: tuple[tuple[Job, ...], ...]) -> Iterator[Finish]:
+        for worker, jobs in enumerate(held):
+            if jobs:
+                yield Finish(worker)
+                if self.fails:
+                    yield Finish(worker, fails=side_of(jobs[-1]))
+
+
+def scopes(most_of_all: int = 4) -> list[Scope]:
+    """
+    Each theme with each executor; and all inputs together.
+
+    :param most_of_all: up to how many of those; one less where jobs may fail too
+    """
+    every = tuple(dict.fromkeys(move for theme in _THEMES.values() for move in theme))
+    found = []
+    for executor in _EXECUTORS:
+        settings = Settings(**_SMALL | executor)
+        # Where streams are relieved too, there are many more states.
+        most = MOST_INPUTS - (settings.relay is not None)
+        found += [Scope(settings, theme, most) for theme in _THEMES.values()]
+        found += [Scope(settings, every, most_of_all),
+                  Scope(settings, every, most_of_all - 1, fails=True)]
+    # What differs from two threads is the step ahead, so what decides where a step belongs.
+    for settings in (Settings(**_SMALL, overlap='processes'),
+                     Settings(**_SMALL | dict(overlap='processes', max_steps=3, relay=(2, 1)))):
+        found += [Scope(settings, _THEMES['videos'], most_of_all),
+                  Scope(settings, _THEMES['videos'], most_of_all - 1, fails=True)]
+    return found
+
+
+def _state(world: World) -> int:
+    """A hash of all that decides how a run goes on, by the core and as seen from outside."""
+    reading = Reading(world.script, world.log)
+    return hash((_canonical((world.core, world.out), {}), reading.summary()))
+
+
+def _canonical(value: object, met: dict[int, int]) -> object:
+    """Plain data that is equal for objects which are alike, and refer to each other alike."""
+    kind = type(value)
+    if kind is Word:
+        return value.owner, value.sees
+    if kind in (int, str, bool, float) or value is None:
+        return value
+    if kind in (tuple, list, deque):
+        return tuple([_canonical(one, met) for one in value])
+    if isinstance(value, dict):
+        return tuple([(key, _canonical(one, met)) for key, one in value.items()])
+    if (number := met.get(id(value))) is not None:
+        return number
+    met[id(value)] = len(met)
+    return kind.__name__, *[
+        _canonical(one, met) for name, one in vars(value).items() if name not in _IMMATERIAL]
+
+
+Finds = Callable[[Script], list[str]]
+
+
+def shrink(script: Script, finds: Finds = violations) -> Script:
+    """
+    Return the smallest script found that breaks the first invariant which `script` breaks.
+
+    Parts of the moves are left out (delta debugging), then settings and moves are made plain, as
+    long as anything becomes smaller.
+    """
+    name = _first(finds(script))
+    if not name:
+        return script
+
+    def fails(candidate: Script) -> bool:
+        return any(words.startswith(f'{name}:') for words in finds(candidate))
+
+    changed = True
+    while changed:
+        changed = False
+        for candidates in (_shorter, _plainer):
+            while (smaller := next(filter(fails, candidates(script)), None)) is not None:
+                script, changed = smaller, True
+    return script
+
+
+def _first(found: list[str]) -> str:
+    return found[0].split(':')[0] if found else ''
+
+
+def _shorter(script: Script) -> Iterator[Script]:
+    """All with a part of the moves left out, from halves to single ones."""
+    moves = script.moves
+    size = len(moves)
+    while size:
+        for start in range(0, len(moves), size):
+            yield replace(script, moves=moves[:start] + moves[start + size:])
+        size //= 2
+
+
+def _plainer(script: Script) -> Iterator[Script]:
+    """All with one setting, or one move, as it is by default."""
+    if not script.eager:
+        yield replace(script, eager=True,
+                      moves=tuple(move for move in script.moves if not isinstance(move, Look)))
+    for whole in (Settings(), Script()):
+        part = script.settings if isinstance(whole, Settings) else script
+        for field in fields(whole):
+            if field.name in ('settings', 'moves', 'eager'):
+                continue
+            value = getattr(whole, field.name)
+            if getattr(part, field.name) != value:
+                plain = replace(part, **{field.name: value})
+                yield plain if part is script else replace(script, settings=plain)
+    for index, move in enumerate(script.moves):
+        for field in fields(move):
+            # Who finishes is not a matter of taste.
+            if getattr(move, field.name) != field.default and not (
+                    isinstance(move, Finish) and field.name == 'worker'):
+                plain = replace(move, **{field.name: field.default})
+                yield replace(script,
+                              moves=(*script.moves[:index], plain, *script.moves[index + 1:]))
+
 
 Task, Result = TypeVar('Task'), TypeVar('Result')
 

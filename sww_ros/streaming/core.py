@@ -61,16 +61,8 @@ from sww_ros.streaming.jobs import (
     Word,
     Words,
 )
-from sww_ros.streaming.relay import (
-    Past,
-    Relay,
-    StepInfo,
-    is_abreast,
-    next_piece,
-    next_recalled,
-    owed,
-    take_over,
-)
+from sww_ros.streaming.recall import Past, StepInfo
+from sww_ros.streaming.relay import Relay, is_abreast, next_piece, next_recalled, owed, take_over
 from sww_ros.streaming.schedule import NarrationBudget, make_schedule
 
 MAX_FAILURES = 3

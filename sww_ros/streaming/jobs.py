@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sww_ros.streaming.relay import Past, StepInfo
+from sww_ros.streaming.recall import Past, StepInfo
 from sww_ros.streaming.schedule import NarrationBudget
 
 if TYPE_CHECKING:

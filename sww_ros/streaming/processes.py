@@ -39,7 +39,7 @@ from sww_ros.streaming.jobs import (
     Word,
 )
 from sww_ros.streaming.kv import Lane
-from sww_ros.streaming.relay import StepInfo
+from sww_ros.streaming.recall import StepInfo
 from sww_ros.streaming.runner import ModelRunner, describe
 from sww_ros.streaming.schedule import NarrationBudget, Offline
 from sww_ros.wire import Channel

@@ -44,7 +44,8 @@ from sww_ros.streaming.pace import Pace, advice, measure, mismatch, working_size
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import SCHEMES, Scheme, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
-from sww_ros.streaming.relay import Relay, telling_words
+from sww_ros.streaming.recall import telling_words
+from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import AHEAD, Rule
 from sww_ros.streaming.runner import ModelRunner, lane_bytes
 from sww_ros.streaming.trace import Trace
