@@ -209,11 +209,11 @@ class Core:
     def deadline_ns(self) -> int | None:
         """When to send `Ticked`: a question then has waited too long for something to see."""
         timeout_ns = round(self._config.question_timeout_s * 1e9)
+        if self.closed or not timeout_ns or not self._queue:
+            return None
         sees_soon = self.video.steps or self._frames.complete or any(
             isinstance(job, Perceive) and self._concerns(job) for job in self._perceiving)
-        if self.closed or not timeout_ns or not self._queue or sees_soon:
-            return None
-        return max(self._queue[0].asked_ns, self._blind_ns) + timeout_ns
+        return None if sees_soon else max(self._queue[0].asked_ns, self._blind_ns) + timeout_ns
 
     @property
     def open_questions(self) -> list[str]:
@@ -407,10 +407,14 @@ class Core:
     def _overlap_ns(self, given: Perceived) -> int:
         """How long decoding ran too while a step was perceived by a thread of its own."""
         start, stop = given.started_ns, given.perceived_ns
-        spans = [*self._decoded]
+        found = 0
         if self._decoding and self._decoding.riding is not given.job:
-            spans.append((self._decoding.started_ns, stop))
-        return sum(max(0, min(end, stop) - max(begin, start)) for begin, end in spans)
+            found = max(0, stop - max(self._decoding.started_ns, start))
+        for begin, end in reversed(self._decoded):
+            if end <= start:
+                break  # As have those before it.
+            found += max(0, min(end, stop) - max(begin, start))
+        return found
 
     def _was_decoded(self, given: Decoded) -> None:
         job = given.job

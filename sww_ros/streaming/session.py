@@ -93,8 +93,10 @@ class Session:
             serial=scheme.serial, perceptions=AHEAD.get(self._overlap, 1),
             relay=Relay.plan(settings.max_steps, settings.capacity, settings.memory,
                              settings.previous_sentences))
-        # The one lock: it guards the core, and wakes whoever waits for a job or for rest.
-        self._changed = threading.Condition()
+        # The one lock: it guards the core. Who waits for rest is not woken with each token: it
+        # would take the interpreter from those who wait for a job.
+        lock = threading.RLock()
+        self._changed, self._rested = threading.Condition(lock), threading.Condition(lock)
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._numbers, self._gave_up = itertools.count(1), ''
         self._runner = self._make_runner(checkpoint, settings, scheme)
@@ -257,8 +259,8 @@ class Session:
 
     def wait_idle(self, timeout_s: float = 60.0) -> bool:
         """Wait until all frames are perceived and all is said; False after `timeout_s`."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._core.at_rest, timeout_s)
+        with self._rested:
+            return self._rested.wait_for(lambda: self._core.at_rest, timeout_s)
 
     def trace(self) -> Trace:
         """
@@ -340,6 +342,8 @@ class Session:
                 if isinstance(event, Trouble) and event.fatal:
                     self._gave_up = f', after {event.message}'
             self._changed.notify_all()
+            if self._core.at_rest:
+                self._rested.notify_all()
 
     def _warm_up(self) -> None:
         """
