@@ -37,7 +37,7 @@ raise SystemExit(run('waiting', lambda: Waiting('waiting')))
 ENDED_IN_A_TRANSITION = """
 import os, signal, threading, time
 from rclpy.lifecycle import TransitionCallbackReturn
-from sww_ros.nodes.narrator import ManagedNode
+from sww_ros.nodes.lifecycle import ManagedNode
 from sww_ros.node import run
 
 class Loading(ManagedNode):

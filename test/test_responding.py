@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 
-from sww_ros.nodes import narrator as narrator_module
-from sww_ros.nodes.narrator import Responder
+from sww_ros.nodes import lifecycle
+from sww_ros.nodes.lifecycle import Responder
 
 DROPPED = 'failed to send response (timeout): client will not receive response, at x.cpp:153'
 
@@ -41,7 +41,7 @@ def responder():
 def listen(monkeypatch) -> None:
     """Hear warnings as the narrator does; pytest takes them itself when a test begins."""
     warnings.simplefilter('always')
-    monkeypatch.setattr(warnings, 'showwarning', narrator_module._notice)
+    monkeypatch.setattr(warnings, 'showwarning', lifecycle._notice)
 
 
 def test_a_response_that_arrives_is_sent_once(responder, monkeypatch):
@@ -65,7 +65,7 @@ def test_a_dropped_response_is_sent_again_off_the_callback(responder, monkeypatc
 
 def test_what_is_lost_for_good_is_logged(responder, monkeypatch):
     listen(monkeypatch)
-    monkeypatch.setattr(narrator_module, 'TRIES', 5)
+    monkeypatch.setattr(lifecycle, 'TRIES', 5)
     service = Service(10**9)
     logged = threading.Event()
     responder.log.warning.side_effect = lambda _: logged.set()
@@ -88,6 +88,6 @@ def test_nothing_is_tried_once_it_is_closed(responder, monkeypatch):
 def test_other_warnings_are_shown_as_before(responder, monkeypatch):
     listen(monkeypatch)
     shown = []
-    monkeypatch.setattr(narrator_module, '_show', lambda message, *_: shown.append(str(message)))
+    monkeypatch.setattr(lifecycle, '_show', lambda message, *_: shown.append(str(message)))
     warnings.warn('something else', RuntimeWarning, stacklevel=1)
     assert shown == ['something else']

@@ -16,7 +16,7 @@ from sww_interfaces.msg import StepLatency, TextChunk
 from sww_ros.frames import NANOSECONDS
 from sww_ros.nodes.camera import Arrival, Camera, Subtitle
 from sww_ros.nodes.diagnostics import Health, Rate, Window
-from sww_ros.nodes.narrator import TEXT_QOS
+from sww_ros.nodes.lifecycle import TEXT_QOS
 from sww_ros.nodes.questions import AnswerBook
 from sww_ros.streaming.events import (
     NARRATION,
