@@ -16,7 +16,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from sww_ros.library import ClipError, play_steps, settle
+from sww_ros.library import Asker, ClipError, play_steps
 from sww_ros.settings import add_option, checked
 from sww_ros.sources import PictureFolder, VideoFile, open_video
 from sww_ros.streaming.config import BY_NAME, SessionConfig, check_prompt, check_question
@@ -33,8 +33,7 @@ class VideoWatch:
     """One video, step by step: each step waits for the words it is owed."""
 
     def __init__(self, session: Session, questions: list[tuple[float, str]]) -> None:
-        self._session, self._questions = session, sorted(questions)
-        self._asked: dict[str, str] = {}
+        self._session, self._asker = session, Asker(session, questions)
         self._answers: dict[str, str] = {}
 
     def run(self, video: VideoFile | PictureFolder) -> None:
@@ -60,18 +59,12 @@ class VideoWatch:
                 self._show(events)
                 # Frames are read one ahead, but for the last.
                 now_s = stamps_ns[min(step * per_step, len(stamps_ns)) - 1] / 1e9
-                self._ask(now_s)
+                self._show(self._asker.due(now_s))
                 bar.update()
             # What is left at the end was asked for between the last frame and the end.
-            self._ask(max(video.duration_s, now_s + 1 / rate))
-        if self._questions:
-            raise ValueError(f'{_late(self._questions[0])}: the video ends at {now_s:g} s')
-
-    def _ask(self, now_s: float) -> None:
-        while self._questions and self._questions[0][0] <= now_s:
-            question = self._questions.pop(0)[1]
-            self._asked[self._session.ask(question)] = question
-            self._show(settle(self._session, lossless=False))
+            self._show(self._asker.due(max(video.duration_s, now_s + 1 / rate)))
+        if self._asker.left:
+            raise ValueError(f'{_late(self._asker.left[0])}: the video ends at {now_s:g} s')
 
     def _show(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -82,7 +75,7 @@ class VideoWatch:
                 text = self._answers.get(event.stream_id, '') + event.delta
                 self._answers[event.stream_id] = text
                 if event.final:
-                    _say(f'{event.stamp_ns / 1e9:7.1f} s  {self._asked[event.stream_id]} '
+                    _say(f'{event.stamp_ns / 1e9:7.1f} s  {self._asker.asked[event.stream_id]} '
                          f'→ {text.strip()}')
             elif isinstance(event, QuestionState) and event.state == 'rejected':
                 _note(f'not answered: {event.reason}')
@@ -118,7 +111,7 @@ def _late(question: tuple[float, str]) -> str:
     return f'cannot ask {question[1]!r} at {question[0]:g} s'
 
 
-def _check_questions(questions: list[tuple[float, str]], duration_s: float) -> None:
+def check_questions(questions: list[tuple[float, str]], duration_s: float) -> None:
     for question in questions:
         # A length of 0 is one that the file does not tell.
         if duration_s and question[0] > duration_s:
@@ -176,7 +169,7 @@ def _watch(options: argparse.Namespace) -> None:
         _check_trace(options.trace)
     video = open_video(options.video)
     if isinstance(video, VideoFile):
-        _check_questions(options.ask, video.duration_s)
+        check_questions(options.ask, video.duration_s)
     _note(f'loading the model {options.model}')
     with Session.open(options.model, config) as session:
         info = session.info
@@ -186,7 +179,7 @@ def _watch(options: argparse.Namespace) -> None:
             if info[kind]:
                 _note(f'warning: {info[kind]}')
         video = open_video(options.video, info['frame_rate'])
-        _check_questions(options.ask, video.duration_s)
+        check_questions(options.ask, video.duration_s)
         VideoWatch(session, options.ask).run(video)
         if options.trace:
             session.trace().save(options.trace)

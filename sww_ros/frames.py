@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+import struct
 from typing import TypeVar
 
 import numpy as np
@@ -106,6 +107,13 @@ class FrameSampler:
         self._last = stamp_ns
         self._due = stamp_ns + self._period
         return choice
+
+
+def header_of(raw: bytes) -> tuple[int, str]:
+    """Return stamp [ns] and frame_id of a message, in CDR, that begins with a std_msgs/Header."""
+    seconds, nanoseconds, length = struct.unpack_from('<iII' if raw[1] & 1 else '>iII', raw, 4)
+    frame_id = bytes(raw[16:16 + length]).rstrip(b'\0').decode(errors='replace')
+    return seconds * NANOSECONDS + nanoseconds, frame_id
 
 
 def with_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:

@@ -141,6 +141,11 @@ def compressed_to_rgb(msg: Any) -> np.ndarray:
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
+IMAGE_TYPES = {'sensor_msgs/msg/Image': image_to_rgb,
+               'sensor_msgs/msg/CompressedImage': compressed_to_rgb}
+"""The types of image topics, and what makes pixels of their messages."""
+
+
 def rgb_to_image(pixels: np.ndarray, header: Any, encoding: str = 'rgb8', step: int = 0) -> Any:
     """
     Return a sensor_msgs/Image of `pixels`, (height, width, 3) uint8 RGB.

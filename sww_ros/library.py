@@ -79,6 +79,30 @@ def settle(session: Session, patience_s: float = SETTLE_S,
         raise ClipError(f'{dropped.count} frames were dropped ({dropped.reason})')
 
 
+class Asker:
+    """
+    Asks questions at their times of a clip, and knows by their ids which it has asked.
+
+    :param questions: when to ask [s], and what
+    """
+
+    def __init__(self, session: Session, questions: Iterable[tuple[float, str]]) -> None:
+        self._session, self.left = session, sorted(questions)
+        self.asked: dict[str, str] = {}
+
+    def due(self, now_s: float) -> Iterator[Event]:
+        """
+        Ask what is due, one question after the other; yield the events until all is answered.
+
+        :raises ValueError: for words that cannot be asked
+        :raises ClipError: as `settle` does
+        """
+        while self.left and self.left[0][0] <= now_s:
+            question = self.left.pop(0)[1]
+            self.asked[self._session.ask(question)] = question
+            yield from settle(self._session, lossless=False)
+
+
 class Sentence(NamedTuple):
     """A sentence, and how many seconds of the video had been seen at its end."""
 

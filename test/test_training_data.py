@@ -386,5 +386,7 @@ def test_bag_problems_are_video_errors(tmp_path: Path):
     with pytest.raises(VideoError, match='no pictures on /camera from 9.00 s on'):
         read_frames(Sample(tmp_path / 'bag', '', '', 9.0, topic='/camera'))
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(VideoError, match='cannot read the bag .*empty, topic /camera'):
-        read_frames(Sample(tmp_path / 'empty', '', '', topic='/camera'))
+    (tmp_path / 'bag/bag.db3').write_bytes(b'no database')
+    for name in ('empty', 'bag'):
+        with pytest.raises(VideoError, match=f'cannot read the bag .*{name}, topic /camera'):
+            read_frames(Sample(tmp_path / name, '', '', topic='/camera'))

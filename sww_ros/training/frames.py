@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 import math
 from pathlib import Path
-import sqlite3
-import struct
 from typing import NamedTuple
 
 import av
 import numpy as np
+
+from sww_ros.frames import header_of
 
 
 class VideoError(ValueError):
@@ -255,7 +255,6 @@ def _reason(error: Exception) -> str:
 
 _MARGIN_NS = 1_000_000_000
 """Messages are recorded later than they are stamped, by up to this much more than the first."""
-_IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 
 
 def read_bag(path: Path, topic: str, times: Times) -> list[np.ndarray]:
@@ -267,7 +266,7 @@ def read_bag(path: Path, topic: str, times: Times) -> list[np.ndarray]:
     :raises VideoError: for what is no bag, has no such topic, or nothing at these times
     """
     try:
-        from rosbags.highlevel import AnyReader, AnyReaderError
+        from rosbags.highlevel import AnyReader
         from rosbags.typesys import Stores, get_typestore
     except ImportError as error:
         raise VideoError(f'reading the bag {path} needs rosbags (pip install rosbags): '
@@ -278,7 +277,7 @@ def read_bag(path: Path, topic: str, times: Times) -> list[np.ndarray]:
             chosen, end_s = pick(pictures, times)
     except VideoError:
         raise
-    except (AnyReaderError, sqlite3.Error, OSError, ValueError, KeyError, struct.error) as error:
+    except Exception as error:  # noqa: BLE001 - each storage has errors of its own kind
         raise VideoError(f'cannot read the bag {path}, topic {topic}: {error}') from None
     if not chosen:
         raise VideoError(f'the bag {path} has no pictures on {topic} from {times.start_s:.2f} s '
@@ -290,7 +289,9 @@ def _image_topic(reader, path: Path, topic: str):
     if not reader.is2:
         raise VideoError(f'{path} is a bag of ROS 1; convert it: rosbags-convert --src ... '
                          '--dst ...')
-    there = [c for c in reader.connections if c.msgtype in _IMAGES]
+    from sww_ros.images import IMAGE_TYPES  # Here, as videos need no OpenCV.
+
+    there = [c for c in reader.connections if c.msgtype in IMAGE_TYPES]
     for connection in there:
         if connection.topic == topic:
             return connection
@@ -326,18 +327,16 @@ def _bag_from(reader, connection, first_ns: int, zero_ns: int, start_s: float) -
 
 
 def _stamp_ns(recorded_ns: int, raw: bytes) -> int:
-    """Read the stamp that CDR has first; a driver that does not stamp leaves the recorder's."""
-    seconds, nanoseconds = struct.unpack_from('<iI' if raw[1] & 1 else '>iI', raw, 4)
-    return seconds * 1_000_000_000 + nanoseconds or recorded_ns
+    """Return the stamp of a picture; a driver that does not stamp leaves the recorder's."""
+    return header_of(raw)[0] or recorded_ns
 
 
 def _bag_pixels(reader, connection, raw: bytes, max_pixels: int | None) -> np.ndarray:
-    import cv2  # Here, as videos need no OpenCV.
+    import cv2
 
-    from sww_ros.images import compressed_to_rgb, image_to_rgb
+    from sww_ros.images import IMAGE_TYPES
 
-    convert = image_to_rgb if connection.msgtype == _IMAGES[0] else compressed_to_rgb
-    pixels = convert(reader.deserialize(raw, connection.msgtype))
+    pixels = IMAGE_TYPES[connection.msgtype](reader.deserialize(raw, connection.msgtype))
     height, width = fit(*pixels.shape[:2], max_pixels)
     if pixels.shape[:2] == (height, width):
         return pixels
