@@ -2,18 +2,24 @@
 The tables and pictures of the README and docs/paper.md, from the JSON files in docs alone.
 
 `python -m experiments.figures` prints the tables and draws the pictures; tests compare the tables
-with the pages.
+with the pages. With `--strip SUMMARY.json PICTURE.png` it draws a run of the demo, of what
+`scripts/demo --json` wrote: a strip of frames with the words spoken under them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+import sys
+import textwrap
 
 import numpy as np
 
 from experiments.paper import interval, words
 from sww_ros.benchmark.overlap import DECODE_S, PERCEIVE_S
+from sww_ros.shapes.render import Renderer
+from sww_ros.shapes.scene import generate
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 OTHER_CLOCK = '2-clock2'
@@ -248,8 +254,98 @@ def draw_table2(file: Path, docs: Path = DOCS) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    """Print all tables and draw both pictures."""
+FRAMES = 8
+COLUMNS = 4
+FRAME_PIXELS = 336
+WORDS_A_LINE = 30
+INK, FAINT, ASKED = '#1f2328', '#848d97', '#0969da'
+
+
+def moments(summary: dict, count: int = FRAMES) -> list[dict]:
+    """
+    Choose the moments to show, each with the frame's `time` [s] and what was said: `lines`.
+
+    A moment is a sentence, or a question with its answer; of too many, those in between are left
+    out evenly. The time is that of the newest frame which the first word rests on.
+    """
+    found = [dict(time=said['time'], lines=[(said['text'], said.get('true') is not False)])
+             for said in summary['narration']]
+    found += [dict(time=said['time'], question=said['question'],
+                   lines=[(said['answer'], said['right'] is not False)])
+              for said in summary['answers'] if said['answer']]
+    found.sort(key=lambda moment: moment['time'])
+    if len(found) <= count:
+        return found
+    return [found[round(index * (len(found) - 1) / (count - 1))] for index in range(count)]
+
+
+def draw_strip(summary: dict, path: Path) -> None:
+    """
+    Draw the strip into a PNG file.
+
+    :raises ValueError: for the summary of a video, whose frames are not known, or of silence
+    """
+    scene_data, chosen = summary['scene'], moments(summary)
+    if scene_data is None:
+        raise ValueError('only a scene of the shapes world can be drawn again, not a video')
+    if not chosen:
+        raise ValueError('nothing was said: there is nothing to draw')
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    scene = generate(scene_data['seed'], scene_data['seconds'], scene_data['difficulty'],
+                     scene_data['max_objects'])
+    renderer = Renderer(scene, FRAME_PIXELS, FRAME_PIXELS)
+    columns = min(COLUMNS, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(2.55 * columns, 3.25 * rows),
+                                   squeeze=False)
+    for axis in axes.flat:
+        axis.axis('off')
+    for moment, axis in zip(chosen, axes.flat):
+        axis.imshow(renderer.frame(moment['time']), interpolation='lanczos')
+        axis.set_title(f'{moment["time"]:.1f} s', loc='left', fontsize=8, color=FAINT, pad=3)
+        _write(axis, moment)
+    figure.subplots_adjust(left=.01, right=.99, top=.96, bottom=.09 if rows > 1 else .17,
+                           wspace=.04, hspace=.24)
+    figure.savefig(path, dpi=90, facecolor='white')
+    pyplot.close(figure)
+
+
+def _write(axis, moment: dict) -> None:
+    """Write what was said under a frame: a question in blue, what was not true struck out."""
+    line = 0
+    texts = [(moment['question'], ASKED, True)] if 'question' in moment else []
+    texts += [(text, INK, true) for text, true in moment['lines']]
+    for text, color, true in texts:
+        for part in textwrap.wrap(text, WORDS_A_LINE):
+            axis.text(0, -.035 - .075 * line, part if true else f'× {part}', color=color,
+                      fontsize=9.5, va='top', transform=axis.transAxes)
+            line += 1
+
+
+def strip(summary: Path, picture: Path) -> int:
+    """Draw the strip of a run of the demo; return the exit code."""
+    try:
+        draw_strip(json.loads(summary.read_text()), picture)
+    except (OSError, ValueError, KeyError) as error:
+        reason = f'{error} is missing' if isinstance(error, KeyError) else error
+        print(f'{summary}: {reason}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print all tables and draw both pictures, or the strip alone; return the exit code."""
+    parser = argparse.ArgumentParser(prog='python -m experiments.figures',
+                                     description=__doc__.split('\n')[1])
+    parser.add_argument('--strip', type=Path, nargs=2, metavar=('SUMMARY', 'PICTURE'),
+                        help='only draw a run of the demo (scripts/demo --json) into a PNG file: '
+                        'frames with the words spoken under them')
+    given = parser.parse_args(arguments)
+    if given.strip:
+        return strip(*given.strip)
     import matplotlib
     matplotlib.use('Agg')
     print('\n'.join([*rows(), '']))
@@ -257,7 +353,8 @@ def main() -> None:
         print('\n'.join([*ours(table), '', *differences(table), '', *theirs(table), '']))
         draw(DOCS / f'paper-table{table}.png')
     print('\n'.join([*ours(OTHER_CLOCK), '', *differences(OTHER_CLOCK)]))
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

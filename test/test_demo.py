@@ -21,7 +21,7 @@ import pytest
 from test_console import chunk
 from test_readers import write_video
 
-from experiments import demo_strip
+from experiments import figures
 from sww_ros.demo.__main__ import DemoOptions, advice, bounded, in_words, parse
 from sww_ros.demo.processes import ChildDied, Household, children
 from sww_ros.demo.record import (
@@ -194,18 +194,18 @@ def test_spread():
 def test_picture_shows_what_was_said(witness: Witness, tmp_path: Path):
     pytest.importorskip('matplotlib')
     summary = summarize(make_record(witness))
-    assert [moment['time'] for moment in demo_strip.moments(summary)] == [1.5, 3.5, 3.5]
-    assert len(demo_strip.moments(summary, count=2)) == 2
+    assert [moment['time'] for moment in figures.moments(summary)] == [1.5, 3.5, 3.5]
+    assert len(figures.moments(summary, count=2)) == 2
     (tmp_path / 'summary.json').write_text(json.dumps(summary))
     out = tmp_path / 'demo.png'
-    assert demo_strip.main([str(tmp_path / 'summary.json'), str(out)]) == 0
+    assert figures.main(['--strip', str(tmp_path / 'summary.json'), str(out)]) == 0
     assert out.read_bytes().startswith(b'\x89PNG') and out.stat().st_size < 800_000
 
 
 def test_picture_of_a_video_is_refused_in_words(tmp_path: Path, capsys):
     path = tmp_path / 'summary.json'
     path.write_text(json.dumps(summarize(make_record(None)) | dict(scene=None)))
-    assert demo_strip.main([str(path), str(tmp_path / 'demo.png')]) == 1
+    assert figures.main(['--strip', str(path), str(tmp_path / 'demo.png')]) == 1
     assert 'not a video' in capsys.readouterr().err
 
 
