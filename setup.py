@@ -35,7 +35,8 @@ setup(
     version='0.1.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     package_data={PACKAGE: ['py.typed'], f'{PACKAGE}.models': ['builtin/*'],
-                  f'{PACKAGE}.evaluation': ['prompts/*']},
+                  f'{PACKAGE}.evaluation': ['prompts/*'],
+                  f'{PACKAGE}.web': ['*.html', '*.css', '*.js']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
@@ -54,6 +55,7 @@ setup(
         'console_scripts': [
             'console = sww_ros.terminal.console:main',
             'narrator = sww_ros.nodes.narrator:main',
+            'page = sww_ros.web.page:main',
             'shapes_camera = sww_ros.sources.shapes_camera:main',
             'speech = sww_ros.terminal.speech:main',
             'video_source = sww_ros.sources.video_source:main',

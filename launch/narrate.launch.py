@@ -29,6 +29,10 @@ LAUNCH_SETTINGS = (
             'config/narrator.yaml. The arguments given beside it go first.'),
     Setting('log_level', 'info', 'What is logged.',
             choices=('debug', 'info', 'warn', 'error', 'fatal')),
+    Setting('page', 0, 'Port of a live page of what it sees and says, such as 8080; 0: none. '
+            'docs/page.md says what there is to see.', high=65535),
+    Setting('page_host', '127.0.0.1', 'The address that the page listens on; on any other than '
+            'a local one a browser needs the token that is logged.'),
     Setting('respawn', False, 'Whether to start the node again when it has ended.'),
     Setting('respawn_delay', 2.0, 'Time before it is started again [s].', high=3600.0),
 )
@@ -56,13 +60,20 @@ def start(context: LaunchContext, given: set[str]) -> list[Node]:
         setting.name: ParameterValue(
             setting.parse(text[setting.name]), value_type=type(setting.default))
         for setting in PARAMETERS if setting.name in given}
-    return [Node(
-        package='sww_ros', executable='narrator', name=chosen['name'],
-        namespace=chosen['namespace'], output='screen', emulate_tty=True,
-        remappings=[('image', chosen['image'])],
-        parameters=[*parameters_file(chosen['params_file']), *filter(None, [parameters])],
+    common = dict(
+        package='sww_ros', namespace=chosen['namespace'], output='screen', emulate_tty=True,
         ros_arguments=['--log-level', chosen['log_level']],
-        respawn=chosen['respawn'], respawn_delay=chosen['respawn_delay'])]
+        respawn=chosen['respawn'], respawn_delay=chosen['respawn_delay'])
+    narrator = Node(
+        executable='narrator', name=chosen['name'], remappings=[('image', chosen['image'])],
+        parameters=[*parameters_file(chosen['params_file']), *filter(None, [parameters])],
+        **common)
+    if not chosen['page']:
+        return [narrator]
+    page = {name: ParameterValue(value, value_type=type(value)) for name, value in dict(
+        narrators=chosen['name'], host=chosen['page_host'], port=chosen['page']).items()}
+    sim_time = {name: parameters[name] for name in parameters if name == USE_SIM_TIME.name}
+    return [narrator, Node(executable='page', parameters=[page | sim_time], **common)]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -184,6 +184,20 @@ def draw_subtitle(pixels: np.ndarray, text: str) -> np.ndarray:
     return drawn
 
 
+def jpeg_of(pixels: np.ndarray, quality: int) -> bytes:
+    """
+    Return a picture, (height, width, 3) uint8 RGB, as a JPEG.
+
+    :param quality: 1 to 100
+    :raises ValueError: for a size that no JPEG can have
+    """
+    done, jpeg = cv2.imencode('.jpg', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR),
+                              [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f'cannot write a picture of {pixels.shape} as jpeg')
+    return jpeg.tobytes()
+
+
 def _said_size(data: bytes) -> tuple[int, int]:
     """Return width and height as the head of a jpeg or png has them; 0, 0 for a broken one."""
     if data.startswith(b'\x89PNG\r\n\x1a\n'):

@@ -184,14 +184,16 @@ def _number(value: float) -> str:
 
 
 NODES = {'narrator': 'sww_ros.nodes',
+         'page': 'sww_ros.web.page',
          'shapes_camera': 'sww_ros.sources.shapes_camera',
          'speech': 'sww_ros.terminal.speech',
          'video_source': 'sww_ros.sources.video_source'}
 """The nodes that have a file of parameters, and the modules of their tables, `SETTINGS`."""
 
-TITLES = {'narrator': 'the narrator', 'shapes_camera': 'the shapes camera', 'speech': 'the voice',
+TITLES = {'narrator': 'the narrator', 'page': 'the live page',
+          'shapes_camera': 'the shapes camera', 'speech': 'the voice',
           'video_source': 'the video source'}
-PAGES = ('docs/node.md', 'docs/sources.md')
+PAGES = ('docs/node.md', 'docs/page.md', 'docs/sources.md')
 WIDTH = 100
 BEGIN, END = '<!-- settings: {} (python -m sww_ros.settings --write) -->', '<!-- end -->'
 CHANGES = {LIBRARY: 'library only', START: 'never', 'configure': 'unconfigured', 'live': 'always'}

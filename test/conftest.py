@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST = (
     'hour_of_faults', 'training_run', 'simulation', 'demo', 'narrator_process', 'narrator_node',
     'narrator_traffic', 'endurance', 'benchmark', 'proof', 'peers', 'narrator_blind', 'replay',
-    'library', 'engine_faults',
+    'library', 'engine_faults', 'page_browser', 'page_node',
     'evaluation', 'sources', 'layout', 'worker', 'builtin', 'engine_client', 'loading',
     'fuzz', 'session_text', 'pace', 'training_data', 'watching_files')
 """Files of tests that take more than five seconds, longest first."""

@@ -25,8 +25,8 @@ from sww_ros.nodes import SETTINGS, console, shapes_camera
 
 ROOT = Path(__file__).resolve().parents[1]
 NARRATE, DEMO = ROOT / 'launch/narrate.launch.py', ROOT / 'launch/demo.launch.py'
-OTHERS = {'image', 'namespace', 'name', 'params_file', 'use_sim_time', 'log_level', 'respawn',
-          'respawn_delay'}
+OTHERS = {'image', 'namespace', 'name', 'params_file', 'use_sim_time', 'log_level', 'page',
+          'page_host', 'respawn', 'respawn_delay'}
 """The arguments of narrate.launch.py that are no parameters of the narrator."""
 
 DEMO_SETTINGS = (*shapes_camera.SETTINGS, *console.SETTINGS)
@@ -224,7 +224,17 @@ def test_respawn_is_an_argument(launched: FakeLaunch):
     assert (node['respawn'], node['respawn_delay']) == (True, 0.5)
 
 
+def test_a_page_is_launched_where_a_port_is_given(launched: FakeLaunch):
+    narrator, page = launched.include(
+        page='8080', namespace='front', name='eye', use_sim_time='true')
+    assert (narrator['executable'], page['executable']) == ('narrator', 'page')
+    assert page['namespace'] == 'front' and 'name' not in page
+    assert page['parameters'] == [dict(narrators='eye', host='127.0.0.1', port=8080,
+                                       use_sim_time=True)]
+
+
 @pytest.mark.parametrize('name, text, words', [
+    ('page', '99999', 'page must be 0 to 65535, not 99999'),
     ('max_answers', 'two', "max_answers must be an integer, not 'two'"),
     ('max_answers', '99', 'max_answers must be 1 to 16, not 99'),
     ('camera_timeout', 'nan', 'camera_timeout must be 0.1 to 3600, not nan'),

@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'sww_ros'
 ROS = {'rclpy', 'rcl_interfaces', 'sww_interfaces', 'std_msgs', 'std_srvs', 'builtin_interfaces',
        'diagnostic_msgs'}
 NODES = {'nodes', 'sources/shapes_camera', 'sources/video_source',
-         'terminal/console', 'terminal/speech', 'node'}
+         'terminal/console', 'terminal/speech', 'web/page', 'node'}
 """What may need ROS to be imported; the demo is a node too."""
 
 
@@ -63,7 +63,7 @@ def test_the_method_knows_neither_ros_nor_pictures():
 
 
 def test_the_engine_and_what_is_shown_need_no_torch_for_themselves():
-    for room in ('engine', 'sources', 'terminal', 'settings'):
+    for room in ('engine', 'sources', 'terminal', 'settings', 'web'):
         for path in (PACKAGE / room).glob('*.py'):
             assert 'torch' not in {name.partition('.')[0] for name in imported(path)}, path
 
@@ -74,7 +74,7 @@ def test_the_first_line_of_each_file_says_what_lives_there():
 
 
 @pytest.mark.parametrize('module', [
-    'narrator', 'console', 'speech', 'shapes_camera', 'video_source'])
+    'narrator', 'console', 'page', 'speech', 'shapes_camera', 'video_source'])
 def test_documented_nodes_are_found_where_the_documents_say(module: str):
     pytest.importorskip('rclpy')
     pages = ''.join(page.read_text() for page in (ROOT / 'docs').glob('*.md'))

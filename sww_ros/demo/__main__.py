@@ -16,13 +16,21 @@ import shlex
 import sys
 import time
 
-from sww_ros.settings import add_option, checked, setting, settings_of
+from sww_ros.settings import Setting, add_option, checked, setting, settings_of
 from sww_ros.shapes.grammar import EXAMPLE_QUESTIONS, is_known_question
 from sww_ros.streaming.config import check_question
 
+PORT = Setting('page', 8080, 'The port of the live page.', low=1, high=65535)
+
+
 @dataclass(frozen=True)
 class DemoOptions:
-    """`video` empty: a scene of the shapes world. `questions` None: the demo picks its own."""
+    """
+    What the demo is asked for.
+
+    `video` empty: a scene of the shapes world. `questions` None: the demo picks its own. `page`:
+    the port of a live page, 0 for none.
+    """
 
     video: str = setting('', 'a video file, a folder of pictures, or a camera (/dev/video0)')
     seconds: float = setting(30.0, 'how much is watched at most [s]', low=1.0, high=3600.0)
@@ -31,6 +39,7 @@ class DemoOptions:
     model: str = setting('builtin', 'a checkpoint: a folder, or the id of a hub')
     questions: tuple[str, ...] | None = None
     json: Path | None = None
+    page: int = 0
     narrator: tuple[str, ...] = ()
 
     @property
@@ -66,6 +75,8 @@ def parse(arguments: list[str] | None = None) -> DemoOptions:
     parser.add_argument('--questions', type=checked(check_question), nargs='+', metavar='TEXT',
                         help='your questions, spread over the run')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the summary to FILE')
+    parser.add_argument('--page', type=checked(PORT.parse), nargs='?', const=8080, metavar='PORT',
+                        help='show it as a live page too, at http://localhost:PORT (8080)')
     parser.add_argument('--narrator-command', dest='narrator', type=shlex.split,
                         help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

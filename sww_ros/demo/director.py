@@ -34,6 +34,7 @@ from sww_ros.images import image_to_rgb
 from sww_ros.shapes.render import difference
 from sww_ros.shapes.truth import Witness
 from sww_ros.terminal import Display, Line, Transcript, nanoseconds, seconds_since
+from sww_ros.web import step_of, text_of
 
 if TYPE_CHECKING:
     from sww_ros.demo.__main__ import DemoOptions
@@ -174,6 +175,10 @@ class Director:
         :raises DemoError: when nothing is perceived
         """
         with Household(self._on_log) as self._house:
+            if self._options.page:
+                self._house.start('page', [*command_of('page'), '--ros-args', '-p',
+                                           f'port:={self._options.page}'])
+                self._display.note(f'see it at http://localhost:{self._options.page}')
             self._house.start('narrator', self._narrator_command())
             self._listener = listener = Listener()
             try:
@@ -300,6 +305,7 @@ class Director:
 
     def _on_step(self, event: DemoEvent) -> None:
         step = Step.from_message(event.content)
+        self.record.heard.append(dict(kind='step', **step_of(event.content)))
         steps = self.record.steps
         if not self.record.start_ns:
             self._begin(step.stamp_ns)
@@ -314,6 +320,7 @@ class Director:
 
     def _on_text(self, event: DemoEvent) -> None:
         chunk = event.content
+        self.record.heard.append(dict(kind='text', **text_of(chunk)))
         if chunk.delta:
             self._last_word_s = time.monotonic()
             if self.record.first_word_s is None:

@@ -1,7 +1,8 @@
-"""What the demo heard in one run, the figures that it comes to, and how they are printed."""
+"""What the demo heard in one run, the figures that it comes to, and how they are shown."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 import io
@@ -22,9 +23,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from sww_ros.frames import NANOSECONDS
-from sww_ros.shapes.scene import Fact
+from sww_ros.shapes.render import Renderer
+from sww_ros.shapes.scene import Fact, generate
 from sww_ros.shapes.truth import Witness
 from sww_ros.terminal import NARRATION, Line, nanoseconds
+from sww_ros.web import TIMES
+
+SIDE = 336
+"""Of the frames of a run that is seen again [pixels], as the shapes camera publishes them."""
 
 
 @dataclass
@@ -105,7 +111,8 @@ class DemoRecord:
     """
     All of a run; `start_ns` is the time 0 of the scene or video on the stamps' clock.
 
-    `pieces` of text are kept by stream.
+    `pieces` of text are kept by stream; `heard` are the messages of a live page (`sww_ros.web`),
+    of text and steps.
     """
 
     model: str
@@ -119,6 +126,7 @@ class DemoRecord:
     exchanges: list[Exchange] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     pieces: dict[str, list[Piece]] = field(default_factory=dict)
+    heard: list[dict[str, Any]] = field(default_factory=list)
 
 
 def spread(values_ns: Iterable[float]) -> dict[str, float] | None:
@@ -141,7 +149,7 @@ def summarize(record: DemoRecord) -> dict:
         steps=len(record.steps),
         overlap_ratio=(_rounded(fmean(step.overlap_ratio for step in record.steps))
                        if record.steps else None),
-        tokens=_tokens(record), truth=_truth(record))
+        tokens=_tokens(record), truth=_truth(record), run=_run(record))
 
 
 def _rounded(value: float | None) -> float | None:
@@ -156,6 +164,22 @@ def _spoken(record: DemoRecord, line: Line) -> dict:
     return dict(text=line.text, time=_since(record, line.seen_ns),
                 last_time=_since(record, line.last_seen_ns),
                 spoken=_since(record, line.emitted_ns), latency_s=_rounded(line.latency_s))
+
+
+def _run(record: DemoRecord) -> list[dict]:
+    """Return what a live page is told, in order, with questions and times since the beginning."""
+    begun_s = record.start_ns / NANOSECONDS
+    asked = [dict(kind='question', stream=exchange.question_id, text=exchange.text,
+                  at=exchange.asked_ns / NANOSECONDS)
+             for exchange in record.exchanges if exchange.question_id]
+    return sorted(({name: round(value - begun_s, 4) if name in TIMES and value is not None
+                    else value for name, value in message.items()}
+                   for message in [*record.heard, *asked]), key=told_s)
+
+
+def told_s(message: dict) -> float:
+    """Return when a live page is told a message."""
+    return message['at'] if 'at' in message else message['first'] or message['perceived']
 
 
 def _sentence(record: DemoRecord, sentence: NarratedSentence) -> dict:
@@ -234,6 +258,62 @@ def _truth(record: DemoRecord) -> dict | None:
         facts_told=len({id(s.fact) for s in record.sentences}
                        & {id(fact) for fact in record.witness.scene.facts}),
         answers=len(judged), answers_right=sum(judged))
+
+
+class Recording:
+    """A run as `summarize` wrote it, to be seen again; times are seconds since it began."""
+
+    def __init__(self, summary: dict) -> None:
+        self.name = str(summary['source'])
+        self._messages = sorted((message for message in summary.get('run') or _sentences(summary)
+                                 if message['kind'] in ('text', 'step', 'question')), key=told_s)
+        self._times_s = [told_s(message) for message in self._messages]
+        self.seconds = max(self._times_s, default=0.0)
+        frames = summary['frames'] or dict(received=0, perceived=0, dropped=0)
+        self.counts = {'frames received': str(frames['received']),
+                       'frames perceived': str(frames['perceived']),
+                       'frames dropped (for any reason)': str(frames['dropped'])}
+        self._renderer = None
+        if scene := summary['scene']:
+            self._renderer = Renderer(
+                generate(scene['seed'], scene['seconds'], scene['difficulty'],
+                         scene['max_objects']), SIDE, SIDE)
+
+    @classmethod
+    def read(cls, path: Path) -> Recording:
+        """
+        Return the run in a file.
+
+        :raises ValueError: for a file that holds none
+        """
+        try:
+            return cls(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f'{path} is no run that `scripts/demo --json` has recorded: '
+                             f'{error!r}') from None
+
+    def between(self, after_s: float, until_s: float) -> list[dict]:
+        """Return what was told of a live page's messages in a time, without its beginning."""
+        first, end = (bisect_right(self._times_s, at_s) for at_s in (after_s, until_s))
+        return self._messages[first:end]
+
+    def frame(self, at_s: float) -> np.ndarray | None:
+        """Return what the camera saw, (height, width, 3) uint8 RGB; None where that was a video."""
+        return None if self._renderer is None else self._renderer.frame(min(at_s, self.seconds))
+
+
+def _sentences(summary: dict) -> list[dict]:
+    """Return the messages of a run of which only whole sentences and answers are known."""
+    said = [dict(kind='text', stream=NARRATION, seq=number, delta=line['text'],
+                 sentence=line['text'], end='', seen=line['time'], at=line['spoken'])
+            for number, line in enumerate(summary['narration'])]
+    for number, one in enumerate(summary['answers']):
+        stream = f'question {number}'
+        said.append(dict(kind='question', stream=stream, text=one['question'], at=one['asked']))
+        if one['answer'] is not None:
+            said.append(dict(kind='text', stream=stream, seq=0, delta=one['answer'], sentence='',
+                             end=one['finish_reason'], seen=one['time'], at=one['spoken']))
+    return said
 
 
 STAGES = {

@@ -1,8 +1,8 @@
 """
 The narrator as a ROS 2 node, thin, no model code, and imported by nothing outside; its parameters.
 
-`python -m sww_ros.nodes.console`, `shapes_camera` and `video_source` are documented: they are
-found in the rooms where they live.
+`python -m sww_ros.nodes.console`, `page`, `shapes_camera` and `video_source` are documented: they
+are found in the rooms where they live.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sww_ros.settings import CONFIGURE, LIBRARY, LIVE, Setting, Value
 from sww_ros.streaming import config
 from sww_ros.streaming.config import SessionConfig
 
-__path__ += [str(Path(__file__).parents[1] / room) for room in ('sources', 'terminal')]
+__path__ += [str(Path(__file__).parents[1] / room) for room in ('sources', 'terminal', 'web')]
 
 NODE_SETTINGS = (
     Setting('model', 'builtin', "The checkpoint: 'builtin', a folder, or the id of a hub.",

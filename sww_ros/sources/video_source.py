@@ -23,7 +23,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from sww_ros.frames import NANOSECONDS, SourceFrame
-from sww_ros.images import WRITABLE_ENCODINGS, rgb_to_image
+from sww_ros.images import WRITABLE_ENCODINGS, jpeg_of, rgb_to_image
 from sww_ros.node import EndingNode, declare, run
 from sww_ros.settings import Setting
 from sww_ros.sources import open_reader
@@ -102,12 +102,7 @@ class SourceNode(EndingNode):
         """Return the message of (height, width, 3) uint8 RGB pixels for the chosen transport."""
         if self.values['transport'] == 'raw':
             return rgb_to_image(pixels, self._header(stamp_ns), self.values['encoding'])
-        done, jpeg = cv2.imencode('.jpg', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR),
-                                  [cv2.IMWRITE_JPEG_QUALITY, self.values['jpeg_quality']])
-        if not done:
-            raise ValueError(f'cannot write a picture of {pixels.shape} as jpeg')
-        data = array('B')
-        data.frombytes(jpeg.data)
+        data = array('B', jpeg_of(pixels, self.values['jpeg_quality']))
         return CompressedImage(header=self._header(stamp_ns), format='rgb8; jpeg compressed bgr8',
                                data=data)
 
