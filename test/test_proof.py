@@ -84,7 +84,7 @@ def test_the_committed_proof_over_hand_overs_is_whole():
     file = Path(__file__).resolve().parents[1] / 'docs/benchmarks/proof_hand_overs.json'
     found = json.loads(file.read_text())
     by_dtype = [found['float32'], found['float64']]
-    assert sum(entry['cases'] for entry in by_dtype) >= 1000
+    assert sum(entry['cases'] for entry in by_dtype) >= 3000
     for entry in by_dtype:
         assert entry['with_hand_overs'] == entry['cases'] and entry['answers_across']
         assert (entry['differing'], entry['over']) == (0, 0)
