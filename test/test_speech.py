@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import os
 from pathlib import Path
-import shlex
 import shutil
 import signal
 import subprocess
@@ -136,17 +135,17 @@ def teller() -> Iterator[Callable[[str, str], None]]:
 
 def test_the_node_says_one_thing_at_a_time_answers_first(ros_domain: int, tmp_path: Path):
     """The program writes down when it begins and ends, and ends when it is let go."""
-    log, go = tmp_path / 'log', tmp_path / 'go'
+    log, go, program = tmp_path / 'log', tmp_path / 'go', tmp_path / 'say.py'
     code = (f'import os, sys, time\nlog = open({str(log)!r}, "a")\n'
             'text = sys.stdin.read().strip()\nprint("+", text, file=log, flush=True)\n'
             f'while not os.path.exists({str(go)!r}): time.sleep(0.01)\n'
             'print("-", text, file=log, flush=True)')
-    command = shlex.join([sys.executable, '-c', code])
+    program.write_text(code)
 
     def lines() -> list[str]:
         return log.read_text().splitlines() if log.exists() else []
 
-    with speech(f'command:={command!r}', 'max_age:=600.0') as node, teller() as tell:
+    with speech(f'command:={sys.executable} {program}', 'max_age:=600.0') as node, teller() as tell:
         tell('caption', 'A square comes.')
         assert wait_until(lambda: lines() == ['+ A square comes.'])
         for text in ('It stops.', 'It goes.'):
