@@ -46,13 +46,15 @@ class Capture(NamedTuple):
     When a picture came.
 
     `at_ns` counts from the recording's first picture; `logged_ns` is when the recorder got it;
-    `received` counts the pictures of its topic up to it.
+    `received` counts the pictures of its topic up to it, `video` those times that its stamps have
+    jumped back.
     """
 
     at_ns: int
-    logged_ns: int
-    frame_id: str
-    received: int
+    logged_ns: int = 0
+    frame_id: str = ''
+    received: int = 0
+    video: int = 0
 
 
 def is_bag(path: Path) -> bool:

@@ -23,7 +23,6 @@ from html import escape
 from itertools import groupby
 import json
 import math
-from operator import itemgetter
 import os
 from pathlib import Path
 import shutil
@@ -53,6 +52,7 @@ from sww_ros.streaming.events import (
     StepPerceived,
     TextDelta,
 )
+from sww_ros.streaming.pace import advice, mismatch
 from sww_ros.streaming.session import Session
 
 if __name__ == 'sww_ros.narrate':
@@ -62,6 +62,8 @@ if __name__ == 'sww_ros.narrate':
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm')
 LINGER_NS = 4 * NANOSECONDS
 """How long words stay to be read once they are complete, unless others come."""
+ENDINGS = ('vtt', 'srt', 'jsonl', 'mp4')
+"""What is written, by the ending of OUT; without one it is a bag."""
 SETTINGS = (*OPTIONS, 'threads')
 """The settings of a session that the command line gives."""
 SETTINGS_FILE = 'narrate.json'
@@ -87,14 +89,14 @@ class Recording:
         self.frame_rate = (self.bag.frames / max(self.duration_s, 1.0) if self.bag
                            else self._video.frame_rate)
 
-    def pictures(self, rate: float) -> Iterator[tuple[FrameChoice, Capture, CameraFrame]]:
+    def pictures(self, rate: float) -> Iterator[tuple[bool, Capture, CameraFrame]]:
         """
-        Yield the pictures in order, and what a model that wants `rate` of them a second does.
+        Yield the pictures in order, and whether a model that takes `rate` of them a second does.
 
-        It chooses as in the node. Stragglers are left out; where stamps jump back, as if another
-        recording began, the clock of the captures goes on.
+        It is decided as in the node. Stragglers are left out; where stamps jump back another video
+        begins, and the clock of the captures goes on.
         """
-        sampler, shift_ns, at_ns = FrameSampler(rate), 0, -1
+        sampler, shift_ns, at_ns, video = FrameSampler(rate), 0, -1, 0
         for received, (frame, frame_id) in enumerate(self._read(rate), 1):
             choice = sampler.choose(frame.stamp_ns)
             if choice is FrameChoice.OLD:
@@ -102,9 +104,11 @@ class Recording:
             if at_ns < 0:
                 shift_ns = frame.stamp_ns
             elif choice is FrameChoice.RESTART:
+                video += 1
                 shift_ns = frame.stamp_ns - at_ns - round(NANOSECONDS / rate)
             at_ns = frame.stamp_ns - shift_ns
-            yield choice, Capture(at_ns, frame.received_ns, frame_id, received), frame
+            yield (choice is not FrameChoice.SKIP,
+                   Capture(at_ns, frame.received_ns, frame_id, received, video), frame)
 
     def _read(self, rate: float) -> Iterator[tuple[CameraFrame, str]]:
         if self.bag:
@@ -144,8 +148,10 @@ class Watch:
         :raises ClipError: for trouble in the engine
         """
         path, seen_s = self._recording.path, -1.0
-        # Where stamps jump back another video begins; the one before is spoken of to its end.
-        for _, video in groupby(self._chosen(), key=itemgetter(0)):
+        taken = ((capture, frame) for wanted, capture, frame
+                 in self._recording.pictures(self._rate) if wanted)
+        # Before another video begins, the one before is spoken of to its end.
+        for _, video in groupby(taken, key=lambda each: each[0].video):
             for events in play_steps(self._session, self._load(video), patience_s=math.inf):
                 now_s = self._keep(events)
                 seen_s = max(seen_s, now_s)
@@ -161,17 +167,9 @@ class Watch:
             _note(f'{path} ends at {seen_s:g} s: not asked at {at_s:g} s: {question}')
         return Account(self._told, self._asker.asked)
 
-    def _chosen(self) -> Iterator[tuple[int, Capture, CameraFrame]]:
-        """Yield the pictures that are wanted, with the number of their video."""
-        number = 0
-        for choice, capture, frame in self._recording.pictures(self._rate):
-            number += choice is FrameChoice.RESTART
-            if choice is not FrameChoice.SKIP:
-                yield number, capture, frame
-
-    def _load(self, video: Iterable[tuple[int, Capture, CameraFrame]]
+    def _load(self, video: Iterable[tuple[Capture, CameraFrame]]
               ) -> Iterator[tuple[np.ndarray, int]]:
-        for _, capture, frame in video:
+        for capture, frame in video:
             try:
                 pixels = frame.load()
             except ValueError as error:  # As in the node, others may be better.
@@ -251,7 +249,7 @@ def cues(account: Account) -> list[Cue]:
     return sorted(found)
 
 
-def write_subtitles(path: Path, recording: Recording, account: Account, rate: float) -> None:
+def write_subtitles(path: Path, account: Account) -> None:
     """Write WebVTT or, where the path says .srt, SubRip."""
     web = path.suffix.lower() == '.vtt'
 
@@ -268,7 +266,7 @@ def write_subtitles(path: Path, recording: Recording, account: Account, rate: fl
     path.write_text('\n'.join(blocks), encoding='utf-8')
 
 
-def write_jsonl(path: Path, recording: Recording, account: Account, rate: float) -> None:
+def write_jsonl(path: Path, account: Account) -> None:
     """Write a line for each sentence and answer, with seconds from the start and with stamps."""
     with path.open('w', encoding='utf-8') as file:
         for each in passages(account):
@@ -280,7 +278,7 @@ def write_jsonl(path: Path, recording: Recording, account: Account, rate: float)
             file.write(json.dumps(line, ensure_ascii=False) + '\n')
 
 
-def write_video(path: Path, recording: Recording, account: Account, rate: float) -> None:
+def write_video(path: Path, account: Account, recording: Recording, rate: float) -> None:
     """Write all pictures with the words in them, each at its own time, as a video."""
     import av  # Here, as bags need no PyAV.
 
@@ -323,10 +321,6 @@ def write_video(path: Path, recording: Recording, account: Account, rate: float)
         container.mux(stream.encode())
 
 
-WRITERS = dict(vtt=write_subtitles, srt=write_subtitles, jsonl=write_jsonl, mp4=write_video)
-"""What is written, by its ending; without one it is a bag."""
-
-
 def read_questions(path: Path) -> list[tuple[float, str]]:
     """
     Return seconds and text of the questions of a file: "SECONDS: QUESTION", one a line.
@@ -357,7 +351,7 @@ def _jobs(source: Path, out: Path, kind: str | None) -> tuple[list[tuple[Path, P
         if kind:
             raise ValueError(f'--as {kind} is for a folder of recordings, and {source} is one: the '
                              f'ending of {out} says what is written')
-        if ending not in WRITERS and ending:
+        if ending and ending not in ENDINGS:
             raise ValueError(f'{out} ends in .{ending}: write .vtt, .srt, .jsonl or .mp4, or no '
                              'ending for a bag')
         if out.exists():
@@ -370,7 +364,7 @@ def _jobs(source: Path, out: Path, kind: str | None) -> tuple[list[tuple[Path, P
         raise ValueError(f'{source} holds pictures and recordings ({recordings[0].name}, …): put '
                          'them into folders of their own')
     kind = kind or 'vtt'
-    if ending in WRITERS or out.is_file():
+    if ending in ENDINGS or out.is_file():
         raise ValueError(f'{source} is a folder of {len(recordings)} recordings, and {out} is no '
                          'folder: name one, and what to write with --as')
     if kind in ('mp4', 'bag') and out.resolve() == source.resolve():
@@ -410,23 +404,23 @@ def _whole(out: Path) -> Iterator[Path]:
 def _narrate(checkpoint: Checkpoint, config: SessionConfig, recording: Recording, out: Path,
              kind: str, options: argparse.Namespace) -> None:
     """Narrate one recording, in a session of its own, and write what was said."""
-    began_s = time.monotonic()
+    began_s, bag = time.monotonic(), recording.bag
     with _whole(out) as path:
         with Session(checkpoint, config) as session:
             info = session.info
-            for name in ('mismatch', 'warning'):
-                if info[name]:
-                    _note(f'warning: {info[name]}')
             steps = math.ceil(recording.duration_s / info['seconds_per_step'])
             with tqdm(total=steps or None, unit='step', disable=None, leave=False,
                       desc=recording.path.name) as bar:
                 account = Watch(session, recording, options.questions).run(bar.update)
         if kind == 'bag':
-            write_bag(path, account.told, latency=options.latency,
-                      storage=recording.bag.storage if recording.bag else STORAGES[0],
-                      carried=recording.bag if options.carry else None)
+            write_bag(path, account.told, storage=bag.storage if bag else STORAGES[0],
+                      carried=bag if options.carry else None, latency=options.latency)
+        elif kind == 'mp4':
+            write_video(path, account, recording, info['frame_rate'])
+        elif kind == 'jsonl':
+            write_jsonl(path, account)
         else:
-            WRITERS[kind](path, recording, account, info['frame_rate'])
+            write_subtitles(path, account)
     said = passages(account)
     answers = sum(bool(each.question) for each in said)
     print(f'{out}: {len(said) - answers} sentences, {answers} answers; '
@@ -445,7 +439,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('out', type=Path, metavar='OUT', help='where what is said is written')
     parser.add_argument('--topic', default='',
                         help='the image topic of a bag, raw or compressed (default: its only one)')
-    parser.add_argument('--as', dest='kind', choices=[*WRITERS, 'bag'],
+    parser.add_argument('--as', dest='kind', choices=[*ENDINGS, 'bag'],
                         help='what is written of each recording in a folder (default: vtt)')
     parser.add_argument('--carry', action='store_true',
                         help="write the bag's other topics too, the images among them")
@@ -494,6 +488,10 @@ def _run(options: argparse.Namespace) -> int:
     _note(f'loading the model {options.model}')
     checkpoint = load(options.model, device=config.device, dtype=config.dtype,
                       allow_download=config.allow_download)
+    settings = config.resolved(checkpoint)
+    for words in (mismatch(checkpoint, settings), advice(checkpoint, settings.wait_k, None)):
+        if words:
+            _note(f'warning: {words}')
     for _, question in options.questions:
         checkpoint.check_tokens('question', question, MAX_QUESTION_TOKENS)
     if many:

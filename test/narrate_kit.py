@@ -27,6 +27,8 @@ LATE_NS = 30_000_007
 """How much later than its stamp a picture is recorded."""
 QUESTION = 'How many shapes are there?'
 STORE = get_typestore(Stores.ROS2_JAZZY)
+Message = tuple[str, int, tuple[str, Any]]
+"""Topic, when it is recorded [ns], type and message."""
 # Run, not imported, as whoever gives the command does: imported it refuses to be.
 COMMAND: dict[str, Any] = runpy.run_module('sww_ros.narrate', run_name='narrate')
 
@@ -36,6 +38,13 @@ def pictures() -> list[np.ndarray]:
     """The pictures of a scene."""
     renderer = Renderer(generate(1001, SECONDS + 1.0, max_objects=2), FRAME_SIZE, FRAME_SIZE)
     return [renderer.frame(number / RATE) for number in range(COUNT)]
+
+
+@pytest.fixture(scope='session')
+def long_pictures() -> list[np.ndarray]:
+    """Two pictures a second, in more steps than a stream has: another one relieves it."""
+    renderer = Renderer(generate(1002, 56.0, max_objects=2), FRAME_SIZE, FRAME_SIZE)
+    return [renderer.frame(number / 2) for number in range(110)]
 
 
 @pytest.fixture(scope='session')
@@ -50,8 +59,8 @@ def narrate(checkpoint, monkeypatch):
     return lambda *arguments: COMMAND['main']([str(argument) for argument in arguments])
 
 
-def stamps() -> list[int]:
-    return [START_NS + number * 10**9 // RATE for number in range(COUNT)]
+def stamps(rate: int = RATE, count: int = COUNT) -> list[int]:
+    return [START_NS + number * 10**9 // rate for number in range(count)]
 
 
 def image(pixels: np.ndarray, stamp_ns: int, compressed: bool = False, encoding: str = 'rgb8'):
@@ -66,9 +75,9 @@ def image(pixels: np.ndarray, stamp_ns: int, compressed: bool = False, encoding:
     return kind, STORE.types[kind](header, height, width, encoding, 0, 3 * width, pixels.ravel())
 
 
-def write_bag(path: Path, messages: Iterable[tuple[str, int, tuple[str, Any]]],
+def write_bag(path: Path, messages: Iterable[Message],
               plugin: str = 'SQLITE3') -> Path:
-    """Write a bag of (topic, recorded [ns], (type, message))."""
+    """Write a bag of such messages."""
     topics = {}
     with Writer(path, version=9, storage_plugin=StoragePlugin[plugin]) as writer:
         for topic, logged_ns, (kind, message) in messages:
@@ -79,10 +88,11 @@ def write_bag(path: Path, messages: Iterable[tuple[str, int, tuple[str, Any]]],
 
 
 def camera(pictures: Sequence[np.ndarray], topic: str = '/front/image', compressed: bool = False,
-           stamps_ns: Sequence[int] = ()) -> list[tuple[str, int, tuple[str, Any]]]:
-    """Return the messages of a camera, stamped at its rate."""
+           stamps_ns: Sequence[int] = (), rate: int = RATE) -> list[Message]:
+    """Return the messages of a camera, stamped at its rate if not otherwise."""
+    recorded = stamps(rate, len(pictures))
     return [(topic, at_ns + LATE_NS, image(pixels, stamp_ns, compressed))
-            for pixels, at_ns, stamp_ns in zip(pictures, stamps(), stamps_ns or stamps())]
+            for pixels, at_ns, stamp_ns in zip(pictures, recorded, stamps_ns or recorded)]
 
 
 def read_bag(path: Path) -> list[tuple[str, int, Any]]:

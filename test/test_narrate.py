@@ -18,6 +18,7 @@ from narrate_kit import (
     SECONDS,
     camera,
     checkpoint,
+    long_pictures,
     narrate,
     pictures,
     write_bag,
@@ -27,11 +28,12 @@ import pytest
 
 import sww_ros
 from sww_ros.bags import Capture
+from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.sources import VideoFile
 from sww_ros.streaming.events import NARRATION, TextDelta
 
 av = pytest.importorskip('av')
-__all__ = ['checkpoint', 'narrate', 'pictures']
+__all__ = ['checkpoint', 'long_pictures', 'narrate', 'pictures']
 
 Account, cues, write_subtitles = (COMMAND[name] for name in ('Account', 'cues', 'write_subtitles'))
 
@@ -97,7 +99,7 @@ def account(*pieces: tuple[int, str, str], asked: dict[str, str] | None = None):
             stream_id=stream, seq=0, delta=text, sentence=sentence, final=text.endswith('!'),
             finish_reason='stop' if text.endswith('!') else '', step=0, steps_seen=0, frames_seen=0,
             stamp_ns=0, started_ns=0, emitted_ns=0, first_sight=False),
-            Capture(at_s * 10**9, 0, '', 0)))
+            Capture(at_s * 10**9)))
     return Account(told, asked or {})
 
 
@@ -115,8 +117,8 @@ def test_words_are_shown_from_their_first_token_until_others_come():
 
 def test_subtitles_are_what_players_read(tmp_path):
     said = account((3661, NARRATION, 'It is <b>1 --> 2</b> & so on.'))
-    write_subtitles(tmp_path / 'a.vtt', None, said, 2.0)
-    write_subtitles(tmp_path / 'a.srt', None, said, 2.0)
+    write_subtitles(tmp_path / 'a.vtt', said)
+    write_subtitles(tmp_path / 'a.srt', said)
     assert (tmp_path / 'a.vtt').read_text() == (
         'WEBVTT\n\n1\n01:01:01.000 --> 01:01:05.000\n'
         'It is &lt;b&gt;1 --&gt; 2&lt;/b&gt; &amp; so on.\n')
@@ -154,10 +156,10 @@ def content(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize('ending', ['.vtt', '.srt', '.jsonl', '.mp4', ''])
-def test_interrupted_and_begun_again_it_writes_the_same(narrate, pictures, tmp_path, monkeypatch,
-                                                        ending):
-    source = write_bag(tmp_path / 'in', camera(pictures))
-    (tmp_path / 'questions.txt').write_text(f'4: {QUESTION}\n')
+def test_interrupted_and_begun_again_it_writes_the_same(narrate, long_pictures, tmp_path,
+                                                        monkeypatch, ending):
+    source = write_bag(tmp_path / 'in', camera(long_pictures, rate=2))
+    (tmp_path / 'questions.txt').write_text(f'4: {QUESTION}\n47.2: {QUESTION}\n')
     options = ['--no-latency', '--questions', tmp_path / 'questions.txt']
     (tmp_path / 'whole').mkdir()
     assert narrate(source, tmp_path / f'whole/out{ending}', *options) == 0
@@ -165,7 +167,7 @@ def test_interrupted_and_begun_again_it_writes_the_same(narrate, pictures, tmp_p
 
     def interrupted(*arguments, **options):
         for number, events in enumerate(steps(*arguments, **options)):
-            if number == 5:
+            if number == 50:
                 raise KeyboardInterrupt
             yield events
 
@@ -230,6 +232,16 @@ def test_words_are_burned_into_all_pictures_at_their_times(narrate, video, pictu
         return float(np.abs(pixels[-20:].astype(int) - original[at_s][-20:]).mean())
 
     assert differs(0.0) < 8 < 15 < differs(round(first['end'], 3))
+
+
+def test_a_checkpoint_that_will_disappoint_is_warned_of_once(narrate, video, tmp_path, capsys,
+                                                            monkeypatch):
+    monkeypatch.setitem(COMMAND, 'load', lambda *_, **__: random_checkpoint(SMALL, 3)[1])
+    (tmp_path / 'in').mkdir()
+    for name in ('a.mp4', 'b.mp4'):
+        shutil.copy(video, tmp_path / 'in' / name)
+    assert narrate(tmp_path / 'in', tmp_path / 'out') == 0
+    assert capsys.readouterr().err.count('was not trained to stream') == 1
 
 
 @pytest.mark.parametrize('source, out, options, words', [
