@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 __version__ = '0.1.0'
 
 if TYPE_CHECKING:
-    from sww_ros.library import Sentence, narrate
+    from sww_ros.library import Engine, Sentence, narrate
     from sww_ros.streaming.config import SessionConfig
     from sww_ros.streaming.events import (
         NARRATION,
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     )
     from sww_ros.streaming.session import Session
 
-__all__ = ['NARRATION', 'Event', 'FirstSight', 'FramesDropped', 'QuestionState', 'Restarted',
-           'Sentence', 'Session', 'SessionClosed', 'SessionConfig', 'StepPerceived', 'TextDelta',
-           'Trouble', 'narrate']
+__all__ = ['NARRATION', 'Engine', 'Event', 'FirstSight', 'FramesDropped', 'QuestionState',
+           'Restarted', 'Sentence', 'Session', 'SessionClosed', 'SessionConfig', 'StepPerceived',
+           'TextDelta', 'Trouble', 'narrate']
 
-_ELSEWHERE = {'Sentence': 'library', 'narrate': 'library', 'Session': 'streaming.session',
-              'SessionConfig': 'streaming.config'}
+_ELSEWHERE = {'Engine': 'library', 'Sentence': 'library', 'narrate': 'library',
+              'Session': 'streaming.session', 'SessionConfig': 'streaming.config'}
 """The modules of the public names; all the others are events."""
 
 

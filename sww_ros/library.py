@@ -1,5 +1,5 @@
 """
-The simplest way to use the package without ROS: what is said of a video, as it is said.
+The package without ROS: what is said of a video, as it is said; several videos on one model.
 
 `play_steps` is the loop that plays any clip: feed a step, wait until all is said of it, take the
 events.
@@ -8,18 +8,29 @@ events.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 import math
 import os
 from pathlib import Path
 import time
 from typing import TYPE_CHECKING, NamedTuple
+import weakref
 
 import numpy as np
 
 from sww_ros.frames import NANOSECONDS, with_last
-from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, Event, FramesDropped, TextDelta, Trouble
-from sww_ros.streaming.session import Session
+from sww_ros.streaming.config import BY_NAME, SessionConfig
+from sww_ros.streaming.events import (
+    NARRATION,
+    Event,
+    FramesDropped,
+    SessionClosed,
+    TextDelta,
+    Trouble,
+)
+from sww_ros.streaming.executors import Scheduler
+from sww_ros.streaming.session import Loaded, Session, load_for, take_threads
 
 if TYPE_CHECKING:
     from sww_ros.sources import PictureFolder, VideoFile
@@ -101,6 +112,95 @@ class Asker:
             question = self.left.pop(0)[1]
             self.asked[self._session.ask(question)] = question
             yield from settle(self._session, lossless=False)
+
+
+OF_ENGINE = ('overlap', 'device', 'dtype', 'threads', 'allow_download')
+"""The settings that are the same for all sessions on one engine."""
+
+
+class Engine:
+    """
+    A model that is loaded once, for any number of sessions at a time.
+
+    Each session has a video, a prompt, settings, questions and lanes of its own. What they say is
+    decoded together, in one pass for all; to perceive, they take turns, so that none waits longer
+    than one step of each of the others takes. Words are those that each would have alone, and what
+    fails in one leaves the others alone.
+
+        with Engine.open('builtin') as engine:
+            front, rear = engine.session(), engine.session()
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        """Make an engine of what `load_for` returns with `shared`."""
+        self._loaded, config = loaded, loaded.config
+        self._overlap = 'fused' if config.overlap == 'auto' else config.overlap
+        self._scheduler = Scheduler(
+            self._overlap, partial(take_threads, loaded.checkpoint, config), lasts=True)
+        # One that is open is held by the scheduler.
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._closed = False
+
+    @classmethod
+    def open(cls, model: str | os.PathLike = 'builtin',
+             config: SessionConfig | None = None) -> Engine:
+        """
+        Load a checkpoint ('builtin', a folder, a hub id).
+
+        :param config: what holds for all sessions, and for the rest what they have by default
+        :raises ValueError: in words, for a checkpoint or a setting that cannot be used
+        """
+        config = config or SessionConfig()
+        if config.overlap == 'processes':
+            raise ValueError("overlap 'processes' perceives for one session alone: several share "
+                             'fused, threads or serial')
+        return cls(load_for(os.fspath(model), config, shared=True))
+
+    @property
+    def decode_steps(self) -> int:
+        """How many passes there were in which was decoded."""
+        return self._scheduler.decode_steps
+
+    @property
+    def shared_steps(self) -> int:
+        """How many of them were for more than one session."""
+        return self._scheduler.shared_steps
+
+    def session(self, config: SessionConfig | None = None) -> Session:
+        """
+        Begin to watch one more video.
+
+        :param config: its settings, those in `OF_ENGINE` left out; the engine's if not given
+        :raises ValueError: for a setting that it cannot have
+        :raises SessionClosed: once the engine is closed
+        """
+        if self._closed:
+            raise SessionClosed('the engine is closed: open another one')
+        shared, config = self._loaded.config, config or self._loaded.config
+        own = {name: getattr(shared, name) for name in OF_ENGINE}
+        for name, value in own.items():
+            if getattr(config, name) not in (value, BY_NAME[name].default):
+                raise ValueError(f'{name} is {value!r} for all sessions of this engine, and cannot '
+                                 f'be {getattr(config, name)!r} for one of them')
+        own['overlap'] = self._overlap
+        session = Session(self._loaded.checkpoint, replace(config, **own), self._scheduler)
+        with self._scheduler.changed:
+            self._sessions.add(session)
+        return session.begun(self._loaded)
+
+    def close(self) -> None:
+        """Close all sessions, and end; what is computed just now is finished first."""
+        with self._scheduler.changed:
+            self._closed, sessions = True, [*self._sessions]
+        for session in sessions:
+            session.close()
+        self._scheduler.end()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Sentence(NamedTuple):

@@ -178,9 +178,9 @@ def test_interleaved_a_step_may_follow_a_step_of_which_nothing_was_said(models):
         # Both at once, so that there is nothing to say when the second step is looked for.
         with session._changed:
             feed(session, 1, ends=False)
-            jobs = session.take(rules.perception)
+            jobs = session._scheduler.take(rules.perception)
             session.pause(True)
-        session.hand_in(session._runner.run(jobs))
+        session._scheduler.hand_in(session._runner.run(jobs))
         session.pause(False)
         feed(session, 1, ends=False, wait=True)
         trace = session.trace()

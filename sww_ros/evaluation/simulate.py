@@ -2,9 +2,10 @@
 Simulation of the core: schedules by chance and by exhaustion, in virtual time, without a model.
 
 `python -m sww_ros.evaluation.simulate --schedules N --first-seed S --json FILE` plays N random
-schedules and a small scope exhaustively, and asks all invariants of each; then it puts faults
-into the core on purpose, each of which has to be found. What fails is told by its seed and as the
-smallest script that fails alike, ready to be pasted into a test.
+schedules and a small scope exhaustively, and N / 20 times several together on one executor, and
+asks all invariants of each; then it puts faults into the core on purpose, each of which has to be
+found. What fails is told by its seed and as the smallest script that fails alike, ready to be
+pasted into a test.
 
 A seed gives settings, a mood and moves; a theme gives up to six inputs, in every order, with every
 point at which a job may end.
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from sww_ros.evaluation.simulation.faults import FAULTS, seeded
 from sww_ros.evaluation.simulation.invariants import broken, violations
 from sww_ros.evaluation.simulation.reading import Reading
+from sww_ros.evaluation.simulation.sharing import SHARED, Gathering
 from sww_ros.evaluation.simulation.world import (
     EXECUTORS,
     Ask,
@@ -130,6 +132,25 @@ def _move(name: str, chance: random.Random, failing: float, sides: tuple[str, ..
             return Wait(chance.randint(1, 3))
     return {'feed': Feed(), 'last': Feed(True), 'prompt': Prompt(), 'reset': Forget(),
             'close': Close()}[name]
+
+
+MOST_CORES = 4
+"""How many cores share an executor at most."""
+
+
+def gather(seed: int) -> Gathering:
+    """Play the schedules of a seed on one executor, their moves one among the other."""
+    chance = random.Random(f'together {seed}')
+    scripts = [random_script(seed * MOST_CORES + number)
+               for number in range(chance.randint(2, MOST_CORES))]
+    gathering = Gathering(scripts, chance.choice(SHARED))
+    left = [deque(script.moves) for script in scripts]
+    moves = []
+    while any(left):
+        number = chance.choices(range(len(left)), [len(each) for each in left])[0]
+        moves.append((number, left[number].popleft()))
+    gathering.play(moves)
+    return gathering
 
 
 MOST_INPUTS = 6
@@ -326,6 +347,7 @@ MOST_FOR_A_FAULT = 20_000
 """Schedules in which a seeded fault has to show."""
 _BATCH = 250
 _MOST_SHRUNK = 3
+_SCHEDULES_A_GATHERING = 20
 
 
 def simulate(schedules: int, first_seed: int = 0, processes: int = 2, inputs: int = 4) -> dict:
@@ -339,14 +361,16 @@ def simulate(schedules: int, first_seed: int = 0, processes: int = 2, inputs: in
     with ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'),
                              initializer=_end_with_parent) as pool:
         by_chance = _random(pool, schedules, first_seed)
+        together = _together(pool, schedules // _SCHEDULES_A_GATHERING, first_seed)
         by_exhaustion = _exhaustive(pool, inputs)
         faults = _faults(pool)
-    violated = by_chance['violations'] + by_exhaustion['violations']
+    violated = sum(found['violations'] for found in (by_chance, together, by_exhaustion))
     summary = dict(
         schedules=schedules, orders=by_exhaustion['orders'], violations=violated,
         faults_seeded=len(faults), faults_found=sum(fault['found'] for fault in faults),
         seconds=round(time.monotonic() - started, 1))
-    return dict(summary=summary, random=by_chance, exhaustive=by_exhaustion, faults=faults)
+    return dict(summary=summary, random=by_chance, together=together, exhaustive=by_exhaustion,
+                faults=faults)
 
 
 def _end_with_parent() -> None:
@@ -376,6 +400,21 @@ def _random(pool: ProcessPoolExecutor, schedules: int, first_seed: int) -> dict:
         seconds=round(time.monotonic() - started, 1),
         failing=[dict(seed=seed, broken=words, **_smallest(random_script(seed)))
                  for seed, words in failing[:_MOST_SHRUNK]])
+
+
+def _together(pool: ProcessPoolExecutor, gatherings: int, first_seed: int) -> dict:
+    """Have cores share executors; one that fails is told by its seed alone."""
+    end = first_seed + gatherings
+    batches = (range(start, min(start + _BATCH, end)) for start in range(first_seed, end, _BATCH))
+    failing = [one for found in _each(pool, _gather, batches, f'{_BATCH} gatherings')
+               for one in found]
+    return dict(first_seed=first_seed, gatherings=gatherings, violations=len(failing),
+                failing=[dict(seed=seed, broken=words) for seed, words in failing[:_MOST_SHRUNK]])
+
+
+def _gather(seeds: Iterable[int]) -> list[tuple[int, list[str]]]:
+    """Return the seeds that break something where executors are shared, and what."""
+    return [(seed, words) for seed in seeds if (words := gather(seed).violations)]
 
 
 def _play(seeds: Iterable[int]) -> list[tuple[int, list[str]]]:
@@ -427,6 +466,9 @@ def report(result: dict) -> str:
                   *(f'  {words}' for words in failing['broken']),
                   f'  smallest: assert violations({failing["script"]}) == []',
                   *(f'  {words}' for words in failing['breaks'])]
+    for failing in result.get('together', {}).get('failing', ()):
+        lines += [f'together, seed {failing["seed"]}',
+                  *(f'  {words}' for words in failing['broken'])]
     lines += [f'not found: {fault["name"]}: {fault["words"]}'
               for fault in result['faults'] if not fault['found']]
     return '\n'.join(lines)

@@ -230,8 +230,8 @@ def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps:
             verdict.lateness_s.append(max(0.0, first_s - owed[match][0].visible_s))
     for index, (fact, step) in enumerate(owed):
         if step < owed_steps:
-            verdict.facts[fact.kind] += 1
-            verdict.narrated[fact.kind] += index in truth.made
+            verdict.facts[fact.claim.kind] += 1
+            verdict.narrated[fact.claim.kind] += index in truth.made
             verdict.narrated_at.setdefault(step, []).append(index in truth.made)
     return verdict
 

@@ -69,14 +69,17 @@ class Choice:
     measured: dict[str, dict[str, float]]
 
 
-def choose_overlap(checkpoint: Checkpoint, config: SessionConfig, pace: Pace) -> Choice:
+def choose_overlap(checkpoint: Checkpoint, config: SessionConfig, pace: Pace,
+                   shared: bool = False) -> Choice:
     """
     Return the executor to take for a checkpoint on this machine, positions permitting.
 
     :param pace: how fast it runs here
+    :param shared: whether it is for several sessions, which cannot perceive in another process
     :raises ValueError: when the model cannot run
     """
-    ways = candidates(checkpoint, config)
+    ways = [way for way in candidates(checkpoint, config)
+            if not (shared and way.overlap == 'processes')]
     wait_k = config.resolved(checkpoint).wait_k
     slow = pace.step_seconds + wait_k * pace.token_seconds
     if slow > LONG_S:

@@ -194,9 +194,10 @@ class Core:
         Whether one thread that could do either should perceive.
 
         A step is perceived between two tokens of a sentence; but where the next step waited
-        already when the last one was perceived, that one gets its tokens first.
+        already when the last one was perceived, that one gets its tokens first, if there are any:
+        those of others that share the executor are not waited for.
         """
-        return not self._decodes_first
+        return not (self._decodes_first and self._turns())
 
     @property
     def at_rest(self) -> bool:

@@ -119,8 +119,9 @@ class Decoder:
             q, kv = self.model.project(layer, x, turn)
             plan.write(layer, kv)
             x = self.model.finish(layer, x, plan.read(layer, q))
-        plan.publish()
-        return self._logits(chunks, rows, x)
+        logits = self._logits(chunks, rows, x)
+        plan.publish()  # Last, so that a step that fails can be computed again, in parts too.
+        return logits
 
     def _logits(self, chunks: Sequence[Chunk], rows: Sequence[Rows],
                 x: torch.Tensor) -> list[torch.Tensor | None]:

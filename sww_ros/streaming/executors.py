@@ -1,32 +1,34 @@
 """
 How perception and generation share the hardware: executors, which differ in where jobs run.
 
-An executor is some threads, each with a rule for which jobs it takes of the core (rules.py). The
-rule is asked again after every input, under the core's lock; jobs run outside of it.
+An executor is some threads, each with a rule for which jobs it takes of the cores (rules.py). The
+rule is asked again after every input, under the cores' lock; jobs run outside of it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 import os
 import threading
 import time
-from typing import Protocol
+from typing import Any, Protocol, cast
 
-from sww_ros.streaming.jobs import Failed, Input, Job
+from sww_ros.streaming.core import Core
+from sww_ros.streaming.jobs import Decode, Failed, Input, Job, Ticked
 from sww_ros.streaming.processes import ChildError, ChildGone
-from sww_ros.streaming.rules import AHEAD, RULES, Rule, perception
-from sww_ros.streaming.runner import describe
+from sww_ros.streaming.rules import AHEAD, RULES, Rule, Turns, perception
+from sww_ros.streaming.runner import ModelRunner, describe, run_together
 
 
 class Desk(Protocol):
-    """Where jobs are taken and results are handed in; `Session` is one."""
+    """Where jobs are taken and results are handed in; `Scheduler` is one."""
 
     def take(self, rule: Rule, wait: bool = True) -> Sequence[Job]:
-        """Wait for jobs; none once the session is closed, or if there are none without a `wait`."""
+        """Wait for jobs; none once all is over, or if there are none without a `wait`."""
 
     def hand_in(self, results: Sequence[Input]) -> None:
         """Give what has come of the jobs."""
@@ -72,7 +74,8 @@ class _Worker(threading.Thread):
 
 
 def _now_at(jobs: Sequence[Job]) -> tuple[str, int]:
-    return ' and '.join(type(job).__name__.lower() for job in jobs), time.monotonic_ns()
+    kinds = dict.fromkeys(type(job).__name__.lower() for job in jobs)
+    return ' and '.join(kinds), time.monotonic_ns()
 
 
 def _raise(error: Exception) -> Sequence[Input]:
@@ -91,7 +94,7 @@ def _outcome(jobs: Sequence[Job], finish: Finish) -> Sequence[Input]:
 
 
 class Executor:
-    """The threads of one session."""
+    """The threads of one session, or of several."""
 
     def __init__(self, overlap: str, desk: Desk,
                  begin: Callable[[Sequence[Job]], Finish],
@@ -125,6 +128,126 @@ class Executor:
             if worker is not threading.current_thread():
                 worker.join()
                 _await_native_end(worker)
+
+
+@dataclass(eq=False)
+class Seat:
+    """A session at a scheduler: its core, who computes for it, and who takes what has come."""
+
+    core: Core
+    runner: ModelRunner
+    tell: Callable[[Input], None]
+
+
+class Scheduler:
+    """
+    Hands the jobs of sessions to one executor, and what comes of them back to each.
+
+    `lock` is the one lock: it guards the cores; `changed` wakes whoever waits for a job.
+    `decode_steps` counts passes in which was decoded, `shared_steps` those for several sessions.
+    """
+
+    def __init__(self, overlap: str, prepare: Callable[[], None] = lambda: None,
+                 lasts: bool = False) -> None:
+        """
+        Make an executor; it starts with the first session.
+
+        :param prepare: runs first on each of its threads
+        :param lasts: whether it waits for more sessions when the last one is closed
+        """
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.decode_steps = self.shared_steps = 0
+        self._lasts, self._is_over, self._has_begun = lasts, False, False
+        self._turns = Turns()
+        self._seats: dict[Core, Seat] = {}
+        # Who handed out what is not back yet; changed under the lock alone.
+        self._owners: dict[Job, Seat] = {}
+        self._executor = Executor(overlap, self, self._begin, prepare)
+
+    @property
+    def work(self) -> tuple[str, int] | None:
+        """The oldest pass in progress: its jobs, in words, and since when [monotonic ns]."""
+        return self._executor.work
+
+    def join(self, seat: Seat) -> None:
+        """Take the jobs of one more session."""
+        with self.changed:
+            self._seats[seat.core] = seat
+            self._turns.cores.append(seat.core)
+            begins, self._has_begun = not self._has_begun, True
+            self.changed.notify_all()
+        if begins:
+            self._executor.start()
+
+    def leave(self, seat: Seat) -> None:
+        """Wait until what is computed for a closed session is finished, and forget it."""
+        if not self._lasts:
+            self._executor.join()
+            return
+        with self.changed:
+            self.changed.wait_for(lambda: seat not in self._owners.values())
+            if self._seats.pop(seat.core, None):
+                self._turns.cores.remove(seat.core)
+
+    def end(self) -> None:
+        """Wait until what is computed is finished, and end the threads."""
+        with self.changed:
+            self._is_over = True
+            self.changed.notify_all()
+        if self._has_begun:
+            self._executor.join()
+
+    # What the executor asks.
+
+    def take(self, rule: Rule, wait: bool = True) -> Sequence[Job]:
+        """Wait for jobs, and send the cores their ticks meanwhile; none once all are closed."""
+        with self.changed:
+            while not self._is_over and (self._lasts or any(
+                    not core.closed for core in self._turns.cores)):
+                now = time.monotonic_ns()
+                due = min(self._deadlines(), key=itemgetter(0), default=None)
+                if due and due[0] <= now:
+                    due[1].tell(Ticked())
+                elif handed := self._turns.take(rule, now):
+                    self._owners.update((job, self._seats[core]) for core, job in handed)
+                    return [job for _, job in handed]
+                elif not wait:
+                    break
+                else:
+                    self.changed.wait((due[0] - now) / 1e9 if due else None)
+        return ()
+
+    def _deadlines(self) -> Iterator[tuple[int, Seat]]:
+        for core, seat in self._seats.items():
+            if (deadline := core.deadline_ns) is not None:
+                yield deadline, seat
+
+    def hand_in(self, results: Sequence[Input]) -> None:
+        """Have each core take what has come of its jobs."""
+        with self.changed:
+            for result in results:
+                jobs = (result.jobs if isinstance(result, Failed)
+                        else [cast(Any, result).job])  # As all that comes of a job has.
+                owned: dict[Seat, list[Job]] = {}
+                for job in jobs:
+                    owned.setdefault(self._owners.pop(job), []).append(job)
+                for seat, mine in owned.items():
+                    seat.tell(replace(result, jobs=tuple(mine)) if isinstance(result, Failed)
+                              else result)
+
+    def _begin(self, jobs: Sequence[Job]) -> Finish:
+        """Begin with the jobs of one pass, which are of several sessions where these share it."""
+        parts: dict[Seat, list[Job]] = {}
+        for job in jobs:
+            parts.setdefault(self._owners[job], []).append(job)
+        decoding = sum(isinstance(job, Decode) for job in jobs)
+        self.decode_steps += decoding > 0
+        self.shared_steps += decoding > 1
+        if len(parts) == 1:
+            (seat, mine), = parts.items()
+            return seat.runner.begin(mine)
+        return partial(run_together, [(seat.runner, mine) for seat, mine in parts.items()])
 
 
 def _await_native_end(worker: threading.Thread) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 import time
+from typing import NamedTuple
 import weakref
 
 import torch
 
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.decoder import Chunk
+from sww_ros.streaming.decoder import Chunk, Decoder
 from sww_ros.streaming.events import NARRATION
 from sww_ros.streaming.generation import TextLane
 from sww_ros.streaming.jobs import (
@@ -19,6 +21,7 @@ from sww_ros.streaming.jobs import (
     Carry,
     Decode,
     Decoded,
+    Failed,
     Frame,
     Input,
     Job,
@@ -46,6 +49,13 @@ SIDE_ROWS = 2048
 """At most so many rows of narration lie beside the visual lane; a longer one lies by itself."""
 
 
+class Prepared(NamedTuple):
+    """Chunks to be computed in one step, and what makes results of the logits of each."""
+
+    chunks: Sequence[Chunk]
+    finish: Callable[[Sequence[torch.Tensor | None]], list[Input]]
+
+
 class ModelRunner:
     """
     Computes; what to compute, and what follows from it, the core decides.
@@ -69,6 +79,11 @@ class ModelRunner:
         self._next_turn = checkpoint.encode(checkpoint.turns.next_turn)
         self.decode_steps = 0
 
+    @property
+    def decoder(self) -> Decoder:
+        """What computes for it, and for others that share the checkpoint."""
+        return self._checkpoint.decoder
+
     def begin(self, jobs: Sequence[Job]) -> Callable[[], list[Input]]:
         """
         Begin with the jobs of one pass; what is returned finishes them, in the order of beginning.
@@ -85,8 +100,14 @@ class ModelRunner:
         if isinstance(job, Carry):
             return [self._carry(job)]
         if isinstance(job, Decode):
-            return [self._decode(job)]
+            return self._decode(job)
         return self._perceive(job, *[each for each in jobs[1:] if isinstance(each, Decode)])
+
+    def prepare(self, jobs: Sequence[Job]) -> Prepared:
+        """Return what is to be computed for a decode step, or for a step and what rides on it."""
+        job, decodes = jobs[0], [job for job in jobs if isinstance(job, Decode)]
+        return self._looking(job, *decodes) if isinstance(job, Perceive) else self._speaking(
+            *decodes)
 
     def close(self) -> None:
         """Free what it holds beside memory; no job runs any more."""
@@ -174,6 +195,12 @@ class ModelRunner:
 
     def _perceive(self, job: Perceive, riding: Decode | None = None) -> list[Input]:
         """Perceive a step; a decode step rides in the same pass, where its turns see the step."""
+        return self._computed(self._looking(job, riding))
+
+    def _computed(self, each: Prepared) -> list[Input]:
+        return each.finish(self._checkpoint.decoder.step(each.chunks) if each.chunks else [])
+
+    def _looking(self, job: Perceive, riding: Decode | None = None) -> Prepared:
         stream, perception = job.video.work, self._checkpoint.perception
         started = time.monotonic_ns()
         if not stream.size[0]:
@@ -190,18 +217,20 @@ class ModelRunner:
         chunk, *also = [each.step_chunk(found, job.last) for each in streams]
         beside = self._words_beside(riding) if riding else []
         due, chunks = self._chunks(riding.turns if riding else (), (stream, chunk))
-        logits = self._checkpoint.decoder.step([chunk, *chunks, *also, *beside])
-        stream.perceived(chunk, logits[0])
-        stream.kept.add(found, patches if self._config.record_trace else None)
-        if self._config.record_trace:
-            for each in streams:
-                each.patches.append(patches)
-        tokens = len(found.rows if found.places is None else found.places)
-        done: list[Input] = [
-            Perceived(job, started, preprocessed, seen, time.monotonic_ns(), tokens)]
-        if riding:
-            done.append(self._choose(riding, due, logits[1:1 + len(chunks)]))
-        return done
+
+        def finish(logits: Sequence[torch.Tensor | None]) -> list[Input]:
+            stream.perceived(chunk, logits[0])
+            stream.kept.add(found, patches if self._config.record_trace else None)
+            if self._config.record_trace:
+                for each in streams:
+                    each.patches.append(patches)
+            tokens = len(found.rows if found.places is None else found.places)
+            done: list[Input] = [
+                Perceived(job, started, preprocessed, seen, time.monotonic_ns(), tokens)]
+            if riding:
+                done.append(self._choose(riding, due, logits[1:1 + len(chunks)]))
+            return done
+        return Prepared([chunk, *chunks, *also, *beside], finish)
 
     def _carry(self, job: Carry) -> Carried:
         stream, step = job.video.work, job.source.base + job.index
@@ -218,11 +247,14 @@ class ModelRunner:
 
     # Generation.
 
-    def _decode(self, job: Decode) -> Decoded:
+    def _decode(self, job: Decode) -> list[Input]:
+        return self._computed(self._speaking(job))
+
+    def _speaking(self, job: Decode) -> Prepared:
         beside = self._words_beside(job)
         due, chunks = self._chunks(job.turns)
-        logits = self._checkpoint.decoder.step([*chunks, *beside]) if chunks or beside else []
-        return self._choose(job, due, logits[:len(chunks)])
+        return Prepared([*chunks, *beside],
+                    lambda logits: [self._choose(job, due, logits[:len(chunks)])])
 
     def _words_beside(self, job: Decode) -> list[Chunk]:
         """Put words into a lane first where its turn comes now; else return what goes beside."""
@@ -306,6 +338,36 @@ class ModelRunner:
             return Spoken('stop', sentence=lane.end_turn(), token=token)
         delta, sentence = lane.text.add(token)
         return Spoken('text', delta, sentence, lane.text.unfinished, token)
+
+
+def run_together(parts: Sequence[tuple[ModelRunner, Sequence[Job]]]) -> list[Input]:
+    """
+    Do the jobs of several sessions on one model in one pass.
+
+    Where that fails, each is computed by itself: what is wrong with one is told of that one alone.
+    """
+    done: list[Input] = []
+    passes: list[tuple[Sequence[Job], Prepared]] = []
+    for runner, jobs in parts:
+        try:
+            passes.append((jobs, runner.prepare(jobs)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+            done.append(Failed(tuple(jobs), describe(error)))
+    step = parts[0][0].decoder.step
+    chunks = [chunk for _, each in passes for chunk in each.chunks]
+    rows: Iterator[torch.Tensor | None] | None
+    try:
+        rows = iter(step(chunks) if chunks else [])
+    except Exception:  # noqa: BLE001 - which of them it is, each one's own step says
+        rows = None
+    for jobs, each in passes:
+        try:
+            logits = (step(each.chunks) if rows is None and each.chunks
+                      else list(islice(rows or (), len(each.chunks))))
+            done += each.finish(logits)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+            done.append(Failed(tuple(jobs), describe(error)))
+    return done
 
 
 def margin_rows(config: SessionConfig, scheme: Scheme) -> int:

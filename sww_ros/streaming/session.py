@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 import itertools
@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from sww_ros.streaming.config import (
 )
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.events import Event, SessionClosed, Trouble
-from sww_ros.streaming.executors import Executor
+from sww_ros.streaming.executors import Scheduler, Seat
 from sww_ros.streaming.jobs import (
     Asked,
     Cancelled,
@@ -34,11 +34,9 @@ from sww_ros.streaming.jobs import (
     Fed,
     Frame,
     Input,
-    Job,
     Paused,
     Prompted,
     Reset,
-    Ticked,
 )
 from sww_ros.streaming.pace import Pace, advice, measure, mismatch, working_size
 from sww_ros.streaming.perception import check_frame
@@ -46,9 +44,18 @@ from sww_ros.streaming.positions import SCHEMES, Scheme, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.recall import telling_words
 from sww_ros.streaming.relay import Relay
-from sww_ros.streaming.rules import AHEAD, Rule
+from sww_ros.streaming.rules import AHEAD
 from sww_ros.streaming.runner import ModelRunner, lane_bytes
 from sww_ros.streaming.trace import Trace
+
+
+class Loaded(NamedTuple):
+    """A checkpoint in memory, `config` with the executor to take, and what was measured of both."""
+
+    checkpoint: Checkpoint
+    config: SessionConfig
+    pace: Pace | None = None
+    why: str = ''
 
 
 class Session:
@@ -65,10 +72,12 @@ class Session:
                 for event in session.drain(): ...
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: SessionConfig | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: SessionConfig | None = None,
+                 scheduler: Scheduler | None = None) -> None:
         """
         Start watching with a loaded checkpoint.
 
+        :param scheduler: of the executor that it shares with others; without, it has its own
         :raises ValueError: for an unknown position scheme, one side of a frame size without the
             other, or a prompt of too many tokens
         """
@@ -84,7 +93,8 @@ class Session:
         # Where the video's positions depend on the text, there is nothing to overlap. One pass
         # for both suits every machine; `open` tries whether another way is better on this one.
         overlap = 'fused' if config.overlap == 'auto' else config.overlap
-        self._overlap, self._why = ('serial' if scheme.serial else overlap), ''
+        alone = scheduler is None
+        self._overlap, self._why = ('serial' if scheme.serial and alone else overlap), ''
         self._pace: Pace | None = None
         self.scheme = scheme
         self._core = Core(
@@ -93,15 +103,17 @@ class Session:
             serial=scheme.serial, perceptions=AHEAD.get(self._overlap, 1),
             relay=Relay.plan(settings.max_steps, settings.capacity, settings.memory,
                              settings.previous_sentences))
-        # The one lock: it guards the core. Who waits for rest is not woken with each token: it
-        # would take the interpreter from those who wait for a job.
-        lock = threading.RLock()
-        self._changed, self._rested = threading.Condition(lock), threading.Condition(lock)
+        self._scheduler = scheduler or Scheduler(
+            self._overlap, partial(take_threads, checkpoint, config))
+        self._changed = self._scheduler.changed
+        # Who waits for rest is not woken with each token: it would take the interpreter from those
+        # who wait for a job.
+        self._rested = threading.Condition(self._scheduler.lock)
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._numbers, self._gave_up = itertools.count(1), ''
         self._runner = self._make_runner(checkpoint, settings, scheme)
-        self._executor = Executor(self._overlap, self, self._runner.begin, self._take_threads)
-        self._executor.start()
+        self._seat = Seat(self._core, self._runner, self._tell)
+        self._scheduler.join(self._seat)
 
     def _make_runner(self, *arguments: Any) -> ModelRunner:
         return (ForkingRunner if self._overlap == 'processes' else ModelRunner)(*arguments)
@@ -114,25 +126,18 @@ class Session:
 
         :raises ValueError: in words, for a checkpoint or a setting that cannot be used
         """
-        from sww_ros.models.loading import load
-        config = config or SessionConfig()
-        checkpoint = load(os.fspath(model), device=config.device, dtype=config.dtype,
-                          allow_download=config.allow_download,
-                          lane_bytes=partial(_lane_bytes, config=config))
-        try:
-            pace, why = measure(checkpoint, config), ''
-        except RuntimeError as error:
-            raise ValueError(f'the model cannot run at its full size: {error}') from error
-        if (config.overlap == 'auto'
-                and not _scheme_of(checkpoint, config.resolved(checkpoint)).serial):
-            from sww_ros.streaming.choosing import choose_overlap
-            choice = choose_overlap(checkpoint, config, pace)
-            config = replace(config, overlap=choice.overlap, threads=choice.threads)
-            why = choice.why
-        session = cls(checkpoint, config)
-        session._pace, session._why = pace, why
-        session._warm_up()
-        return session
+        loaded = load_for(os.fspath(model), config or SessionConfig())
+        return cls(loaded.checkpoint, loaded.config).begun(loaded)
+
+    def begun(self, loaded: Loaded) -> Session:
+        """
+        Warm up, and say in `info` what was measured at load.
+
+        :raises ValueError: when the model cannot run
+        """
+        self._pace, self._why = loaded.pace, loaded.why
+        self._warm_up()
+        return self
 
     @property
     def info(self) -> dict:
@@ -178,7 +183,7 @@ class Session:
     @property
     def work(self) -> tuple[str, int] | None:
         """The oldest pass in progress: its jobs, in words, and since when [monotonic ns]."""
-        return self._executor.work
+        return self._scheduler.work
 
     def feed(self, frame: np.ndarray, stamp_ns: int = 0, received_ns: int = 0,
              last: bool = False) -> None:
@@ -290,7 +295,7 @@ class Session:
     def close(self) -> None:
         """End all questions and `events()`; what is computed just now is finished first."""
         self._tell(Closed())
-        self._executor.join()
+        self._scheduler.leave(self._seat)
         self._runner.close()
         self._events.put(None)
 
@@ -299,34 +304,6 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _take_threads(self) -> None:
-        # A new thread starts with PyTorch's default, whatever was set on another one.
-        if self._checkpoint.decoder.device.type == 'cpu':
-            torch.set_num_threads(max(1, self.config.threads))
-
-    # What the executor asks (executors.Desk).
-
-    def take(self, rule: Rule, wait: bool = True) -> Sequence[Job]:
-        """Wait for jobs, and send the core its ticks meanwhile; none once it is closed."""
-        with self._changed:
-            while not self._core.closed:
-                now, deadline = time.monotonic_ns(), self._core.deadline_ns
-                if deadline is not None and deadline <= now:
-                    self._tell(Ticked())
-                elif jobs := rule(self._core, now):
-                    return jobs
-                elif not wait:
-                    break
-                else:
-                    self._changed.wait(None if deadline is None else (deadline - now) / 1e9)
-        return ()
-
-    def hand_in(self, results: Sequence[Input]) -> None:
-        """Have the core take what has come of jobs."""
-        with self._changed:
-            for result in results:
-                self._tell(result)
 
     def _ask_core(self, given: Input) -> None:
         with self._changed:
@@ -364,6 +341,35 @@ class Session:
             if isinstance(event, Trouble):
                 self.close()
                 raise ValueError(f'the model cannot run: {event.message}')
+
+
+def load_for(model: str, config: SessionConfig, shared: bool = False) -> Loaded:
+    """
+    Load a checkpoint, and choose the executor that suits it here best.
+
+    :param shared: whether several sessions are to share that
+    :raises ValueError: in words, for a checkpoint or a setting that cannot be used
+    """
+    from sww_ros.models.loading import load
+    checkpoint = load(model, device=config.device, dtype=config.dtype,
+                      allow_download=config.allow_download,
+                      lane_bytes=partial(_lane_bytes, config=config))
+    try:
+        pace = measure(checkpoint, config)
+    except RuntimeError as error:
+        raise ValueError(f'the model cannot run at its full size: {error}') from error
+    if config.overlap != 'auto' or _scheme_of(checkpoint, config.resolved(checkpoint)).serial:
+        return Loaded(checkpoint, config, pace)
+    from sww_ros.streaming.choosing import choose_overlap
+    choice = choose_overlap(checkpoint, config, pace, shared)
+    return Loaded(checkpoint, replace(config, overlap=choice.overlap, threads=choice.threads),
+                  pace, choice.why)
+
+
+def take_threads(checkpoint: Checkpoint, config: SessionConfig) -> None:
+    """Have this thread compute with as many as are set; a new one has PyTorch's default."""
+    if checkpoint.decoder.device.type == 'cpu':
+        torch.set_num_threads(max(1, config.threads))
 
 
 def _lane_bytes(checkpoint: Checkpoint, config: SessionConfig) -> int:

@@ -224,7 +224,7 @@ class Rest:
 Entry = Told | Taken | Rest
 
 
-class _Pass(NamedTuple):
+class Pass(NamedTuple):
     """Jobs that a worker holds, and since when."""
 
     jobs: Sequence[jobs.Job]
@@ -278,7 +278,7 @@ class World:
         self.now = _SECOND_NS
         self._rules = EXECUTORS[script.settings.overlap]
         self._ahead = ahead_of(script.settings.overlap)
-        self._held: list[deque[_Pass]] = [deque() for _ in self._rules]
+        self._held: list[deque[Pass]] = [deque() for _ in self._rules]
         self._frames = self._prompts = 0
 
     def play(self) -> list[Entry]:
@@ -293,7 +293,7 @@ class World:
             self._look()
         for move in self.script.moves:
             self.now += _MOVE_NS
-            self._make(move)
+            self.make(move)
             if self.script.eager:
                 self._look()
             if self.core.at_rest and any(self._held) and not self.core.closed:
@@ -343,22 +343,30 @@ class World:
             self._take(worker)
 
     def _take(self, worker: int) -> None:
-        """Do as `Session.take` does."""
-        core, held, rule = self.core, self._held[worker], self._rules[worker]
-        if len(held) >= (self._ahead if rule is perception else 1):
+        held, rule = self._held[worker], self._rules[worker]
+        if len(held) >= (self._ahead if rule is perception else 1) or not self.tick():
             return
+        rested = self.core.at_rest
+        if taken := [job for _, job in rule([self.core], self.now)]:
+            held.append(Pass(taken, self.now))
+            self.note(taken, rested)
+
+    def tick(self) -> bool:
+        """Do as a scheduler does before it asks for jobs; False where time stands still."""
+        core = self.core
         while not core.closed and (core.deadline_ns or self.now + 1) <= self.now:
             before = core.deadline_ns
             self._tell(jobs.Ticked())
             if core.deadline_ns == before:
-                return  # Time stands still: what must hold of timeouts says so.
-        rested = core.at_rest
-        if taken := rule(core, self.now):
-            held.append(_Pass(taken, self.now))
-            self.log.append(Taken(self.now, taken, rested or core.at_rest))
-            for job in taken:
-                if isinstance(job, jobs.Open):
-                    job.video.work = _Lane(0, job.source.work.text) if job.source else _Lane(1)
+                return False  # What must hold of timeouts says so.
+        return True
+
+    def note(self, taken: Sequence[jobs.Job], rested: bool) -> None:
+        """Log jobs that were taken of the core, which said before whether it rests."""
+        self.log.append(Taken(self.now, taken, rested or self.core.at_rest))
+        for job in taken:
+            if isinstance(job, jobs.Open):
+                job.video.work = _Lane(0, job.source.work.text) if job.source else _Lane(1)
 
     def _tell(self, given: jobs.Input) -> None:
         try:
@@ -366,7 +374,8 @@ class World:
         except ValueError:
             self.log.append(Told(self.now, given, [], refused=True))
 
-    def _make(self, move: Move) -> None:
+    def make(self, move: Move) -> None:
+        """Make one move."""
         match move:
             case Feed(last):
                 self._frames += 1
@@ -392,9 +401,13 @@ class World:
                 self._hand_in(worker % len(self._rules), fails, says)
 
     def _hand_in(self, worker: int, fails: str, says: str) -> None:
-        held = self._held[worker]
-        done, since = held.popleft() if held else ((), 0)
-        if done and fails == 'all':
+        if held := self._held[worker]:
+            self.hand_in(held.popleft(), fails, says)
+
+    def hand_in(self, made: Pass, fails: str, says: str) -> None:
+        """Have jobs come back, as `Finish` says."""
+        done, since = made
+        if fails == 'all':
             self._tell(jobs.Failed(tuple(done), 'all that computes is gone', fatal=True))
         elif any(side_of(job) == fails for job in done):
             self._tell(jobs.Failed(tuple(done), f'{fails} fails'))

@@ -1,0 +1,294 @@
+"""One engine, several sessions: words as alone, steps shared, turns fair, trouble kept apart."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import gc
+from threading import Thread
+import weakref
+
+from core_kit import Play
+import numpy as np
+import pytest
+from session_kit import texts
+import torch
+
+from sww_ros import Engine, SessionClosed, SessionConfig
+from sww_ros.evaluation.random_model import SMALL, random_checkpoint
+from sww_ros.evaluation.simulate import gather
+from sww_ros.shapes.score import Score
+from sww_ros.shapes.score import play as play_scene
+from sww_ros.streaming.core import Core
+from sww_ros.streaming.decoder import Decoder
+from sww_ros.streaming.events import (
+    NARRATION,
+    FramesDropped,
+    Restarted,
+    StepPerceived,
+    TextDelta,
+    Trouble,
+)
+from sww_ros.streaming.rules import Rule, Turns, fused, one_at_a_time, perception
+from sww_ros.streaming.session import Loaded, Session
+from sww_ros.streaming.trace import replay
+
+OVERLAPS = ('fused', 'threads', 'serial')
+SCHEMES = ('gdpe', 'ospe', 'interleaved')
+STEPS = 12
+SCENES = (*range(50_000, 50_007), 50_008)
+
+
+@pytest.fixture(scope='module')
+def models():
+    return random_checkpoint(SMALL, 3, torch.float64, silence_token='<|silence|>', max_steps=100)
+
+
+@contextmanager
+def engine_of(models, overlap: str = 'fused', **settings) -> Iterator[Engine]:
+    config = SessionConfig(**{'overlap': overlap, 'max_pending_frames': 200, **settings})
+    with Engine(Loaded(models[1], config)) as engine:
+        yield engine
+
+
+def frames(seed: int, steps: int = STEPS) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (2 * steps, 56, 56, 3), np.uint8)
+
+
+def feed_all(sessions: list[Session], steps: int = STEPS) -> None:
+    """Feed each session frames of its own, one by one in turn, and wait until all is said."""
+    for each in zip(*(frames(seed, steps) for seed in range(len(sessions)))):
+        for session, frame in zip(sessions, each):
+            session.feed(frame)
+    assert all(session.wait_idle(60) for session in sessions)
+
+
+def all_of(sessions: list[Session], kind: type) -> list[list]:
+    return [[event for event in session.drain() if isinstance(event, kind)]
+            for session in sessions]
+
+
+@pytest.mark.parametrize('overlap', OVERLAPS)
+def test_each_session_says_what_it_says_alone(models, overlap):
+    """Whatever the others do meanwhile, questions included; with the same logits."""
+    def config(number: int) -> SessionConfig:
+        return SessionConfig(
+            schedule='wait_k', wait_k=2 + number, position_encoding=SCHEMES[number],
+            prompt='?' * (3 + number), record_trace=True, max_pending_frames=200,
+            max_answer_tokens=20)
+
+    def told(session: Session, traces: list) -> list[tuple]:
+        traces.append(session.trace())
+        return [(event.delta, event.seq, event.steps_seen)
+                for event in texts(session.drain(), NARRATION)]
+
+    def alone(number: int, traces: list) -> list[tuple]:
+        with Session(models[1], config(number)) as session:
+            for frame in frames(number):
+                session.feed(frame)
+            assert session.wait_idle(60)
+            return told(session, traces)
+
+    together, apart = [], []
+    with engine_of(models, overlap) as engine:
+        sessions = [engine.session(config(number)) for number in range(len(SCHEMES))]
+        for session in sessions:
+            session.drain()
+        feed_all(sessions)
+        said = [told(session, together) for session in sessions]
+        questions = [session.ask('what?') for session in sessions]
+        assert all(session.wait_idle(60) for session in sessions)
+        answered = [session.trace() for session in sessions]
+        assert all(texts(session.drain(), question)[-1].finish_reason in ('stop', 'length')
+                   for session, question in zip(sessions, questions))
+        assert engine.shared_steps > 0
+    # A session that was warmed up has begun anew before, and numbers its text on.
+    wanted = [alone(number, apart) for number in range(len(SCHEMES))]
+    for mine, theirs in zip(said, wanted, strict=True):
+        first = mine[0][1]
+        assert [(delta, seq - first, seen) for delta, seq, seen in mine] == theirs
+    for mine, theirs in zip(together, apart, strict=True):
+        assert (mine.predicted == theirs.predicted).all()
+        assert (mine.logits - theirs.logits).abs().max() < 1e-9
+    for trace in answered:
+        verdict = replay(trace, models[0])
+        assert verdict.compared > 2 * STEPS and not verdict.differing
+        assert (trace.logits - verdict.logits).abs().max() < 1e-9
+
+
+def test_lanes_of_several_sessions_are_decoded_in_one_step(models, monkeypatch):
+    lanes, honest = [], Decoder.step
+
+    def step(self, chunks):
+        lanes.append(sum(chunk.predict for chunk in chunks))
+        return honest(self, chunks)
+
+    with engine_of(models, 'fused', wait_k=8) as engine:
+        sessions = [engine.session() for _ in range(3)]
+        before, shared = engine.decode_steps, engine.shared_steps
+        monkeypatch.setattr(Decoder, 'step', step)
+        # All is there before anybody may speak, so that all speak at the same time.
+        for session in sessions:
+            session.ask('what?')
+        with engine._scheduler.changed:
+            for session in sessions:
+                for frame in frames(0, 1):
+                    session.feed(frame)
+        assert all(session.wait_idle(60) for session in sessions)
+        spoken = sum(session.decode_steps for session in sessions)
+        assert max(lanes) == 6, 'three narrations and three answers'
+        assert engine.shared_steps > shared
+        assert engine.decode_steps - before < spoken
+
+
+@pytest.mark.parametrize('overlap', OVERLAPS)
+def test_what_is_wrong_with_one_is_told_of_that_one_alone(models, monkeypatch, overlap):
+    with engine_of(models, overlap) as engine:
+        good, bad = engine.session(), engine.session()
+        feed_all([good, bad], 2)
+        all_of([good, bad], object)
+        honest, raised = Decoder.step, []
+
+        def step(self, chunks):
+            stream = bad._core.video.work
+            if stream and len(raised) < 3 and any(  # More in a row, and it would give up.
+                    chunk.lane is stream.narration.cache and chunk.predict for chunk in chunks):
+                raised.append(len(chunks))
+                raise RuntimeError('no memory')
+            return honest(self, chunks)
+
+        monkeypatch.setattr(Decoder, 'step', step)
+        feed_all([good, bad])
+        monkeypatch.setattr(Decoder, 'step', honest)
+        assert [event.message for event in bad.drain() if isinstance(event, Trouble)][0] == (
+            'RuntimeError: no memory')
+        events = good.drain()
+        assert not any(isinstance(event, (Trouble, Restarted, FramesDropped)) for event in events)
+        assert sum(isinstance(event, StepPerceived) for event in events) == STEPS
+        numbers = [event.seq for event in events if isinstance(event, TextDelta)]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_one_that_gives_up_is_closed_alone(models, monkeypatch):
+    with engine_of(models) as engine:
+        good, bad = engine.session(), engine.session()
+        monkeypatch.setattr(bad._runner, 'begin', lambda jobs: 1 / 0)
+        monkeypatch.setattr(bad._runner, 'prepare', lambda jobs: 1 / 0)
+        bad.reset()
+        assert bad.wait_idle(60)
+        with pytest.raises(SessionClosed, match='division by zero'):
+            bad.ask('what?')
+        feed_all([good], 2)
+        assert sum(isinstance(event, StepPerceived) for event in good.drain()) == 2
+        assert engine.session().info['overlap'] == 'fused'
+
+
+def test_closing_one_leaves_no_gap_in_the_others_and_nothing_of_itself(models):
+    with engine_of(models) as engine:
+        stays, goes = engine.session(), engine.session()
+        stays.drain()
+        feed_all([stays, goes], 2)
+        goes.ask('what?')
+        goes.close()
+        assert texts(list(goes.events()), 'q1')[-1].final
+        feed_all([stays], 2)
+        numbers = [event.seq for event in texts(stays.drain(), NARRATION)]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) and len(numbers) > 4
+        gone = weakref.ref(goes)
+        del goes
+        gc.collect()
+        assert gone() is None
+        assert engine._scheduler._turns.cores == [stays._core]
+
+
+def test_what_is_set_for_all_cannot_be_set_for_one(models):
+    with engine_of(models, prompt='Look.') as engine:
+        assert engine.session().info['prompt'] == 'Look.'
+        own = engine.session(SessionConfig(prompt='Tell.', wait_k=1))
+        assert (own.info['prompt'], own.info['wait_k'], own.info['overlap']) == (
+            'Tell.', 1, 'fused')
+        with pytest.raises(ValueError, match="overlap is 'fused' for all sessions of this engine, "
+                                             "and cannot be 'serial' for one"):
+            engine.session(SessionConfig(overlap='serial'))
+        with pytest.raises(ValueError, match='threads is 0 for all'):
+            engine.session(SessionConfig(threads=2))
+        with pytest.raises(ValueError, match='given together'):
+            engine.session(SessionConfig(frame_width=56))
+        feed_all([own], 1)
+    with pytest.raises(SessionClosed, match='the engine is closed'):
+        engine.session()
+    with pytest.raises(SessionClosed, match='the session is closed'):
+        own.ask('what?')
+    with pytest.raises(ValueError, match='perceives for one session alone'):
+        Engine.open(config=SessionConfig(overlap='processes'))
+
+
+@pytest.fixture(scope='module')
+def alone() -> dict[int, Score]:
+    """What is said of scenes by a session that has an engine for itself."""
+    scores = {seed: Score() for seed in SCENES}
+    with Session.open(config=SessionConfig(overlap='fused')) as session:
+        for seed, score in scores.items():
+            play_scene(session, seed, 2, score)
+    return scores
+
+
+@pytest.mark.parametrize('cameras', [2, 4, 8])
+def test_cameras_each_tell_their_own_scene(alone, cameras):
+    scores = {seed: Score() for seed in SCENES[:cameras]}
+    with Engine.open(config=SessionConfig(overlap='fused')) as engine:
+        players = [Thread(target=play_scene, args=(engine.session(), seed, 2, score))
+                   for seed, score in scores.items()]
+        for player in players:
+            player.start()
+        for player in players:
+            player.join()
+        assert engine.shared_steps > 0
+    for seed, score in scores.items():
+        assert score.table()['summary']['facts_true'] >= 0.97
+        assert score.seeds == alone[seed].seeds
+
+
+def done_by_turns(turns: Turns, plays: list[Play], rule: Rule) -> list[tuple[Core, type]]:
+    """Take and do one pass; return whose jobs of which kinds were in it."""
+    handed = turns.take(rule, 0)
+    for core, job in handed:
+        next(play for play in plays if play.core is core).done(job)
+    return [(core, type(job)) for core, job in handed]
+
+
+def test_steps_are_perceived_in_turn_whoever_has_more_of_them():
+    plays = [Play() for _ in range(3)]
+    turns = Turns(play.core for play in plays)
+    for play in plays:
+        play.perceive()
+    for play, frames_fed in zip(plays, (12, 6, 4)):
+        play.feed(frames_fed)
+    order = [done_by_turns(turns, plays, perception) for _ in range(11)]
+    numbers = [[play.core for play in plays].index(core) for (core, _), in order]
+    assert numbers == [0, 1, 2, 0, 1, 2, 0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize('rule', [one_at_a_time, fused])
+def test_a_camera_of_which_nothing_is_said_does_not_wait_for_the_words_of_another(rule):
+    silent, talker = Play(narrate=False), Play(max_answer_tokens=1000)
+    turns = Turns([silent.core, talker.core])
+    for play in (silent, talker):
+        play.perceive()
+        play.feed()
+        play.perceive()
+    talker.ask()
+    silent.feed(12)
+    for _ in range(12):
+        done_by_turns(turns, [silent, talker], rule)
+    assert len(silent.steps()) == 7
+
+
+def test_cores_that_share_an_executor_keep_all_that_one_alone_keeps():
+    found = {seed: broken for seed in range(400) if (broken := gather(seed).violations)}
+    assert not found
+    assert sum(gather(seed).shared_steps for seed in range(40)) > 100
+
+
+def test_unfair_turns_are_found(monkeypatch):
+    monkeypatch.setattr(Turns, 'take', lambda self, rule, now_ns: rule(self.cores, now_ns))
+    assert any('waits for a second job' in words
+               for seed in range(40) for words in gather(seed).violations)
