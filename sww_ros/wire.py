@@ -68,6 +68,11 @@ class Channel:
         """Return whether a message, or the end, arrives within the time [s]."""
         return bool(select.select([self._socket], [], [], timeout_s)[0])
 
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed."""
+        return self._socket.fileno() < 0
+
     def close(self) -> None:
         """Close both directions, which wakes whoever waits at either end."""
         try:

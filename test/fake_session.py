@@ -22,6 +22,7 @@ from sww_ros.streaming.events import (
 )
 
 SESSION = 'fake_session:FakeSession.open'
+ENGINE = 'fake_session:FakeEngine.open'
 FRAMES_PER_STEP = 2
 TOKEN_S = 0.01
 LONG_ANSWER_TOKENS = 500
@@ -172,3 +173,23 @@ class FakeSession:
     def _burn(self):
         while not self._stop.is_set():
             sum(range(100_000))
+
+
+class FakeEngine:
+    """Fake sessions of one model, loaded once; one with the prompt 'bad' cannot be opened."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    @classmethod
+    def open(cls, model: str, config: SessionConfig) -> FakeEngine:
+        FakeSession.open(model, config).close()
+        return cls(model)
+
+    def session(self, config: SessionConfig) -> FakeSession:
+        if config.prompt == 'bad':
+            raise ValueError('such a prompt cannot be')
+        return FakeSession(self._model, config)
+
+    def close(self) -> None:
+        """Free what is loaded."""

@@ -11,7 +11,7 @@ import time
 from typing import Concatenate, ParamSpec, TypeVar
 import uuid
 
-from sww_ros.engine.process import WorkerProcess
+from sww_ros.engine.process import EngineHost, HostedSession, WorkerProcess
 from sww_ros.engine.supervision import NO_LIMITS, EngineError, Limits, Supervision
 from sww_ros.engine.worker import open_request
 from sww_ros.frames import CameraFrame
@@ -19,6 +19,7 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Event
 
 SESSION = 'sww_ros.streaming.session:Session.open'
+ENGINE = 'sww_ros.library:Engine.open'
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 LOG = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def _passed_on(given: Callable[Concatenate[Supervision, P], T],
 
 class EngineClient:
     """
-    Runs a session in a process of its own.
+    Runs a session in a process of its own, or in one that it shares with others.
 
     Only `start` and `close` wait. Whatever is told comes one at a time, on one thread of the
     client, which nothing else waits for; so do the ends of questions that a dying engine leaves
@@ -49,7 +50,9 @@ class EngineClient:
     :param on_ready: told, with the session's `info`, that the engine runs (again)
     :param on_line: takes each line that the engine writes to its standard streams, on a thread of
         its own
-    :param session: 'module:callable' that opens the session in the worker
+    :param session: 'module:callable' that opens the session in the worker; or, with a `host`, the
+        engine of all its sessions
+    :param host: has the session share a process
     :param restart: whether to start the engine again when it dies, with growing delays
     :param limits: when it hangs, which ends it as any other death does
     """
@@ -59,9 +62,12 @@ class EngineClient:
         on_lost: Callable[[str], None] = lambda _: None,
         on_ready: Callable[[dict], None] = lambda _: None,
         on_line: Callable[[str], None] = lambda _: None,
-        session: str = SESSION, restart: bool = True, limits: Limits = NO_LIMITS,
+        session: str = '', restart: bool = True, limits: Limits = NO_LIMITS,
+        host: EngineHost | None = None,
     ) -> None:
-        self._model, self._session = model, session
+        self._model, self._session = model, session or (ENGINE if host else SESSION)
+        self._launch: Callable[[Callable[[str], None]], WorkerProcess | HostedSession] = (
+            host.session if host else WorkerProcess)
         self._listeners: dict[str, Callable] = {
             'event': on_event, 'lost': on_lost, 'ready': on_ready}
         self._on_line = on_line
@@ -190,7 +196,7 @@ class EngineClient:
         """
         for config in self._all(Supervision.next_launch):
             try:
-                process = WorkerProcess(partial(_call, self._on_line))
+                process = self._launch(partial(_call, self._on_line))
             except Exception as error:  # No memory, file or thread is left for it.
                 self._handle(Supervision.ended, f'the engine could not be started: {error}')
                 continue
@@ -205,7 +211,7 @@ class EngineClient:
             process.end()
             self._handle(Supervision.ended, why or process.report())
 
-    def _run(self, process: WorkerProcess, config: SessionConfig) -> str:
+    def _run(self, process: WorkerProcess | HostedSession, config: SessionConfig) -> str:
         """Load the model and pass on what is told; return why not, unless the engine just ended."""
         try:
             process.channel.send(open_request(self._session, self._model, config))

@@ -1,5 +1,5 @@
 """
-The engine's process: started here, its last words kept, and always ended.
+The engine's process, of one session or of several: started here, its last words kept, and ended.
 
 `python -m sww_ros.engine.process` is what is started: it imports the worker only once the kernel
 has promised to kill it when its parent ends.
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 import ctypes
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ from sww_ros.wire import Channel
 WORKER = 'sww_ros.engine.process'
 GRACE_S = 5.0
 LAST_LINES = 20
+LAST_WORDS_S = 1.0
+"""How long a session that was ended waits for the end of its process, if that is why [s]."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -35,23 +38,25 @@ class WorkerProcess:
     What it writes to its standard streams goes to `on_line`, line by line, on a thread of its
     own; the last lines are kept for the report of its end.
 
+    :param shared: whether it is for several sessions, each over a socket that it is sent
     :raises OSError: when no process can be started
     :raises RuntimeError: when no thread can be started
     """
 
-    def __init__(self, on_line: Callable[[str], None]) -> None:
+    def __init__(self, on_line: Callable[[str], None], shared: bool = False) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             # A session of its own: Ctrl-C in the terminal is for the node to handle.
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, '-m', WORKER, str(os.getpid()), str(theirs.fileno())],
+                    [sys.executable, '-m', WORKER, str(os.getpid()), str(theirs.fileno()),
+                     *['shared'] * shared],
                     pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
             except OSError:
                 ours.close()
                 raise
-        self.channel = Channel(ours)
+        self.channel, self._socket = Channel(ours), ours
         self.pid = self._process.pid
         self._on_line = on_line
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -85,6 +90,20 @@ class WorkerProcess:
         self._reader.join(1.0)
         return code
 
+    def add(self, theirs: socket.socket) -> None:
+        """
+        Send one that is shared the socket of one more session.
+
+        :raises OSError: when it is gone
+        """
+        socket.send_fds(self._socket, [b'.'], [theirs.fileno()])
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for its end; False after a time [s]."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        return self._process.returncode is not None
+
     def kill(self) -> None:
         """Kill the worker, and what it has forked, by a signal that reaches stopped ones too."""
         with suppress(ProcessLookupError):
@@ -93,7 +112,9 @@ class WorkerProcess:
     def report(self) -> str:
         """Return, after the end, how it ended and its last words."""
         code = self._process.returncode
-        if code is not None and code < 0:
+        if code is None:
+            how = 'has ended the session, and goes on with others'
+        elif code < 0:
             how = f'was killed by {signal.Signals(-code).name}'
         else:
             how = f'ended with exit code {code}'
@@ -104,6 +125,101 @@ class WorkerProcess:
             for line in stream:
                 self._lines.append(line.rstrip())
                 self._on_line(line.rstrip())
+
+
+class HostedSession:
+    """What stands for the process of one session among several, to the client of that one."""
+
+    def __init__(self, host: EngineHost, process: WorkerProcess, channel: Channel) -> None:
+        self._host, self.process, self.channel = host, process, channel
+        self.pid = process.pid
+
+    def end(self) -> None:
+        """End the session, and the process with the last one."""
+        wanted = self.channel.closed
+        self.channel.close()
+        self._host.leave(self)
+        if not wanted:
+            self.process.wait(LAST_WORDS_S)  # It may be what has ended, and then says how.
+
+    def kill(self) -> None:
+        """Kill the process, for all."""
+        self.process.kill()
+
+    def report(self) -> str:
+        """Return, after the end, how it ended and the last words of the process."""
+        return self.process.report()
+
+
+class EngineHost:
+    """
+    Has sessions share one worker process: it is started by the first, and ended with the last.
+
+    When it has died, whoever comes first starts the next one. Any thread may use it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sessions: list[HostedSession] = []
+        self._process: WorkerProcess | None = None
+        self._on_line: Callable[[str], None] = lambda line: None
+
+    def session(self, on_line: Callable[[str], None]) -> HostedSession:
+        """
+        Return a new session; errors as of `WorkerProcess`.
+
+        :param on_line: takes what the process says from now on, until another one comes
+        """
+        with self._lock:
+            self._on_line = on_line
+            ours, theirs = socket.socketpair()
+            with theirs:
+                try:
+                    process = self._process = self._joined(theirs) or self._started(theirs)
+                except BaseException:
+                    ours.close()
+                    raise
+            self._sessions.append(HostedSession(self, process, Channel(ours)))
+            return self._sessions[-1]
+
+    def leave(self, session: HostedSession) -> None:
+        """Forget a session; with the last one of a process that is ended."""
+        with self._lock:  # Also until that has ended: two would not fit into memory.
+            if session in self._sessions:
+                self._sessions.remove(session)
+            if not any(each.process is session.process for each in self._sessions):
+                session.process.end()
+
+    def _joined(self, theirs: socket.socket) -> WorkerProcess | None:
+        """Give a socket to the process that there is, if it lives."""
+        process = self._process
+        if process is None or process.wait(0.0):
+            return None
+        try:
+            process.add(theirs)
+        except OSError:
+            return None  # It has just ended.
+        return process
+
+    def _started(self, theirs: socket.socket) -> WorkerProcess:
+        """Start a process, on a thread that lives as long: it is killed when that ends."""
+        made: queue.SimpleQueue[WorkerProcess | Exception] = queue.SimpleQueue()
+
+        def live() -> None:
+            try:
+                process = WorkerProcess(lambda line: self._on_line(line), shared=True)
+            except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
+                made.put(error)
+                return
+            made.put(process)
+            process.wait()
+
+        threading.Thread(target=live, name='engine host', daemon=True).start()
+        process = made.get()
+        if isinstance(process, Exception):
+            raise process
+        process.add(theirs)
+        return process
 
 
 def tie_to(parent: int) -> None:
@@ -124,15 +240,15 @@ def tie_to(parent: int) -> None:
 
 
 def main() -> None:
-    """Run the worker: `python -m sww_ros.engine.process PARENT_PID SOCKET_FD`."""
-    parent, descriptor = map(int, sys.argv[1:])
+    """Run the worker: `python -m sww_ros.engine.process PARENT_PID SOCKET_FD [shared]`."""
+    parent, descriptor = map(int, sys.argv[1:3])
     tie_to(parent)
     # What the worker needs takes long to import, and may not fit into the memory that is left.
     try:
         from sww_ros.engine.worker import serve
     except (ImportError, MemoryError, OSError) as error:
         sys.exit(f'the engine cannot be imported: {error or "not enough memory is left"}')
-    serve(descriptor)
+    serve(descriptor, shared=sys.argv[3:] == ['shared'])
 
 
 if __name__ == '__main__':

@@ -1,8 +1,9 @@
-"""The engine's process: runs one session, told what to do over a socket."""
+"""The engine's process: runs one session, or several on one model, each over its own socket."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 import gc
 import importlib
@@ -47,10 +48,16 @@ MAX_WORDS = 2000
 
 
 class Worker:
-    """Passes commands to a session, and its events back, until the other end is gone."""
+    """
+    Passes commands to a session, and its events back, until the other end is gone.
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    :param opener: opens the session of a request; `open_session` says what may go wrong
+    :param leave: ends the process with an exit code, where it would wait for nobody else
+    """
+
+    def __init__(self, channel: Channel, opener: Callable[[dict], Any] | None = None,
+                 leave: Callable[[int], Any] = os._exit) -> None:
+        self._channel, self._opener, self._leave = channel, opener or open_session, leave
         self._session: Any = None  # A Session, or whatever is opened in place of one.
         self._opening: queue.SimpleQueue[dict] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -60,17 +67,14 @@ class Worker:
         """Serve one session and return the process's exit code."""
         try:
             threading.Thread(target=self._read, name='commands', daemon=True).start()
-            self._session = open_session(self._opening.get())
-            # What is there now stays. To go through all of it takes Python a tenth of a second,
-            # in which nothing is seen and nothing said.
-            gc.freeze()
+            self._session = self._opener(self._opening.get())
         except Exception as error:  # Whatever it is, whoever waits for the model is told.
             if not isinstance(error, FORESEEN):
                 traceback.print_exc()
             self._channel.send({'type': 'failed', 'message': in_words(error)})
             return 1
-        self._channel.send({'type': 'ready', 'info': self._session.info})
         try:
+            self._channel.send({'type': 'ready', 'info': self._session.info})
             return self._pass_events()
         finally:
             self._exit_later()
@@ -100,9 +104,10 @@ class Worker:
         except OSError:
             self._exit_code = 0  # Gone while we answered.
         finally:
-            if self._session is None:  # Loading cannot be interrupted.
-                os._exit(self._exit_code)
             self._stop.set()
+            if self._session is None:  # Loading cannot be interrupted.
+                self._leave(self._exit_code)
+                self._opening.put({})  # It may not have begun.
             self._exit_later()
 
     def _obey_all(self) -> int:
@@ -158,9 +163,57 @@ class Worker:
         self._channel.send(event_to_dict(event))
 
     def _exit_later(self) -> None:
-        timer = threading.Timer(LAST_STEP_S, lambda: os._exit(self._exit_code))
+        timer = threading.Timer(LAST_STEP_S, lambda: self._leave(self._exit_code))
         timer.daemon = True
         timer.start()
+
+
+class Host:
+    """
+    Runs a worker for each session whose socket it is sent, on one engine, until nobody can send.
+
+    The first of them has the engine opened: by its request's `session` ('module:callable'), which
+    returns what has the methods `session(config)` and `close()`.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._engine: Any = None
+        self._model = ''
+        self._lock = threading.Lock()
+
+    def run(self) -> int:
+        """Serve all sessions and return the process's exit code."""
+        threads = []
+        while descriptors := socket.recv_fds(self._control, 1, 1)[1]:
+            channel = Channel(socket.socket(fileno=descriptors[0]))
+            threads.append(threading.Thread(target=self._serve, args=[channel], daemon=True))
+            threads[-1].start()
+        end_s = time.monotonic() + LAST_STEP_S
+        for thread in threads:
+            thread.join(max(0.0, end_s - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            os._exit(0)  # It loads, or computes, and cannot be interrupted.
+        if self._engine is not None:
+            self._engine.close()
+        return 0
+
+    def _serve(self, channel: Channel) -> None:
+        with suppress(OSError):  # Whoever it was for is gone.
+            Worker(channel, self._open, lambda code: None).run()
+        channel.close()
+
+    def _open(self, request: dict) -> Any:
+        """Open a session on the engine; errors as of `open_session`."""
+        model, config = _asked(request)
+        with self._lock:
+            if self._engine is None:
+                self._engine, self._model = find_callable(request['session'])(model, config), model
+                gc.freeze()  # As in `open_session`.
+        if model != self._model:
+            raise ValueError(f'this engine runs the model {self._model!r}, not {model!r}: give '
+                             'each model an engine of its own')
+        return self._engine.session(config)
 
 
 def in_words(error: Exception) -> str:
@@ -180,12 +233,22 @@ def open_session(request: dict):
     :param request: `session` ('module:callable'), `model` and `config`, plain data
     :raises ValueError: for a bad model or setting, or too little memory
     """
+    model, config = _asked(request)
+    session = find_callable(request['session'])(model, config)
+    # What is there now stays. To go through all of it takes Python a tenth of a second, in which
+    # nothing is seen and nothing said.
+    gc.freeze()
+    return session
+
+
+def _asked(request: dict) -> tuple[str, SessionConfig]:
+    """Return which model a request asks for, and with which settings."""
     # Nobody sees a bar grow here: each of its states would be a line of the log. Read at import.
     os.environ.setdefault('TQDM_DISABLE', '1')
     config = SessionConfig(**request['config'])
     if not isinstance(request['model'], str):
         raise TypeError(f'the model must be a text, not {request["model"]!r:.80}')
-    return find_callable(request['session'])(request['model'], config)
+    return request['model'], config
 
 
 def open_request(session: str, model: str, config: SessionConfig) -> dict:
@@ -202,8 +265,13 @@ def find_callable(name: str) -> Callable:
     return found
 
 
-def serve(descriptor: int) -> None:
-    """Run a worker on a socket, given by its file descriptor, and exit."""
+def serve(descriptor: int, shared: bool) -> None:
+    """
+    Run a worker on a socket, given by its file descriptor, and exit.
+
+    :param shared: whether more sockets come over it, each for a session, in place of commands
+    """
     # Ctrl-C reaches the whole process group; the parent says when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(Worker(Channel(socket.socket(fileno=descriptor))).run())
+    sock = socket.socket(fileno=descriptor)
+    sys.exit(Host(sock).run() if shared else Worker(Channel(sock)).run())

@@ -1,0 +1,190 @@
+"""Several sessions in one engine's process: started, closed, killed, refused, measured."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+import os
+from pathlib import Path
+import signal
+import time
+
+from engine_harness import HERE, START_S, Listener, frame
+from fake_session import ENGINE
+import pytest
+from test_engine_client import wait_gone
+
+from sww_ros.engine.client import EngineClient, EngineError
+from sww_ros.engine.process import EngineHost
+from sww_ros.frames import CameraFrame
+from sww_ros.shapes.checkpoint import FRAME_SIZE
+from sww_ros.shapes.render import Renderer
+from sww_ros.shapes.scene import TICK_S, generate
+from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.events import FramesDropped, StepPerceived
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def fake_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
+
+
+@contextmanager
+def sharing(count: int, model: str = 'fake', session: str = ENGINE, **options,
+            ) -> Iterator[list[Listener]]:
+    """Start sessions that share a process, and end them."""
+    host = options.pop('host', None) or EngineHost()
+    with ExitStack() as stack:
+        listeners = []
+        for _ in range(count):
+            listeners.append(Listener(model, session=session, host=host, **options))
+            stack.callback(listeners[-1].client.close)
+            listeners[-1].client.start(START_S)
+        yield listeners
+
+
+def speak(listener: Listener, steps: int = 1) -> None:
+    """Feed steps, and wait until all is said of them."""
+    said = len(listener.text('narration'))
+    for number in range(1, steps + 1):
+        listener.client.feed(frame())
+        listener.client.feed(frame())
+        listener.wait(lambda due=said + 3 * number: len(listener.text('narration')) >= due)
+    assert not listener.of(FramesDropped)
+
+
+def numbers(listener: Listener) -> list[int]:
+    return [delta.seq for delta in listener.text('narration')]
+
+
+def test_sessions_share_a_process_that_ends_with_the_last_one():
+    with sharing(3) as listeners:
+        pids = {listener.client.pid for listener in listeners}
+        assert len(pids) == 1
+        for count, listener in enumerate(listeners, 1):
+            speak(listener, count)
+        assert [len(listener.of(StepPerceived)) for listener in listeners] == [1, 2, 3]
+        assert [line for listener in listeners for line in listener.lines] == ['loading fake']
+    assert wait_gone(*pids)
+
+
+def test_the_last_one_may_be_any_of_them():
+    with sharing(2) as (first, last):
+        pid = first.client.pid
+        first.client.close()
+        speak(last)
+        assert last.client.pid == pid and not wait_gone(pid, 0.0)
+        last.client.close()
+        assert wait_gone(pid)
+
+
+def test_closing_one_leaves_no_gap_in_the_others():
+    with sharing(3) as (stays, goes, also):
+        for listener in (stays, goes, also):
+            speak(listener)
+        goes.client.ask('long')
+        goes.client.close()
+        for listener in (stays, also):
+            speak(listener, 2)
+            assert numbers(listener) == list(range(9))
+            assert not listener.lost and listener.client.restarts == 0
+
+
+def test_one_that_is_killed_comes_back_for_all():
+    with sharing(3) as listeners:
+        for listener in listeners:
+            speak(listener)
+        questions = [listener.client.ask('long') for listener in listeners]
+        for listener, question in zip(listeners, questions):
+            listener.wait(lambda listener=listener, question=question: listener.text(question))
+        pid = listeners[0].client.pid
+        os.kill(pid, signal.SIGKILL)
+        for listener, question in zip(listeners, questions):
+            assert listener.wait_final(question).finish_reason == 'error'
+            listener.wait(lambda listener=listener: len(listener.ready) == 2)
+            assert f'process {pid}) was killed by SIGKILL' in listener.lost[0]
+        assert len({listener.client.pid for listener in listeners} - {pid}) == 1
+        for listener in listeners:
+            speak(listener)
+            assert numbers(listener) == list(range(7)), 'the end that was cut is one of them'
+            assert listener.client.restarts == 1
+
+
+def test_one_that_dies_by_what_another_asks_comes_back_for_both():
+    with sharing(2) as (asks, other):
+        asks.client.ask('die')
+        for listener in (asks, other):
+            listener.wait(lambda listener=listener: len(listener.ready) == 2)
+            speak(listener)
+        assert asks.client.pid == other.client.pid
+
+
+def test_a_session_that_cannot_be_opened_leaves_the_others_alone():
+    host = EngineHost()
+    with sharing(1, host=host) as (first,):
+        for options, words in (
+                (dict(model='fake', config=SessionConfig(prompt='bad')), 'such a prompt'),
+                (dict(model='other'), "runs the model 'fake', not 'other'")):
+            refused = Listener(**options, session=ENGINE, host=host)
+            with pytest.raises(EngineError, match=words):
+                refused.client.start(START_S)
+        speak(first)
+        assert not first.lost
+        pid = first.client.pid
+    assert wait_gone(pid)
+
+
+def test_a_model_that_cannot_be_loaded_is_refused_and_its_process_ends():
+    listener = Listener('bad', session=ENGINE, host=(host := EngineHost()))
+    with pytest.raises(EngineError, match='has no config'):
+        listener.client.start(START_S)
+    assert host._process.wait(10.0)
+
+
+def test_a_model_that_takes_too_long_is_given_up():
+    slow = Listener('slow', session=ENGINE, host=EngineHost())
+    with pytest.raises(EngineError, match='was not loaded within 1 s'):
+        slow.client.start(1.0)
+
+
+def pss(pid: int) -> int:
+    """Return the memory of a process, each shared page in its share [bytes]."""
+    lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith('Pss:'))
+
+
+def scene(seed: int, steps: int) -> Iterator[CameraFrame]:
+    renderer = Renderer(generate(seed, steps + 1.0, max_objects=2), FRAME_SIZE, FRAME_SIZE)
+    for number in range(2 * steps):
+        pixels = renderer.frame(number * TICK_S)
+        yield CameraFrame(lambda pixels=pixels: pixels, 1 + number, time.monotonic_ns())
+
+
+def watch(listener: Listener, seed: int, steps: int) -> None:
+    """Have a session see a scene, step by step."""
+    for number, each in enumerate(scene(seed, steps)):
+        listener.client.feed(each)
+        if number % 2:
+            done = number // 2 + 1
+            listener.wait(lambda done=done: len(listener.of(StepPerceived)) == done)
+        else:
+            time.sleep(0.01)
+
+
+def test_a_camera_more_takes_little():
+    """And all tell their scenes: the built-in model, in a process as of the node."""
+    most, steps = 8, 12
+    host, taken = EngineHost(), []
+    with ExitStack() as stack:
+        for number in range(most):
+            listener = Listener('builtin', session='', host=host,
+                                config=SessionConfig(overlap='fused'))
+            client: EngineClient = listener.client
+            stack.callback(client.close)
+            client.start(START_S)
+            watch(listener, 50_000 + number, steps)
+            listener.wait(lambda listener=listener: any(
+                delta.sentence for delta in listener.text('narration')))
+            taken.append(pss(client.pid))
+    # With the first come the weights and the libraries; the lanes are counted here too.
+    assert (taken[-1] - taken[0]) / (most - 1) <= 15 * MIB, taken
