@@ -55,9 +55,9 @@ class Tab {
   }
 
   pulse(message) {
-    const offset = message.now - clock();
-    const drift = this.offset === null ? Infinity : Math.abs(offset - this.offset);
-    this.offset = drift > 0.5 ? offset : this.offset + 0.2 * (offset - this.offset);
+    const offset = message.now - clock(), ahead = offset - (this.offset ?? Infinity);
+    // The one that was fastest on its way is nearest to the truth; clocks drift, and may jump.
+    this.offset = ahead > 0 || !(ahead > -0.5) ? offset : this.offset + 0.02 * ahead;
     if (this.here && !message.here) this.lose();
     this.here = message.here;
   }
@@ -77,14 +77,13 @@ class Tab {
     this.next.set(stream, message.seq + 1);
     if (message.delta) {
       text.at ??= message.at;
-      text.seen ??= message.seen;
       text.words += text.fresh + gap;
       text.fresh = message.delta;
       this.tokens.push({stream, at: message.at, text});
       if (this.tokens.length > TOKENS) this.tokens.splice(0, TOKENS / 10);
     }
     if (message.delta && !catchingUp) {
-      this.delays.push(this.now() - message.at);
+      this.delays.push(Math.max(0, this.now() - message.at));
       if (this.delays.length > STEPS) this.delays.shift();
     }
     if (message.end) {
@@ -98,8 +97,9 @@ class Tab {
   // The line that grows; a new one where none does.
   line(message) {
     if (!this.lines[0]?.open) {
-      if (!message.delta) return {words: '', fresh: ''};
-      this.lines.unshift({stream: 'narration', words: '', fresh: '', open: true, end: ''});
+      if (!message.delta && !ODD_ENDS.includes(message.end)) return {words: '', fresh: ''};
+      this.lines.unshift({stream: 'narration', words: '', fresh: '', open: true, end: '',
+                          at: message.at, seen: message.seen});
       this.lines.length = Math.min(this.lines.length, LINES);
     }
     return this.lines[0];
@@ -225,6 +225,7 @@ async function see(data) {
       }
       canvas.getContext('2d').drawImage(image, 0, 0);
       lastFrame = {tab, stamp};
+      byId('nothing').hidden = true;
     }
     image.close();
   } finally {
@@ -413,15 +414,23 @@ function drawHealth(tab) {
 // perceiving to its first word.
 
 let span = SPANS_S[1], pointer = null;
-const SEE = {top: 40, height: 30}, SAY = {top: 100, height: 34}, ASK = {top: 152, height: 13};
-const CAPTURED = 22;
+const CAPTURED = 22, SEE = {top: 42}, SAY = {}, ASK = {height: 14};
+
+// Shares the height among the lanes; three rows of answers are enough.
+function layOut(height) {
+  const left = height - SEE.top - 4 * 18 - 3 * ASK.height;
+  SEE.height = 0.45 * left;
+  SAY.top = SEE.top + SEE.height + 30;
+  SAY.height = 0.55 * left;
+  ASK.top = SAY.top + SAY.height + 20;
+}
 
 function drawLanes() {
   requestAnimationFrame(drawLanes);
   const canvas = byId('lanes'), tab = tabs[shown];
   const width = canvas.clientWidth, height = canvas.clientHeight, ratio = devicePixelRatio || 1;
   if (!tab || !width) return;
-  if (canvas.width !== Math.round(width * ratio)) {
+  if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
   }
@@ -430,6 +439,7 @@ function drawLanes() {
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
   pen.font = '11px system-ui, sans-serif';
+  layOut(height);
   const now = tab.now(), from = now - span;
   const x = (at) => (at - from) / span * width;
   drawGrid(pen, colour, x, from, now, width, height);
@@ -470,7 +480,7 @@ function drawSentences(pen, colour, tab, x, from, now) {
     if (!texts.has(token.text)) texts.set(token.text, []);
     texts.get(token.text).push(token.at);
   }
-  const rows = [];
+  const rows = [], labels = [];
   for (const [text, times] of texts) {
     const narrated = text.stream === 'narration';
     const start = x(times[0]), last = text.open ? now : times[times.length - 1];
@@ -491,14 +501,27 @@ function drawSentences(pen, colour, tab, x, from, now) {
     pen.globalAlpha = 1;
     for (const at of times) pen.fillRect(x(at), lane.top, 2, lane.height);
     const whole = (text.words + text.fresh).trim();
+    labels.push({whole, start, end, lane});
+  }
+  drawLabels(pen, colour, labels, x(now));
+}
+
+// What was said, as far as the next one leaves room.
+function drawLabels(pen, colour, labels, width) {
+  pen.fillStyle = colour('ink');
+  labels.forEach(({whole, start, end, lane}, index) => {
+    const next = labels.slice(index + 1).find((other) => other.lane.top === lane.top);
+    const room = Math.max(end, next ? next.start - 4 : width);
+    let left = Math.max(start, 0) + 6;
+    // An answer has just been given, and stands before its ticks for as long as that.
+    if (lane !== SAY) left = Math.min(left, width - pen.measureText(whole).width - 6);
     pen.save();
     pen.beginPath();
-    pen.rect(start, lane.top, Math.max(end - start, narrated ? 0 : 60), lane.height);
+    pen.rect(Math.min(start, left), lane.top, room - Math.min(start, left), lane.height);
     pen.clip();
-    pen.fillStyle = colour('ink');
-    pen.fillText(whole, Math.max(start, 0) + 6, lane.top + lane.height / 2 + 4);
+    pen.fillText(whole, left, lane.top + lane.height / 2 + 4);
     pen.restore();
-  }
+  });
 }
 
 function drawSteps(pen, colour, tab, x, from, now) {
@@ -541,8 +564,8 @@ function drawDot(pen, x, y) {
 function inWords(step) {
   const seen = `step ${step.step}: captured, perceived ${lag(step.perceived - step.captured)} later`;
   const told = step.first === null ? '' : `, first word ${lag(step.first - step.perceived)} after`;
-  return `${seen}${told}; while it was perceived, ${Math.round(100 * step.overlap)} % of the time `
-    + 'decoding ran too';
+  const share = Math.round(100 * step.overlap);
+  return seen + told + (share ? `; decoding ran for ${share} % of its perception` : '');
 }
 
 // What the user does.

@@ -129,13 +129,15 @@ class LiveTab(Tab):
         self._images: Subscription | None = None
         self._watching = ''
         self._said_s = self._period_s = 0.0
+        self._here = False
 
     def look(self) -> None:
         """Look to the camera, if anyone watches it, to open calls, and whether all is there."""
         now = time.monotonic()
         # One that was killed is still in ROS' graph for a while.
         lost = self._said_s and now - self._said_s > max(SILENCE_S, 3 * self._period_s)
-        self._tell('pulse', here=bool(self._node.count_publishers(self._caption)) and not lost,
+        self._here = bool(self._node.count_publishers(self._caption)) and not lost
+        self._tell('pulse', here=self._here,
                    now=self._node.get_clock().now().nanoseconds / NANOSECONDS)
         if self._watching != (topic := self._image if self.watched else ''):
             self._watch(topic)
@@ -148,7 +150,7 @@ class LiveTab(Tab):
     def act(self, do: str, text: str, reply: Reply) -> None:
         """Call the service that does it; `reply` is called once there is a response, or none."""
         service = self._services[do]
-        if not service.service_is_ready():
+        if not (self._here and service.service_is_ready()):
             reply(False, f'{self.name} is not there')
             return
         given = {'ask': {'question': text}, 'prompt': {'prompt': text},
