@@ -443,15 +443,16 @@ def _parser() -> argparse.ArgumentParser:
                         help='what is written of each recording in a folder (default: vtt)')
     parser.add_argument('--carry', action='store_true',
                         help="write the bag's other topics too, the images among them")
-    parser.add_argument('--latency', action=argparse.BooleanOptionalAction, default=True,
-                        help='write how long each step took into a bag; these times alone differ '
-                        'from run to run (default: %(default)s)')
+    parser.add_argument('--no-latency', dest='latency', action='store_false',
+                        help='leave out of a bag how long each step took, which alone differs from '
+                        'run to run')
     parser.add_argument('--questions', type=Path, metavar='FILE',
                         help='what to ask, and when: lines of "SECONDS: QUESTION"')
     parser.add_argument('--model', default='builtin',
                         help="'builtin', a folder, or a hub id (default: %(default)s)")
     for name in SETTINGS:
         instead = dict(prompt=dict(type=checked(check_prompt)),
+                       threads=dict(help='Threads of one computation on the CPU; 0: one.'),
                        schedule=dict(default='wait_k', help='How much may be said of a step, and '
                                      'when (default: %(default)s)')).get(name, {})
         add_option(parser, BY_NAME[name], **instead)
@@ -467,7 +468,7 @@ def main(arguments: list[str] | None = None) -> int:
         _note(f'error: {error}')
         return 1
     except KeyboardInterrupt:
-        _note(f'interrupted: the same command goes on with what {options.out} lacks')
+        _note(f'interrupted: give the same command again for what {options.out} lacks')
         return 130
 
 
@@ -512,3 +513,7 @@ def _run(options: argparse.Namespace) -> int:
             _note(f'error: {error}')
             failed += 1
     return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

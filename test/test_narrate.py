@@ -74,6 +74,13 @@ def test_the_function_keeps_its_name():
     assert 'the function sww_ros.narrate\nTrue' in said.stdout
 
 
+def test_it_is_a_command():
+    said = subprocess.run([sys.executable, '-m', 'sww_ros.narrate', 'none.mp4', 'out.vtt'],
+                          capture_output=True, text=True)
+    assert (said.returncode, said.stderr) == (
+        1, 'error: there is no none.mp4: name a bag, a video, or a folder\n')
+
+
 def test_a_folder_of_pictures_says_what_the_library_says(narrate, pictures, tmp_path):
     folder = tmp_path / 'pictures'
     folder.mkdir()

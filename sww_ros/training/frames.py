@@ -265,12 +265,9 @@ def read_bag(path: Path, topic: str, times: Times) -> list[np.ndarray]:
 
     :raises VideoError: for what is no bag, has no such topic, or nothing at these times
     """
-    try:
-        from rosbags.highlevel import AnyReader
-        from rosbags.typesys import Stores, get_typestore
-    except ImportError as error:
-        raise VideoError(f'reading the bag {path} needs rosbags (pip install rosbags): '
-                         f'{error}') from None
+    from rosbags.highlevel import AnyReader  # Here, as videos need no rosbags.
+    from rosbags.typesys import Stores, get_typestore
+
     try:
         with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as reader:
             pictures = _bag_pictures(reader, _image_topic(reader, path, topic), times)
