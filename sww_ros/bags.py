@@ -23,6 +23,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from tqdm import tqdm
 
 from sww_ros.frames import NANOSECONDS, CameraFrame, header_of
 from sww_ros.images import IMAGE_TYPES
@@ -66,8 +67,8 @@ class Bag:
     """
     A bag, of which one image topic is looked at.
 
-    `frames` is how many pictures that has, `duration_s` how long the whole bag is, and `storage`
-    how it is stored: one of STORAGES.
+    `frames` is how many pictures that has, `messages` and `duration_s` how many and how long the
+    whole bag has, and `storage` how it is stored: one of STORAGES.
     """
 
     def __init__(self, path: Path, topic: str = '') -> None:
@@ -86,7 +87,8 @@ class Bag:
                 if connection.msgtype in IMAGE_TYPES:
                     found[connection.topic] += connection.msgcount
             self.topic = self._choose(found, topic)
-            self.frames, self.duration_s = found[self.topic], reader.duration / NANOSECONDS
+            self.frames, self.messages = found[self.topic], reader.message_count
+            self.duration_s = reader.duration / NANOSECONDS
 
     def pictures(self) -> Iterator[tuple[CameraFrame, str]]:
         """
@@ -175,7 +177,9 @@ def write_bag(path: Path, told: Sequence[tuple[Event, Capture]], *, storage: str
         ours = ((logged_ns, to[topic], typestore.serialize_cdr(message, TOPICS[topic]))
                 for logged_ns, topic, message in said)
         theirs = carried.copied(writer) if carried else ()
-        for logged_ns, connection, raw in merge(theirs, ours, key=itemgetter(0)):
+        for logged_ns, connection, raw in tqdm(
+                merge(theirs, ours, key=itemgetter(0)), unit='message', disable=None, leave=False,
+                total=len(said) + (carried.messages if carried else 0), desc=path.name):
             writer.write(connection, logged_ns, raw)
 
 

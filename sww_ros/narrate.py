@@ -64,7 +64,7 @@ LINGER_NS = 4 * NANOSECONDS
 """How long words stay to be read once they are complete, unless others come."""
 ENDINGS = ('vtt', 'srt', 'jsonl', 'mp4')
 """What is written, by the ending of OUT; without one it is a bag."""
-SETTINGS = (*OPTIONS, 'threads')
+SETTINGS = (*OPTIONS, 'frame_rate', 'recall_steps', 'max_answer_tokens', 'threads')
 """The settings of a session that the command line gives."""
 SETTINGS_FILE = 'narrate.json'
 """In a folder of what was written: with which settings."""

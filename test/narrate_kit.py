@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from sww_ros.models.loading import load
@@ -76,10 +76,12 @@ def image(pixels: np.ndarray, stamp_ns: int, compressed: bool = False, encoding:
 
 
 def write_bag(path: Path, messages: Iterable[Message],
-              plugin: str = 'SQLITE3') -> Path:
+              plugin: str = 'SQLITE3', compression: str = 'NONE') -> Path:
     """Write a bag of such messages."""
     topics = {}
-    with Writer(path, version=9, storage_plugin=StoragePlugin[plugin]) as writer:
+    writer = Writer(path, version=9, storage_plugin=StoragePlugin[plugin])
+    writer.set_compression(CompressionMode[compression], CompressionFormat.ZSTD)
+    with writer:
         for topic, logged_ns, (kind, message) in messages:
             if topic not in topics:
                 topics[topic] = writer.add_connection(topic, kind, typestore=STORE)

@@ -280,6 +280,8 @@ def test_help_tells_all_that_can_be_written_and_set(capsys):
     with pytest.raises(SystemExit):
         COMMAND['main'](['--help'])
     said = capsys.readouterr().out
+    page = (Path(__file__).resolve().parents[1] / 'docs/recordings.md').read_text()
     for word in ('.vtt', '.srt', '.jsonl', '.mp4', 'bag', '--topic', '--questions', '--carry',
-                 '--as', '--no-latency', '--model', '--schedule', '--device', 'interrupted'):
+                 '--as', '--no-latency', '--model', '--device', 'nterrupted'):
         assert word in said, word
+        assert word in page, word

@@ -57,12 +57,14 @@ def said_by_a_session(checkpoint, pictures, ends: bool) -> list[TextDelta]:
                 if isinstance(event, TextDelta)]
 
 
-@pytest.mark.parametrize('plugin, compressed', [('SQLITE3', False), ('MCAP', True)])
+@pytest.mark.parametrize('plugin, compressed, stored', [
+    ('SQLITE3', False, 'NONE'), ('SQLITE3', True, 'FILE'), ('MCAP', True, 'STORAGE'),
+    ('MCAP', False, 'MESSAGE')])
 def test_words_and_stamps_are_those_of_a_session(narrate, checkpoint, pictures, tmp_path, plugin,
-                                                 compressed):
+                                                 compressed, stored):
     said = said_by_a_session(checkpoint, pictures, ends=True)
     source = write_bag(tmp_path / 'in', [
-        *camera(pictures, compressed=compressed), clock(stamps()[0])], plugin)
+        *camera(pictures, compressed=compressed), clock(stamps()[0])], plugin, stored)
     assert narrate(source, tmp_path / 'out') == 0
     written = read_bag(tmp_path / 'out')
     chunks = [(at_ns, each) for topic, at_ns, each in written if topic == bags.CAPTION]
