@@ -13,15 +13,17 @@ import struct
 import sys
 import threading
 import time
+from typing import Any
 
 import cv2
 from narrator_harness import PATIENCE_S, NarratorProcess, picture, probing, wait_until
 import numpy as np
 import pytest
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage
 
 from sww_interfaces.msg import TextChunk
 from sww_ros.demo.record import DemoRecord, Exchange, Recording, summarize
+from sww_ros.images import jpeg_of
 from sww_ros.nodes.diagnostics import resident_bytes
 
 aiohttp = pytest.importorskip('aiohttp')
@@ -95,16 +97,20 @@ def visit(url: str, *visitors: Callable[[Browser], Awaitable[None]], at_once: in
     asyncio.run(all_come())
 
 
+def compressed_picture() -> CompressedImage:
+    return CompressedImage(format='jpeg', data=jpeg_of(np.full((48, 64, 3), 90, np.uint8), 90))
+
+
 @contextmanager
-def filming(topic: str = 'image') -> Iterator[None]:
+def filming(topic: str = 'image', make: Callable[[], Any] = picture) -> Iterator[None]:
     """Publish pictures at 20 Hz."""
     stopping = threading.Event()
     with probing() as probe:
-        publisher = probe.node.create_publisher(Image, topic, 1)
+        publisher = probe.node.create_publisher(type(make()), topic, 1)
 
         def film() -> None:
             while not stopping.wait(0.05):
-                message = picture()
+                message = make()
                 message.header.stamp = probe.node.get_clock().now().to_msg()
                 publisher.publish(message)
         thread = threading.Thread(target=film)
@@ -165,15 +171,25 @@ def test_a_tab_for_each_narrator_and_frames_only_of_the_one_that_is_watched(
         assert browser.of('hello')[0]['tabs'] == ['/left/narrator', '/right/eye']
         await browser.until(lambda: len(browser.frames) > 3)
         assert {frame[0] for frame in browser.frames} == {0}
+        stamps = [stamp for _, stamp, _ in browser.frames]
+        assert np.median(np.diff(stamps)) > 0.15, 'the camera is faster than frame_rate'
+        assert probe.node.count_subscribers('/elsewhere/compressed') == 1
         await browser.watch(1)
         await browser.until(lambda: browser.frames[-1][0] == 1)
+        shown = cv2.imdecode(np.frombuffer(browser.frames[-1][2], np.uint8), cv2.IMREAD_COLOR)
+        assert shown.shape == (24, 32, 3), 'wider than frame_width'
         await browser.ask('ask', 'left only', tab=0)
         assert browser.of('question')[0]['tab'] == 0
+        await browser.watch(-1)
+        await browser.until(lambda: probe.node.count_subscribers('/left/image') == 1)
     left = NarratorProcess(tmp_path / 'left.txt', arguments=('-r', '__ns:=/left'))
     right = NarratorProcess(tmp_path / 'right.txt', arguments=(
-        '-r', '__ns:=/right', '-r', '__node:=eye', '-r', 'image:=/elsewhere'))
-    with left, right, filming('/left/image'), filming('/elsewhere'):
-        with page(tmp_path, "narrators:='left/narrator /right/eye'") as (_, url):
+        '-r', '__ns:=/right', '-r', '__node:=eye', '-r', 'image:=/elsewhere',
+        '-p', 'image_transport:=compressed'))
+    with left, right, filming('/left/image'), probing() as probe, \
+            filming('/elsewhere/compressed', compressed_picture):
+        with page(tmp_path, "narrators:='left/narrator /right/eye'", 'frame_rate:=5.0',
+                  'frame_width:=32') as (_, url):
             visit(url, visitor)
 
 

@@ -116,11 +116,12 @@ class LiveTab(Tab):
         """
         self._caption = node.resolve_topic_name(f'{narrator}/caption')
         super().__init__(node, self._caption.rpartition('/')[0])
-        self._image = image
-        for kind, topic, take in ((TextChunk, 'caption', self._take_text),
-                                  (TextChunk, 'answer', self._take_text),
-                                  (StepLatency, 'latency', self._take_step)):
-            node.create_subscription(kind, f'{self.name}/{topic}', take, TEXT_QOS)
+        self._given_image = self._image = image
+        for topic, kind, told, content in (('caption', TextChunk, 'text', text_of),
+                                           ('answer', TextChunk, 'text', text_of),
+                                           ('latency', StepLatency, 'step', step_of)):
+            node.create_subscription(kind, f'{self.name}/{topic}',
+                                     partial(self._pass_on, told, content), TEXT_QOS)
         self._services = {
             do: node.create_client(kind, f'{self.name}/{name}')
             for do, kind, name in (('ask', Ask, 'ask'), ('prompt', SetPrompt, 'set_prompt'),
@@ -128,14 +129,14 @@ class LiveTab(Tab):
         self._open: dict[Future, tuple[float, str, Reply]] = {}
         self._images: Subscription | None = None
         self._watching = ''
-        self._said_s = self._period_s = 0.0
+        self._said_s = self._gap_s = 0.0
         self._here = False
 
     def look(self) -> None:
         """Look to the camera, if anyone watches it, to open calls, and whether all is there."""
         now = time.monotonic()
         # One that was killed is still in ROS' graph for a while.
-        lost = self._said_s and now - self._said_s > max(SILENCE_S, 3 * self._period_s)
+        lost = self._said_s and now - self._said_s > max(SILENCE_S, 3 * self._gap_s)
         self._here = bool(self._node.count_publishers(self._caption)) and not lost
         self._tell('pulse', here=self._here,
                    now=self._node.get_clock().now().nanoseconds / NANOSECONDS)
@@ -170,8 +171,9 @@ class LiveTab(Tab):
                     pair.key: pair.value[:MAX_TEXT] for pair in status.values})
         if parts:
             said_s, self._said_s = self._said_s, time.monotonic()
-            self._period_s = self._said_s - (said_s or self._said_s)
-            self._image = self._image or parts.get('camera', {}).get('values', {}).get('topic', '')
+            self._gap_s = self._said_s - (said_s or self._said_s)
+            found = parts.get('camera', {}).get('values', {}).get('topic', '')
+            self._image = self._given_image or found or self._image
             self._tell('health', parts=parts)
 
     def _responded(self, text: str, asked_s: float, future: Future) -> None:
@@ -186,11 +188,8 @@ class LiveTab(Tab):
             self._tell('question', stream=response.question_id, text=text[:MAX_TEXT], at=asked_s)
         reply(response.accepted, response.reason)
 
-    def _take_text(self, chunk: TextChunk) -> None:
-        self._tell('text', **text_of(chunk))
-
-    def _take_step(self, message: StepLatency) -> None:
-        self._tell('step', **step_of(message))
+    def _pass_on(self, told: str, content: Callable[[Any], dict[str, Any]], message: Any) -> None:
+        self._tell(told, **content(message))
 
     def _watch(self, topic: str) -> None:
         if self._images is not None:
