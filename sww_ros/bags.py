@@ -67,8 +67,8 @@ class Bag:
     """
     A bag, of which one image topic is looked at.
 
-    `frames` is how many pictures that has, `messages` and `duration_s` how many and how long the
-    whole bag has, and `storage` how it is stored: one of STORAGES.
+    `frame_rate` is how many pictures of that it has a second, `messages` and `duration_s` how many
+    messages and seconds the whole bag has, and `storage` how it is stored: one of STORAGES.
     """
 
     def __init__(self, path: Path, topic: str = '') -> None:
@@ -87,8 +87,8 @@ class Bag:
                 if connection.msgtype in IMAGE_TYPES:
                     found[connection.topic] += connection.msgcount
             self.topic = self._choose(found, topic)
-            self.frames, self.messages = found[self.topic], reader.message_count
-            self.duration_s = reader.duration / NANOSECONDS
+            self.messages, self.duration_s = reader.message_count, reader.duration / NANOSECONDS
+            self.frame_rate = found[self.topic] / max(self.duration_s, 1.0)
 
     def pictures(self) -> Iterator[tuple[CameraFrame, str]]:
         """

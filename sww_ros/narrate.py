@@ -81,13 +81,11 @@ class Recording:
         :param topic: the image topic of a bag; '': its only one
         :raises ValueError: for what is neither bag, video nor folder of pictures
         """
-        self.path, self.bag = path, Bag(path, topic) if is_bag(path) else None
-        if topic and not self.bag:
+        if topic and not is_bag(path):
             raise ValueError(f'--topic {topic}: {path} is no bag')
-        self._video = None if self.bag else open_video(path)
-        self.duration_s = (self.bag or self._video).duration_s
-        self.frame_rate = (self.bag.frames / max(self.duration_s, 1.0) if self.bag
-                           else self._video.frame_rate)
+        self._source = source = Bag(path, topic) if is_bag(path) else open_video(path)
+        self.path, self.bag = path, source if isinstance(source, Bag) else None
+        self.duration_s, self.frame_rate = source.duration_s, source.frame_rate
 
     def pictures(self, rate: float) -> Iterator[tuple[bool, Capture, CameraFrame]]:
         """
@@ -113,12 +111,13 @@ class Recording:
     def _read(self, rate: float) -> Iterator[tuple[CameraFrame, str]]:
         if self.bag:
             yield from self.bag.pictures()
-        else:
-            video = self._video
-            if isinstance(video, PictureFolder):  # Each of them is one that is wanted.
-                video = open_video(self.path, rate)
-            for frame in video.frames():
-                yield CameraFrame(frame.load, frame.offset_ns, frame.offset_ns), ''
+            return
+        source = self._source
+        if isinstance(source, PictureFolder):  # Each of them is one that is wanted.
+            source = open_video(self.path, rate)
+        for frame in source.frames():
+            at_ns = frame.offset_ns or 0
+            yield CameraFrame(frame.load, at_ns, at_ns), ''
 
 
 class Account(NamedTuple):
@@ -207,7 +206,8 @@ class Passage(NamedTuple):
 
 def passages(account: Account) -> list[Passage]:
     """Return sentences and answers in the order of their ends; what is cut short is left out."""
-    found, parts = [], defaultdict(list)
+    found = []
+    parts: dict[str, list[tuple[TextDelta, Capture]]] = defaultdict(list)
     for delta, capture in account.told:
         if not isinstance(delta, TextDelta):
             continue
