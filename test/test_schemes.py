@@ -155,7 +155,7 @@ def test_positions_follow_the_time_of_shorter_and_longer_steps(models, scheme, r
 
 
 def test_another_frame_rate_than_the_trained_one_is_told():
-    trained = random_checkpoint(SMALL, 6, wait_k=2)[1]
+    trained = random_checkpoint(SMALL, 6, position_encoding='gdpe')[1]
     with Session(trained, SessionConfig(frame_rate=2.0)) as session:
         assert session.info['mismatch'] == ''
     with Session(trained, SessionConfig(frame_rate=8.0)) as session:
