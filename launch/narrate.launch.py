@@ -13,7 +13,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
-from sww_ros.nodes import SETTINGS
+from sww_ros.nodes import SETTINGS, camera_names
 from sww_ros.settings import Setting
 
 USE_SIM_TIME = Setting(
@@ -70,8 +70,10 @@ def start(context: LaunchContext, given: set[str]) -> list[Node]:
         **common)
     if not chosen['page']:
         return [narrator]
+    shown = [f'{chosen["name"]}/{camera}' for camera in camera_names(text['cameras'])]
     page = {name: ParameterValue(value, value_type=type(value)) for name, value in dict(
-        narrators=chosen['name'], host=chosen['page_host'], port=chosen['page']).items()}
+        narrators=' '.join(shown or [chosen['name']]), host=chosen['page_host'],
+        port=chosen['page']).items()}
     sim_time = {name: parameters[name] for name in parameters if name == USE_SIM_TIME.name}
     return [narrator, Node(executable='page', parameters=[page | sim_time], **common)]
 

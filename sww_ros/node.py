@@ -19,6 +19,7 @@ from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import Executor, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import HistoryPolicy, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 import yaml
@@ -75,6 +76,13 @@ def overrides(node: Node) -> Mapping[str, object]:
     """Return what was set from outside, declared or not; rclpy has no public word for it."""
     return {name: parameter.value
             for name, parameter in getattr(node, '_parameter_overrides', {}).items()}
+
+
+def join_override(node: Node, name: str) -> None:
+    """Have a list of strings that was set from outside be one string, with commas between them."""
+    given = overrides(node).get(name)
+    if isinstance(given, list | tuple) and all(isinstance(part, str) for part in given):
+        node._parameter_overrides[name] = Parameter(name, value=', '.join(given))
 
 
 def check_qos(given: Mapping[str, object]) -> None:

@@ -25,6 +25,7 @@ from sww_ros.nodes import SETTINGS, console, shapes_camera
 
 ROOT = Path(__file__).resolve().parents[1]
 NARRATE, DEMO = ROOT / 'launch/narrate.launch.py', ROOT / 'launch/demo.launch.py'
+CAMERAS = ROOT / 'launch/multi_camera.launch.py'
 OTHERS = {'image', 'namespace', 'name', 'params_file', 'use_sim_time', 'log_level', 'page',
           'page_host', 'respawn', 'respawn_delay'}
 """The arguments of narrate.launch.py that are no parameters of the narrator."""
@@ -56,6 +57,8 @@ def another_value(setting):
         return not setting.default
     if setting.choices:
         return next(choice for choice in setting.choices if choice != setting.default)
+    if setting.name == 'cameras':
+        return 'front, rear'
     if setting.kind == 'string':
         return f'other {setting.name}: 7'
     return type(setting.default)(setting.low if setting.default != setting.low else setting.high)
@@ -100,16 +103,19 @@ class FakeLaunch:
             'launch': record(LaunchContext=object, LaunchDescription=list),
             'launch.actions': record(
                 DeclareLaunchArgument=self._declare, OpaqueFunction=self._function,
+                GroupAction=lambda actions: lambda: [actions],
+                IncludeLaunchDescription=lambda path, launch_arguments: (path, launch_arguments),
                 PushLaunchConfigurations=lambda: lambda: self.context.push(),
                 PopLaunchConfigurations=lambda: lambda: self.context.pop()),
+            'launch.launch_description_sources': record(PythonLaunchDescriptionSource=Path),
             'launch.substitutions': record(LaunchConfiguration=FakeSubstitution),
             'launch_ros': record(),
-            'launch_ros.actions': record(Node=self._node),
+            'launch_ros.actions': record(Node=self._node, SetRemap=lambda *names: names),
             'launch_ros.parameter_descriptions': record(ParameterValue=self._value),
         }
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
-        self._space: dict = {}
+        self._space: dict = {'__file__': str(path)}
         exec(compile(path.read_text(), str(path), 'exec'), self._space)
 
     def include(self, description: list | None = None, **given: str) -> list[dict]:
@@ -229,6 +235,8 @@ def test_a_page_is_launched_where_a_port_is_given(launched: FakeLaunch):
         page='8080', namespace='front', name='eye', use_sim_time='true')
     assert (narrator['executable'], page['executable']) == ('narrator', 'page')
     assert page['namespace'] == 'front' and 'name' not in page
+    _, shown = launched.include(page='8080', name='eye', cameras='[front, rear]')
+    assert shown['parameters'][0]['narrators'] == 'eye/front eye/rear', 'a tab for each camera'
     assert page['parameters'] == [dict(narrators='eye', host='127.0.0.1', port=8080,
                                        use_sim_time=True)]
 
@@ -278,6 +286,25 @@ def test_each_argument_of_the_demo_becomes_a_parameter(
     given = {name: found for node in nodes for part in node['parameters']
              for name, found in part.items()}
     assert given[setting.name] == value and type(given[setting.name]) is type(value)
+
+
+# Several cameras.
+
+def test_cameras_are_launched_as_one_is_with_a_topic_for_each(monkeypatch: pytest.MonkeyPatch):
+    launched = FakeLaunch(monkeypatch, CAMERAS)
+    started, = launched.include(cameras='[left, right]', images='[/a, /b/image_raw]')
+    assert started == [('left/image', '/a'), ('right/image', '/b/image_raw'),
+                       (NARRATE, [('cameras', '[left, right]')])]
+    assert FakeLaunch(monkeypatch, CAMERAS).include() == [[(NARRATE, [('cameras',
+                                                                      '[front, rear]')])]]
+
+
+@pytest.mark.parametrize('given, words', [
+    (dict(images='[/a]'), 'images: 1 topics are given for 2 cameras'),
+    (dict(cameras='[a b]'), "cameras: 'a b' cannot be a part of a topic")])
+def test_bad_cameras_end_the_launch(monkeypatch: pytest.MonkeyPatch, given: dict, words: str):
+    with pytest.raises(ValueError, match=words):
+        FakeLaunch(monkeypatch, CAMERAS).include(**given)
 
 
 # With launch itself, where ROS 2 from apt brings it.
@@ -342,6 +369,15 @@ def test_two_inclusions_do_not_know_each_other(ros_domain: int, tmp_path: Path):
         names = ['max_answers', 'use_sim_time', 'max_queued']
         assert values_of('/left/narrator', names) == dict(zip(names, (4, False, 8)))
         assert values_of('/right/narrator', names) == dict(zip(names, (3, True, 5)))
+
+
+def test_the_narrator_of_several_cameras_gets_their_names_and_each_argument(
+        ros_domain: int, tmp_path: Path):
+    with Launch(tmp_path / 'log.txt', CAMERAS, 'cameras:=[left, right]', 'images:=[/a, /b]',
+                'namespace:=here', 'autostart:=false', 'max_queued:=5') as launch:
+        names = ['cameras', 'autostart', 'max_queued']
+        assert values_of('/here/narrator', names) == dict(
+            zip(names, ('[left, right]', False, 5))), launch.log
 
 
 def test_a_missing_file_ends_the_launch(ros_domain: int, tmp_path: Path):

@@ -69,7 +69,7 @@ from sww_ros.node import run
 class Ended(Narrator):
     def trigger_activate(self):
         os.kill(os.getpid(), signal.SIGINT)
-        while self._engine is not None:
+        while self._parts[0].engine is not None:
             time.sleep(0.01)
         return super().trigger_activate()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+import re
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.parameter import Parameter
@@ -20,11 +21,16 @@ from sww_ros.streaming.config import SessionConfig
 
 __path__ += [str(Path(__file__).parents[1] / room) for room in ('sources', 'terminal', 'web')]
 
+NAME_OF_TOPIC = re.compile('[A-Za-z][A-Za-z0-9_]*')
+
 NODE_SETTINGS = (
     Setting('model', 'builtin', "The checkpoint: 'builtin', a folder, or the id of a hub.",
             changes=CONFIGURE),
     Setting('autostart', True, 'Configure and activate at the start; if that fails, the node '
             'ends. If not set, the node waits for its lifecycle services.'),
+    Setting('cameras', '', 'Names of several cameras, such as [front, rear]: each has topics and '
+            'services under its name, its images come on NAME/image, and all share one engine. '
+            'Empty: one camera, on `image`.'),
     Setting('image_transport', 'raw', "How images come: 'raw' (sensor_msgs/Image on `image`) or "
             "'compressed' (sensor_msgs/CompressedImage on `image`/compressed).",
             choices=('raw', 'compressed'), changes=CONFIGURE),
@@ -58,6 +64,22 @@ SESSION_SETTINGS = tuple(
 
 SETTINGS = NODE_SETTINGS + SESSION_SETTINGS
 BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def camera_names(text: str) -> list[str]:
+    """
+    Return the names of a list such as 'front, rear' or '[front, rear]'.
+
+    :raises ValueError: for one that no topic can have, or that comes twice
+    """
+    names = [name.strip() for name in text.strip().strip('[]').split(',') if name.strip()]
+    for name in names:
+        if not NAME_OF_TOPIC.fullmatch(name):
+            raise ValueError(f'cameras: {name!r} cannot be a part of a topic: use letters, digits '
+                             'and _, no digit first')
+        if names.count(name) > 1:
+            raise ValueError(f'cameras: {name!r} comes twice')
+    return names
 
 
 def session_config(values: dict[str, Value]) -> SessionConfig:

@@ -10,9 +10,10 @@ import threading
 import time
 
 import numpy as np
-from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.lifecycle import LifecycleNodeMixin
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
@@ -44,16 +45,18 @@ class Camera:
 
     The callback only stores: conversion is left to whoever calls `CameraFrame.load`.
 
+    :param image: the topic's name, without the ending of its transport
     :param on_frame: takes each frame that the model wants
     :param on_drop: told the reason of each frame left out: rate | stamp | paused
     :param on_restart: told when stamps jump back, before the first frame after the jump
     """
 
-    def __init__(self, node: Node, group: CallbackGroup, *, on_frame: Callable[[CameraFrame], None],
-                 on_drop: Callable[[str], None], on_restart: Callable[[str], None]) -> None:
-        self._node, self._group = node, group
+    def __init__(self, node: Node, log: RcutilsLogger, image: str, *,
+                 on_frame: Callable[[CameraFrame], None], on_drop: Callable[[str], None],
+                 on_restart: Callable[[str], None]) -> None:
+        self._node, self._log, self._image = node, log, image
+        self._group = group = MutuallyExclusiveCallbackGroup()
         self._on_frame, self._on_drop, self._on_restart = on_frame, on_drop, on_restart
-        self._log = node.get_logger()
         self._subscription = None
         self._watch = node.create_timer(WATCH_S, self._warn_if_silent, group,
                                         clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -89,7 +92,7 @@ class Camera:
         """Subscribe; `transport` is raw or compressed, `frame_rate` what the model wants [Hz]."""
         kind, suffix, self._convert = TRANSPORTS[transport]
         # The base name is resolved first, so that remapping `image` moves both transports.
-        self._base, self._transport = self._node.resolve_topic_name('image'), transport
+        self._base, self._transport = self._node.resolve_topic_name(self._image), transport
         self.topic = self._base + suffix
         self._type_name = f'sensor_msgs/msg/{kind.__name__}'
         self._sampler = FrameSampler(frame_rate)
@@ -186,7 +189,7 @@ class Camera:
         """Return, in words, why no frame comes, as far as it can be seen from here."""
         publishers = self._node.get_publishers_info_by_topic(self.topic)
         if not publishers:
-            return self._elsewhere() or ('nobody publishes there (remap `image`, see '
+            return self._elsewhere() or (f'nobody publishes there (remap `{self._image}`, see '
                                          '`ros2 topic list`)')
         types = {publisher.topic_type for publisher in publishers}
         if self._type_name not in types:
@@ -221,14 +224,14 @@ class Subtitle:
 
 
 class Annotator:
-    """Publishes ~/image_annotated (rgb8) at a bounded rate, only while it is subscribed to."""
+    """Publishes image_annotated (rgb8) at a bounded rate, only while it is subscribed to."""
 
-    def __init__(self, node: LifecycleNodeMixin, camera: Camera, rate: float) -> None:
+    def __init__(self, node: LifecycleNodeMixin, prefix: str, camera: Camera, rate: float) -> None:
         self._camera = camera
         self._published = None
         self.subtitle = Subtitle()
         self._publisher = node.create_lifecycle_publisher(
-            Image, '~/image_annotated',
+            Image, f'{prefix}image_annotated',
             QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE))
         node.create_timer(1.0 / rate, self._publish, MutuallyExclusiveCallbackGroup(),
                           clock=Clock(clock_type=ClockType.STEADY_TIME))

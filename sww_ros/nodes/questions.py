@@ -10,6 +10,7 @@ import uuid
 from builtin_interfaces.msg import Duration
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 
 from sww_interfaces.action import AnswerQuestion
@@ -132,21 +133,23 @@ class Questions:
 
     :param engine: returns the running engine, or raises EngineError saying why there is none
     :param responder: sees to it that responses arrive
+    :param prefix: what the names of service and action begin with
+    :param waiters: lets in as many callers as may wait at once, of all cameras
     """
 
-    def __init__(self, node: Node, engine: Callable[[], EngineClient],
-                 responder: Responder) -> None:
+    def __init__(self, node: Node, engine: Callable[[], EngineClient], responder: Responder,
+                 prefix: str = '~/', log: RcutilsLogger | None = None,
+                 waiters: threading.BoundedSemaphore | None = None) -> None:
         self.answers = AnswerBook()
-        self._node, self._engine = node, engine
-        self._log = node.get_logger()
-        self._waiters = threading.BoundedSemaphore(MAX_WAITERS)
+        self._node, self._engine, self._log = node, engine, log or node.get_logger()
+        self._waiters = waiters or threading.BoundedSemaphore(MAX_WAITERS)
         self._asked_by: dict[bytes, Answer] = {}
         self._cancelled: set[bytes] = set()
         group = ReentrantCallbackGroup()
         responder.attend(node.create_service(
-            Ask, '~/ask', self._serve, qos_profile=SERVICE_QOS, callback_group=group))
+            Ask, f'{prefix}ask', self._serve, qos_profile=SERVICE_QOS, callback_group=group))
         self._action = ActionServer(
-            node, AnswerQuestion, '~/answer_question', self._execute, callback_group=group,
+            node, AnswerQuestion, f'{prefix}answer_question', self._execute, callback_group=group,
             goal_callback=self._accept, cancel_callback=self._cancel,
             goal_service_qos_profile=SERVICE_QOS, result_service_qos_profile=SERVICE_QOS,
             cancel_service_qos_profile=SERVICE_QOS, feedback_pub_qos_profile=TEXT_QOS)

@@ -8,8 +8,8 @@ import threading
 import time
 
 from builtin_interfaces.msg import Duration, Time
+from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.lifecycle import LifecycleNodeMixin
-from rclpy.node import Node
 from std_msgs.msg import Header, String
 
 from sww_interfaces.msg import StepLatency, TextChunk
@@ -106,15 +106,15 @@ class StepBook:
 
 
 class TextPublisher:
-    """Publishes text and step latencies, while the node is active."""
+    """Publishes text and step latencies under a prefix, while the node is active."""
 
-    def __init__(self, node: LifecycleNodeMixin, camera: Camera) -> None:
+    def __init__(self, node: LifecycleNodeMixin, prefix: str, camera: Camera) -> None:
         self._clock, self._camera = node.get_clock(), camera
         create = node.create_lifecycle_publisher
-        self._caption = create(TextChunk, '~/caption', TEXT_QOS)
-        self._sentence = create(String, '~/caption/text', TEXT_QOS)
-        self._answer = create(TextChunk, '~/answer', TEXT_QOS)
-        self._latency = create(StepLatency, '~/latency', TEXT_QOS)
+        self._caption = create(TextChunk, f'{prefix}caption', TEXT_QOS)
+        self._sentence = create(String, f'{prefix}caption/text', TEXT_QOS)
+        self._answer = create(TextChunk, f'{prefix}answer', TEXT_QOS)
+        self._latency = create(StepLatency, f'{prefix}latency', TEXT_QOS)
 
     def publish_text(self, delta: TextDelta) -> TextChunk:
         """Publish a piece of text and return its message."""
@@ -167,9 +167,9 @@ def _duration(nanoseconds: int) -> Duration:
 class Reporter:
     """Tells the outside what happens in the engine."""
 
-    def __init__(self, node: Node, camera: Camera, text: TextPublisher, answers: AnswerBook,
-                 subtitle: Subtitle) -> None:
-        self._log = node.get_logger()
+    def __init__(self, log: RcutilsLogger, camera: Camera, text: TextPublisher,
+                 answers: AnswerBook, subtitle: Subtitle) -> None:
+        self._log = log
         self._camera, self._text, self._answers = camera, text, answers
         self._subtitle = subtitle
         self._lock = threading.Lock()
