@@ -19,6 +19,7 @@ from sww_ros.streaming.events import (
     Restarted,
     StepPerceived,
     TextDelta,
+    Trouble,
 )
 
 SESSION = 'fake_session:FakeSession.open'
@@ -38,7 +39,7 @@ class FakeSession:
     computes without a pause and holds the GIL, 'stuck' does not close, 'tidy' closes slowly and
     says when it has, 'lagging' perceives one frame in four. The question 'die' kills the process,
     'long' is answered at length, 'late' after LATE_S, 'prompt' with the prompt, 'unseen' ends as
-    one of which nothing was seen.
+    one of which nothing was seen, and at 'give up' the session does.
     """
 
     def __init__(self, model: str, config: SessionConfig) -> None:
@@ -92,7 +93,9 @@ class FakeSession:
             sys.stderr.write('dying as told\n')
             sys.stderr.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-        if question == 'reject':
+        if question == 'give up':
+            self._events.put(Trouble('it has failed too often', '', True))
+        elif question == 'reject':
             self._events.put(QuestionState(question_id, 'rejected', 'no room'))
         elif question == 'unseen':
             self._events.put(QuestionState(question_id, 'queued', ''))

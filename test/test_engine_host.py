@@ -14,6 +14,7 @@ from test_engine_client import wait_gone
 
 from sww_ros.engine.client import EngineClient, EngineError
 from sww_ros.engine.process import EngineHost
+from sww_ros.engine.supervision import Limits
 from sww_ros.frames import CameraFrame
 from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.render import Renderer
@@ -117,6 +118,34 @@ def test_one_that_dies_by_what_another_asks_comes_back_for_both():
             listener.wait(lambda listener=listener: len(listener.ready) == 2)
             speak(listener)
         assert asks.client.pid == other.client.pid
+
+
+def test_a_session_that_gives_up_is_opened_again_beside_the_others():
+    with sharing(2) as (stays, fails):
+        for listener in (stays, fails):
+            speak(listener)
+        question = fails.client.ask('give up')
+        assert fails.wait_final(question).finish_reason == 'error'
+        speak(stays, 2)
+        fails.wait(lambda: len(fails.ready) == 2)
+        assert 'has ended the session, and goes on with others' in fails.lost[0]
+        speak(fails)
+        speak(stays)
+        assert not stays.lost and numbers(stays) == list(range(12))
+        assert stays.client.pid == fails.client.pid
+
+
+def test_one_that_hangs_is_killed_and_comes_back_for_all():
+    with sharing(2, limits=Limits(silence=1.0)) as listeners:
+        for listener in listeners:
+            speak(listener)
+        pid = listeners[0].client.pid
+        os.kill(pid, signal.SIGSTOP)
+        for listener in listeners:
+            listener.wait(lambda listener=listener: len(listener.ready) == 2)
+            speak(listener)
+        assert any('gave no sign of life for 1 s' in each.lost[0] for each in listeners)
+        assert wait_gone(pid) and len({each.client.pid for each in listeners}) == 1
 
 
 def test_a_session_that_cannot_be_opened_leaves_the_others_alone():

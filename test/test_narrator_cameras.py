@@ -1,10 +1,11 @@
 """A narrator with several cameras: a part for each, one engine for all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import os
 from pathlib import Path
 import signal
 import sys
+import time
 
 from diagnostic_msgs.msg import DiagnosticArray
 from fake_session import ENGINE
@@ -17,9 +18,13 @@ from narrator_harness import (
     wait_until,
 )
 import pytest
+from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool, Trigger
 
+from sww_interfaces.msg import TextChunk
 from sww_ros.nodes import camera_names
+from sww_ros.shapes.render import Renderer
+from sww_ros.shapes.scene import generate
 
 FAKE = [sys.executable, '-c',
         f'from sww_ros.nodes.narrator import main; main(session={ENGINE!r})']
@@ -39,10 +44,12 @@ def probes(narrator: NarratorProcess) -> Iterator[tuple[Probe, Probe]]:
         yield front, rear
 
 
-def film(probe: Probe, captions: int) -> None:
-    """Publish frames of a probe's own camera until so many more captions have come."""
-    name, due = probe.narrator.rpartition('/')[2], len(probe.captions) + captions
-    probe.film(picture, lambda: len(probe.captions) >= due, f'{name}/image')
+def film(probe: Probe, captions: int, make: Callable[[], Image] = picture,
+         counts: Callable[[TextChunk], object] = lambda chunk: True) -> None:
+    """Publish frames of a probe's own camera until so many more captions that count have come."""
+    name, before = probe.narrator.rpartition('/')[2], len(probe.captions)
+    probe.film(make, lambda: sum(map(bool, map(counts, probe.captions[before:]))) >= captions,
+               f'{name}/image')
 
 
 def numbers(probe: Probe) -> list[int]:
@@ -106,6 +113,26 @@ def test_diagnostics_tell_of_each_camera(probes: tuple[Probe, Probe]):
     assert [status.name for status in told[-1].status] == [
         f'narrator/{camera}: {part}' for camera in ('front', 'rear')
         for part in ('engine', 'camera', 'speech')]
+
+
+def test_the_built_in_watches_two_cameras(ros_domain: int, tmp_path: Path):
+    """The engine that a robot runs, not a fake one."""
+    with NarratorProcess(tmp_path / 'log.txt', 'cameras:=front, rear', 'overlap:=fused',
+                         command=[sys.executable, '-m', 'sww_ros.nodes.narrator']) as narrator, \
+            probing('/narrator/front') as front, probing('/narrator/rear') as rear:
+        narrator.wait_log('watching /rear/image')
+        scene, began_s = Renderer(generate(7), 336, 336), time.monotonic()
+
+        def seen() -> Image:
+            pixels = scene.frame(time.monotonic() - began_s)
+            return Image(height=336, width=336, encoding='rgb8', step=3 * 336,
+                         data=pixels.tobytes())
+
+        for probe in (front, rear):
+            film(probe, 1, seen, lambda chunk: chunk.sentence)
+        assert front.ask('How many shapes are there?', wait=True).complete
+        assert len(narrator.children()) == 1
+        assert narrator.stop() == 0 and 'Traceback' not in narrator.log
 
 
 @pytest.mark.parametrize('cameras, words', [
