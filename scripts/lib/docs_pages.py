@@ -12,7 +12,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[2]
 TOP = {'README.md': 'index.md', 'CONTRIBUTING.md': 'contributing.md'}
 """Pages of the root of the clone, and what they are called in the site."""
-ELSEWHERE = '(benchmarks|config)'
+ELSEWHERE = '(benchmarks|config|results)'
 """Folders whose files are read in the clone: a link to one becomes its name."""
 
 
