@@ -71,7 +71,7 @@ SETTINGS_FILE = 'narrate.json'
 _MILLISECOND = 1_000_000
 
 
-class Recording:
+class Recorded:
     """What is narrated: pictures, with their times on one clock."""
 
     def __init__(self, path: Path, topic: str = '') -> None:
@@ -127,10 +127,10 @@ class Account(NamedTuple):
     asked: dict[str, str]
 
 
-class Watch:
+class Viewing:
     """One recording, played to a session step by step, with questions on the way."""
 
-    def __init__(self, session: Session, recording: Recording,
+    def __init__(self, session: Session, recording: Recorded,
                  questions: Iterable[tuple[float, str]]) -> None:
         """Prepare it; `questions` are seconds from the start, and what to ask."""
         self._session, self._recording = session, recording
@@ -278,7 +278,7 @@ def write_jsonl(path: Path, account: Account) -> None:
             file.write(json.dumps(line, ensure_ascii=False) + '\n')
 
 
-def write_video(path: Path, account: Account, recording: Recording, rate: float) -> None:
+def write_video(path: Path, account: Account, recording: Recorded, rate: float) -> None:
     """Write all pictures with the words in them, each at its own time, as a video."""
     import av  # Here, as bags need no PyAV.
 
@@ -401,7 +401,7 @@ def _whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _narrate(checkpoint: Checkpoint, config: SessionConfig, recording: Recording, out: Path,
+def _narrate(checkpoint: Checkpoint, config: SessionConfig, recording: Recorded, out: Path,
              kind: str, options: argparse.Namespace) -> None:
     """Narrate one recording, in a session of its own, and write what was said."""
     began_s, bag = time.monotonic(), recording.bag
@@ -411,7 +411,7 @@ def _narrate(checkpoint: Checkpoint, config: SessionConfig, recording: Recording
             steps = math.ceil(recording.duration_s / info['seconds_per_step'])
             with tqdm(total=steps or None, unit='step', disable=None, leave=False,
                       desc=recording.path.name) as bar:
-                account = Watch(session, recording, options.questions).run(bar.update)
+                account = Viewing(session, recording, options.questions).run(bar.update)
         if kind == 'bag':
             write_bag(path, account.told, storage=bag.storage if bag else STORAGES[0],
                       carried=bag if options.carry else None, latency=options.latency)
@@ -480,7 +480,7 @@ def _run(options: argparse.Namespace) -> int:
     jobs, kind = _jobs(options.recording, options.out, options.kind)
     many = jobs[0][1] != options.out
     # Whatever is wrong with one recording is said before minutes go into a model.
-    recording = None if many else Recording(options.recording, options.topic)
+    recording = None if many else Recorded(options.recording, options.topic)
     if recording:
         check_questions(options.questions, recording.duration_s)
     if options.carry and (kind != 'bag' or recording and not recording.bag):
@@ -505,7 +505,7 @@ def _run(options: argparse.Namespace) -> int:
             print(f'{out}: is there already')
             continue
         try:
-            _narrate(checkpoint, config, recording or Recording(path, options.topic), out, kind,
+            _narrate(checkpoint, config, recording or Recorded(path, options.topic), out, kind,
                      options)
         except (ValueError, OSError, ClipError) as error:
             if not many:

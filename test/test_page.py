@@ -22,7 +22,7 @@ aiohttp = pytest.importorskip('aiohttp')
 
 from sww_ros import web  # noqa: E402 - aiohttp may be absent.
 from sww_ros.images import jpeg_of  # noqa: E402
-from sww_ros.web import Feed, Outbox, step_of, text_of  # noqa: E402
+from sww_ros.web import Broadcast, Outbox, step_of, text_of  # noqa: E402
 from sww_ros.web.server import FILES, PageServer, is_local  # noqa: E402
 
 PATIENCE_S = 30.0
@@ -34,9 +34,9 @@ def told(outbox: Outbox) -> list[dict]:
 
 
 @pytest.fixture
-def feed() -> Feed:
+def feed() -> Broadcast:
     """Two tabs; what is published is delivered at once."""
-    made = Feed()
+    made = Broadcast()
     made.add_tab('/front/narrator'), made.add_tab('/rear/narrator')
     made.on_news = made.deliver
     return made
@@ -44,7 +44,7 @@ def feed() -> Feed:
 
 # What is told.
 
-def test_who_comes_later_is_told_what_was_said_and_only_the_newest_state(feed: Feed):
+def test_who_comes_later_is_told_what_was_said_and_only_the_newest_state(feed: Broadcast):
     for number in range(3):
         feed.publish(1, 'text', seq=number)
         feed.publish(1, 'health', parts=number)
@@ -54,20 +54,20 @@ def test_who_comes_later_is_told_what_was_said_and_only_the_newest_state(feed: F
         dict(kind='health', tab=1, parts=2)]
 
 
-def test_a_replay_that_begins_anew_has_no_past(feed: Feed):
+def test_a_replay_that_begins_anew_has_no_past(feed: Broadcast):
     feed.publish(0, 'text', seq=1)
     feed.publish(0, 'anew')
     assert [message['kind'] for message in told(feed.join())] == ['hello', 'anew']
 
 
-def test_the_past_is_bounded(feed: Feed):
+def test_the_past_is_bounded(feed: Broadcast):
     for number in range(web.HISTORY + 10):
         feed.publish(0, 'text', seq=number)
     past = told(feed.join())[1:]
     assert [past[0]['seq'], past[-1]['seq']] == [10, web.HISTORY + 9]
 
 
-def test_a_slow_browser_loses_the_oldest_messages_and_is_told_how_many(feed: Feed):
+def test_a_slow_browser_loses_the_oldest_messages_and_is_told_how_many(feed: Broadcast):
     outbox = feed.join()
     outbox.take()
     for number in range(web.OUTBOX + 7):
@@ -78,7 +78,7 @@ def test_a_slow_browser_loses_the_oldest_messages_and_is_told_how_many(feed: Fee
     assert told(outbox) == []
 
 
-def test_frames_go_to_those_who_watch_the_tab_and_only_the_newest(feed: Feed):
+def test_frames_go_to_those_who_watch_the_tab_and_only_the_newest(feed: Broadcast):
     near, far = feed.join(), feed.join()
     feed.watch(far, 1)
     assert feed.watched == {0, 1}
@@ -91,7 +91,7 @@ def test_frames_go_to_those_who_watch_the_tab_and_only_the_newest(feed: Feed):
     assert feed.watched == set()
 
 
-def test_a_browser_is_sent_no_frame_before_it_has_shown_others(feed: Feed):
+def test_a_browser_is_sent_no_frame_before_it_has_shown_others(feed: Broadcast):
     outbox = feed.join()
     sent = []
     for stamp in range(10):
@@ -103,7 +103,7 @@ def test_a_browser_is_sent_no_frame_before_it_has_shown_others(feed: Feed):
     assert struct.unpack('>Bd', outbox.take()[1]) == (0, 9.0)
 
 
-def test_messages_of_several_threads_all_arrive_and_each_threads_in_order(feed: Feed):
+def test_messages_of_several_threads_all_arrive_and_each_threads_in_order(feed: Broadcast):
     feed.on_news = lambda: None
     threads = [threading.Thread(target=lambda by=by: [
         feed.publish(0, 'text', by=by, seq=seq) for seq in range(200)]) for by in range(4)]
@@ -157,11 +157,11 @@ def test_the_page_loads_nothing_from_elsewhere_and_writes_no_markup():
 
 # The server.
 
-Visit = Callable[[PageServer, Feed, 'aiohttp.ClientSession'], Awaitable[None]]
+Visit = Callable[[PageServer, Broadcast, 'aiohttp.ClientSession'], Awaitable[None]]
 
 
 @contextmanager
-def serving(feed: Feed, act: Callable = lambda *_: None, **options) -> Iterator[PageServer]:
+def serving(feed: Broadcast, act: Callable = lambda *_: None, **options) -> Iterator[PageServer]:
     server = PageServer(feed, act, **options)
     server.start()
     try:
@@ -210,7 +210,7 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_the_files_may_load_the_page_alone(feed: Feed):
+def test_the_files_may_load_the_page_alone(feed: Broadcast):
     async def visitor(browser: Browser) -> None:
         for path, (_, kind) in FILES.items():
             async with browser.session.get(browser.site + path) as response:
@@ -223,7 +223,7 @@ def test_the_files_may_load_the_page_alone(feed: Feed):
         visit(server, visitor)
 
 
-def test_what_is_published_arrives(feed: Feed):
+def test_what_is_published_arrives(feed: Broadcast):
     async def visitor(browser: Browser) -> None:
         async with browser.open() as stream:
             assert [m['kind'] for m in await messages(stream)] == ['hello']
@@ -239,7 +239,7 @@ def test_what_is_published_arrives(feed: Feed):
     {'Origin': 'http://evil.example'}, {'Origin': 'null'}, {},
     # A name of elsewhere that was made to point here.
     {'Origin': 'http://evil.example:{port}', 'Host': 'evil.example:{port}'}])
-def test_a_page_of_elsewhere_is_refused(feed: Feed, headers: dict[str, str]):
+def test_a_page_of_elsewhere_is_refused(feed: Broadcast, headers: dict[str, str]):
     async def visitor(browser: Browser) -> None:
         given = {name: value.format(port=browser.port) for name, value in headers.items()}
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
@@ -250,7 +250,7 @@ def test_a_page_of_elsewhere_is_refused(feed: Feed, headers: dict[str, str]):
         assert not feed.outboxes
 
 
-def test_another_name_gets_not_even_the_page(feed: Feed):
+def test_another_name_gets_not_even_the_page(feed: Broadcast):
     async def visitor(browser: Browser) -> None:
         async with browser.session.get(browser.site, headers={'Host': 'evil.example'}) as response:
             assert response.status == 403
@@ -258,7 +258,7 @@ def test_another_name_gets_not_even_the_page(feed: Feed):
         visit(server, visitor)
 
 
-def test_on_a_public_address_a_token_is_needed(feed: Feed):
+def test_on_a_public_address_a_token_is_needed(feed: Broadcast):
     async def visitor(browser: Browser) -> None:
         for wrong in ('', '?token=', '?token=guess', f'?token={server.token}x'):
             async with browser.open(wrong) as stream:
@@ -275,10 +275,10 @@ def test_on_a_public_address_a_token_is_needed(feed: Feed):
     ('0.0.0.0', False), ('::', False), ('192.168.1.2', False), ('robot', False), ('', False)])
 def test_only_loopback_is_local(host: str, local: bool):
     assert is_local(host) is local
-    assert bool(PageServer(Feed(), print, host=host).token) is not local
+    assert bool(PageServer(Broadcast(), print, host=host).token) is not local
 
 
-def test_a_token_of_ones_own_holds_on_a_local_address_too(feed: Feed):
+def test_a_token_of_ones_own_holds_on_a_local_address_too(feed: Broadcast):
     async def visitor(browser: Browser) -> None:
         async with browser.open() as stream:
             assert await close_code(stream) == 4401
@@ -288,14 +288,14 @@ def test_a_token_of_ones_own_holds_on_a_local_address_too(feed: Feed):
         visit(server, visitor)
 
 
-def test_a_port_that_is_taken_is_named(feed: Feed):
+def test_a_port_that_is_taken_is_named(feed: Broadcast):
     with socket.create_server(('127.0.0.1', 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ValueError, match=f'served at 127.0.0.1, port {port}: .*in use'):
             PageServer(feed, print, port=port).start()
 
 
-def test_too_many_browsers_are_sent_away_until_one_leaves(feed: Feed):
+def test_too_many_browsers_are_sent_away_until_one_leaves(feed: Broadcast):
     async def visitor(browser: Browser) -> None:
         async with browser.open():
             async with browser.open() as second:
@@ -307,7 +307,7 @@ def test_too_many_browsers_are_sent_away_until_one_leaves(feed: Feed):
         visit(server, visitor)
 
 
-def test_what_a_browser_asks_for_is_done_and_it_alone_is_told(feed: Feed):
+def test_what_a_browser_asks_for_is_done_and_it_alone_is_told(feed: Broadcast):
     asked = []
 
     def act(tab, do, text, reply):
@@ -334,7 +334,7 @@ def test_what_a_browser_asks_for_is_done_and_it_alone_is_told(feed: Feed):
     ('{"do": "ask", "text": "\\ud800"}', 1007), ('[' * 20_000, 1007),
     ('{"do": "ask", "text": "%s"}' % ('a' * 40_000), 1009), (b'\x00', 1008)])
 def test_what_cannot_be_understood_ends_the_connection_and_nothing_else(
-        feed: Feed, said: str | bytes, code: int):
+        feed: Broadcast, said: str | bytes, code: int):
     acted = []
 
     async def visitor(browser: Browser) -> None:
@@ -350,7 +350,7 @@ def test_what_cannot_be_understood_ends_the_connection_and_nothing_else(
 
 
 def test_a_browser_that_asks_too_fast_is_refused_in_words_and_one_that_floods_is_sent_away(
-        feed: Feed):
+        feed: Broadcast):
     acted = []
 
     async def visitor(browser: Browser) -> None:
@@ -371,7 +371,7 @@ def test_a_browser_that_asks_too_fast_is_refused_in_words_and_one_that_floods_is
     assert len(acted) == 10
 
 
-def test_a_browser_that_does_not_read_holds_nobody_up(feed: Feed):
+def test_a_browser_that_does_not_read_holds_nobody_up(feed: Broadcast):
     """It is there, and reads nothing, while 30,000 messages and 300 frames of 100 KB come."""
     frame, longest_s = bytes(100_000), 0.0
 
@@ -413,7 +413,7 @@ async def hear_all(stream, heard: list[int], last: int) -> None:
             heard += [m['seq'] for m in json.loads(message.data) if m['kind'] == 'text']
 
 
-def test_a_browser_that_comes_again_and_again_leaves_nothing_behind(feed: Feed):
+def test_a_browser_that_comes_again_and_again_leaves_nothing_behind(feed: Broadcast):
     async def visitor(browser: Browser) -> None:
         async def come() -> None:
             async with browser.open() as stream:
@@ -436,7 +436,7 @@ def open_files() -> int:
     return len(list(Path('/proc/self/fd').iterdir()))
 
 
-def test_browsers_are_told_that_the_server_ends(feed: Feed):
+def test_browsers_are_told_that_the_server_ends(feed: Broadcast):
     async def visitor(browser: Browser) -> None:
         async with browser.open() as stream:
             await messages(stream)

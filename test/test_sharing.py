@@ -27,7 +27,7 @@ from sww_ros.streaming.events import (
     TextDelta,
     Trouble,
 )
-from sww_ros.streaming.rules import Rule, Turns, fused, one_at_a_time, perception
+from sww_ros.streaming.rules import Rota, Rule, fused, one_at_a_time, perception
 from sww_ros.streaming.session import Loaded, Session
 from sww_ros.streaming.trace import replay
 
@@ -247,7 +247,7 @@ def test_cameras_each_tell_their_own_scene(alone, cameras):
         assert score.seeds == alone[seed].seeds
 
 
-def done_by_turns(turns: Turns, plays: list[Play], rule: Rule) -> list[tuple[Core, type]]:
+def done_by_turns(turns: Rota, plays: list[Play], rule: Rule) -> list[tuple[Core, type]]:
     """Take and do one pass; return whose jobs of which kinds were in it."""
     handed = turns.take(rule, 0)
     for core, job in handed:
@@ -257,7 +257,7 @@ def done_by_turns(turns: Turns, plays: list[Play], rule: Rule) -> list[tuple[Cor
 
 def test_steps_are_perceived_in_turn_whoever_has_more_of_them():
     plays = [Play() for _ in range(3)]
-    turns = Turns(play.core for play in plays)
+    turns = Rota(play.core for play in plays)
     for play in plays:
         play.perceive()
     for play, frames_fed in zip(plays, (12, 6, 4)):
@@ -270,7 +270,7 @@ def test_steps_are_perceived_in_turn_whoever_has_more_of_them():
 @pytest.mark.parametrize('rule', [one_at_a_time, fused])
 def test_a_camera_of_which_nothing_is_said_does_not_wait_for_the_words_of_another(rule):
     silent, talker = Play(narrate=False), Play(max_answer_tokens=1000)
-    turns = Turns([silent.core, talker.core])
+    turns = Rota([silent.core, talker.core])
     for play in (silent, talker):
         play.perceive()
         play.feed()
@@ -289,6 +289,6 @@ def test_cores_that_share_an_executor_keep_all_that_one_alone_keeps():
 
 
 def test_unfair_turns_are_found(monkeypatch):
-    monkeypatch.setattr(Turns, 'take', lambda self, rule, now_ns: rule(self.cores, now_ns))
+    monkeypatch.setattr(Rota, 'take', lambda self, rule, now_ns: rule(self.cores, now_ns))
     assert any('waits for a second job' in words
                for seed in range(40) for words in gather(seed).violations)

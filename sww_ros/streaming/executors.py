@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.jobs import Decode, Failed, Input, Job, Ticked
 from sww_ros.streaming.processes import ChildError, ChildGone
-from sww_ros.streaming.rules import AHEAD, RULES, Rule, Turns, perception
+from sww_ros.streaming.rules import AHEAD, RULES, Rota, Rule, perception
 from sww_ros.streaming.runner import ModelRunner, describe, run_together
 
 
@@ -159,7 +159,7 @@ class Scheduler:
         self.changed = threading.Condition(self.lock)
         self.decode_steps = self.shared_steps = 0
         self._lasts, self._is_over, self._has_begun = lasts, False, False
-        self._turns = Turns()
+        self._turns = Rota()
         self._seats: dict[Core, Seat] = {}
         # Who handed out what is not back yet; changed under the lock alone.
         self._owners: dict[Job, Seat] = {}

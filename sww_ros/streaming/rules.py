@@ -16,7 +16,7 @@ The first core is the one whose turn it is to perceive. Decode steps of all go i
 """
 
 
-class Turns:
+class Rota:
     """
     Cores that share an executor, the one whose turn it is to perceive first.
 

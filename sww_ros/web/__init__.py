@@ -112,7 +112,7 @@ class Outbox:
             self.news.set()
 
 
-class Feed:
+class Broadcast:
     """
     Brings messages from any thread to all browsers, and never waits for one.
 

@@ -29,7 +29,7 @@ from sww_ros.frames import NANOSECONDS
 from sww_ros.images import compressed_to_rgb, image_to_rgb, jpeg_of
 from sww_ros.node import EndingNode, declare, run
 from sww_ros.settings import Setting
-from sww_ros.web import MAX_TEXT, Feed, seconds, step_of, text_of
+from sww_ros.web import MAX_TEXT, Broadcast, seconds, step_of, text_of
 from sww_ros.web.server import PageServer, Reply
 
 NAME = 'page'
@@ -281,7 +281,7 @@ class PageNode(EndingNode):
         :raises ValueError: for a run that cannot be read, or where it cannot be served
         """
         super().__init__(NAME)
-        self.values, self.feed = declare(self, SETTINGS), Feed()
+        self.values, self.feed = declare(self, SETTINGS), Broadcast()
         self._tabs = self._open_tabs()
         for tab in self._tabs:
             self.create_timer(tab.period_s, tab.look, clock=Clock(clock_type=ClockType.STEADY_TIME))

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
 
-from sww_ros.web import Feed, Outbox, encoded
+from sww_ros.web import Broadcast, Outbox, encoded
 
 Reply = Callable[[bool, str], None]
 Act = Callable[[int, str, str, Reply], None]
@@ -74,7 +74,7 @@ def is_local(host: str) -> bool:
 class PageServer:
     """Serves the page in a thread of its own, from `start` to `close`; `url` is where."""
 
-    def __init__(self, feed: Feed, act: Act, *, host: str = '127.0.0.1', port: int = 0,
+    def __init__(self, feed: Broadcast, act: Act, *, host: str = '127.0.0.1', port: int = 0,
                  token: str = '', max_browsers: int = 16) -> None:
         """
         Prepare the server.

@@ -26,7 +26,7 @@ from sww_ros.evaluation.simulation.world import (
     side_of,
 )
 from sww_ros.streaming.core import Core
-from sww_ros.streaming.rules import Turns, perception
+from sww_ros.streaming.rules import Rota, perception
 
 SHARED = ('threads', 'serial', 'fused', 'crowd')
 """The executors that several cores may share."""
@@ -42,7 +42,7 @@ class Gathering:
                        for script in scripts]
         self.unfair: list[str] = []
         self.shared_steps = 0
-        self._turns = Turns(world.core for world in self.worlds)
+        self._turns = Rota(world.core for world in self.worlds)
         self._rules = EXECUTORS[overlap]
         self._held: list[deque[list[tuple[World, Pass]]]] = [deque() for _ in self._rules]
         # For whom a step that is due has waited; of a crowd several perceive at a time.
