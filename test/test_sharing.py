@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 import gc
-from threading import Thread
+from threading import Event, Thread
 import weakref
 
 from core_kit import Play
@@ -197,6 +197,29 @@ def test_closing_one_leaves_no_gap_in_the_others_and_nothing_of_itself(models):
         gc.collect()
         assert gone() is None
         assert engine._scheduler._turns.cores == [stays._core]
+
+
+def test_closing_waits_for_what_is_computed(models, monkeypatch):
+    begun, goes_on, order, honest = Event(), Event(), [], Decoder.step
+
+    def step(self, chunks):
+        begun.set()
+        assert goes_on.wait(30)
+        order.append('computed')
+        return honest(self, chunks)
+
+    with engine_of(models) as engine:
+        session = engine.session()
+        monkeypatch.setattr(Decoder, 'step', step)
+        for frame in frames(0, 1):
+            session.feed(frame)
+        assert begun.wait(30)
+        closing = Thread(target=lambda: (session.close(), order.append('closed')))
+        closing.start()
+        assert session.poll(30) == FramesDropped('closed', 2)  # Nothing is to be told any more.
+        goes_on.set()
+        closing.join()
+        assert order == ['computed', 'closed']
 
 
 def test_what_is_set_for_all_cannot_be_set_for_one(models):
