@@ -13,7 +13,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import SetRemap
 
 from launch import LaunchContext, LaunchDescription
-from sww_ros.nodes import camera_names
+from sww_ros.nodes import camera_names, listed
 from sww_ros.settings import Setting
 
 SETTINGS = (
@@ -31,7 +31,7 @@ def start(context: LaunchContext) -> list[GroupAction]:
     """
     names, topics = (LaunchConfiguration(setting.name).perform(context) for setting in SETTINGS)
     cameras = camera_names(names)
-    images = [topic.strip() for topic in topics.strip('[] ').split(',') if topic.strip()]
+    images = listed(topics)
     if images and len(images) != len(cameras):
         raise ValueError(f'images: {len(images)} topics are given for {len(cameras)} cameras')
     narrate = PythonLaunchDescriptionSource(str(Path(__file__).with_name('narrate.launch.py')))

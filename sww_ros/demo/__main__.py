@@ -75,8 +75,9 @@ def parse(arguments: list[str] | None = None) -> DemoOptions:
     parser.add_argument('--questions', type=checked(check_question), nargs='+', metavar='TEXT',
                         help='your questions, spread over the run')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the summary to FILE')
-    parser.add_argument('--page', type=checked(PORT.parse), nargs='?', const=8080, metavar='PORT',
-                        help='show it as a live page too, at http://localhost:PORT (8080)')
+    parser.add_argument('--page', type=checked(PORT.parse), nargs='?', const=PORT.default,
+                        metavar='PORT', help='show it as a live page too, at '
+                        f'http://localhost:PORT ({PORT.default})')
     parser.add_argument('--narrator-command', dest='narrator', type=shlex.split,
                         help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

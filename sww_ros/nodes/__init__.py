@@ -66,13 +66,18 @@ SETTINGS = NODE_SETTINGS + SESSION_SETTINGS
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
+def listed(text: str) -> list[str]:
+    """Return the parts of a list such as 'front, rear' or '[front, rear]'."""
+    return [part.strip() for part in text.strip().strip('[]').split(',') if part.strip()]
+
+
 def camera_names(text: str) -> list[str]:
     """
-    Return the names of a list such as 'front, rear' or '[front, rear]'.
+    Return the names of a list (`listed`).
 
     :raises ValueError: for one that no topic can have, or that comes twice
     """
-    names = [name.strip() for name in text.strip().strip('[]').split(',') if name.strip()]
+    names = listed(text)
     for name in names:
         if not NAME_OF_TOPIC.fullmatch(name):
             raise ValueError(f'cameras: {name!r} cannot be a part of a topic: use letters, digits '

@@ -45,7 +45,7 @@ STRETCH_STEPS = 600
 
 
 @dataclass(frozen=True)
-class _Film:
+class Film:
     """A scene as frames, from any step on; two to a step."""
 
     scene: Scene
@@ -54,10 +54,10 @@ class _Film:
     period_s: float = TICK_S
 
     @staticmethod
-    def of(scene: Scene, rng: np.random.Generator, period_s: float = TICK_S) -> _Film:
+    def of(scene: Scene, rng: np.random.Generator, period_s: float = TICK_S) -> Film:
         """Return one that begins within half a second, with a frame every `period_s` [s]."""
         phase_s = float(rng.random() * TICK_S)
-        return _Film(scene, Renderer(scene, FRAME_SIZE, FRAME_SIZE), phase_s, period_s)
+        return Film(scene, Renderer(scene, FRAME_SIZE, FRAME_SIZE), phase_s, period_s)
 
     @property
     def steps_in_a_second(self) -> int:
@@ -109,7 +109,7 @@ class LongScore:
             summary=summary, facts_by_kind=self.verdict.by_kind(),
             answers_by_kind=self.answers.by_kind(), seeds=self.seeds)
 
-    def add(self, heard: _Heard, film: _Film, steps: int, prompt: str) -> None:
+    def add(self, heard: _Heard, film: Film, steps: int, prompt: str) -> None:
         """Judge what was heard of a scene."""
         spoken, in_a_second = heard.utterances(), film.steps_in_a_second
         verdict = judge(film.scene, spoken, steps, steps - UNOWED_STEPS * in_a_second,
@@ -201,7 +201,7 @@ def play(session: Session, seed: int, steps: int, max_objects: int, score: LongS
     info = session.info
     scene = generate(seed, steps * info['seconds_per_step'] + 1.0, max_objects=max_objects)
     rng = np.random.default_rng([seed, 3])
-    film = _Film.of(scene, rng, 1 / info['frame_rate'])
+    film = Film.of(scene, rng, 1 / info['frame_rate'])
     session.set_prompt(prompt)
     list(settle(session, lossless=False))
     heard, every = _Heard(), QUESTION_STEPS * film.steps_in_a_second
@@ -280,7 +280,7 @@ def play_carried(relayed: Session, uncut: Session, seed: int, steps: int, max_ob
     """
     scene = generate(seed, steps + 1.0, max_objects=max_objects)
     rng = np.random.default_rng([seed, 4])
-    film = _Film.of(scene, rng)
+    film = Film.of(scene, rng)
     info, base = relayed.info, 0
     _forget(relayed)
     for step, events in enumerate(tqdm(

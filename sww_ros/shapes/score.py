@@ -20,16 +20,13 @@ from tqdm import tqdm
 
 from sww_ros.library import ClipError, play_steps, settle
 from sww_ros.shapes import long_scenes
-from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.grammar import QUESTION_KINDS, ShapesQuestion, make_question
-from sww_ros.shapes.render import Renderer
-from sww_ros.shapes.scene import TICK_S, generate
+from sww_ros.shapes.scene import generate
 from sww_ros.shapes.truth import (
     NARRATE,
     Answers,
     Judgement,
     judge,
-    newest_frame_s,
     standing_questions,
     utterances,
 )
@@ -72,19 +69,17 @@ def play(session: Session, seed: int, max_objects: int, score: Score,
     steps = OWED_STEPS + SETTLING_STEPS
     scene = generate(seed, steps + 1.0, max_objects=max_objects)
     rng = np.random.default_rng([seed, 2])
-    phase = float(rng.random() * TICK_S)
-    renderer = Renderer(scene, FRAME_SIZE, FRAME_SIZE)
+    film = long_scenes.Film.of(scene, rng)
     asked_at = sorted(rng.choice(np.arange(1, OWED_STEPS), QUESTIONS, replace=False).tolist())
     questions: dict[str, ShapesQuestion] = {}
     session.set_prompt(prompt)
     list(settle(session, lossless=False))  # What is left of the scene before.
     events: list[Event] = []
-    frames = ((renderer.frame(phase + frame * TICK_S), frame) for frame in range(2 * steps))
-    for step, new in enumerate(play_steps(session, frames, ends=False)):
+    for step, new in enumerate(play_steps(session, film.steps(0, steps), ends=False)):
         events += new
         if step in asked_at:
             number = seed * QUESTIONS + asked_at.index(step)
-            at = newest_frame_s(step, phase)
+            at = film.seen_s(step + 1)
             kind = QUESTION_KINDS[number % len(QUESTION_KINDS)]
             question = make_question(scene, at, rng, kind) or make_question(scene, at, rng)
             questions[session.ask(question.text)] = question
@@ -94,7 +89,7 @@ def play(session: Session, seed: int, max_objects: int, score: Score,
     texts = [event for event in events if isinstance(event, TextDelta)]
     spoken = utterances([(t.delta, t.sentence, t.step) for t in texts
                          if t.stream_id == NARRATION])
-    verdict = judge(scene, spoken, steps, OWED_STEPS, phase, prompt)
+    verdict = judge(scene, spoken, steps, OWED_STEPS, film.phase_s, prompt)
     score.verdict.add(verdict)
     answers = []
     for question_id, question in questions.items():
@@ -173,8 +168,9 @@ def score_long(arguments: argparse.Namespace) -> dict:
 def score_carried(arguments: argparse.Namespace) -> dict:
     """Ask after hand-overs, and without them; print the summary, return all figures."""
     found = long_scenes.run_carried(arguments.model, _seeds(arguments), arguments.seconds,
-                        arguments.max_objects, _session_config(arguments, arguments.memory),
-                        _session_config(arguments, 0))
+                                    arguments.max_objects,
+                                    _session_config(arguments, arguments.memory),
+                                    _session_config(arguments, 0))
     print(json.dumps(found['summary'], indent=1))
     return dict(_scenes(arguments), **found)
 
