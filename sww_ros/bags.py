@@ -222,34 +222,26 @@ class _Messages:
     def _text(self, delta: TextDelta, capture: Capture) -> Iterator[tuple[int, str, Any]]:
         chunk = self._make(
             'sww_interfaces/msg/TextChunk', header=self._header(delta.stamp_ns, capture),
-            stream_id=delta.stream_id, seq=delta.seq, delta=delta.delta, sentence=delta.sentence,
-            is_final=delta.final, finish_reason=delta.finish_reason, video=delta.video,
-            steps_seen=delta.steps_seen, frames_seen=delta.frames_seen,
             emitted=self._time('Time', capture.logged_ns),
             latency=self._time(
-                'Duration', capture.logged_ns - delta.stamp_ns if delta.stamp_ns else 0))
+                'Duration', capture.logged_ns - delta.stamp_ns if delta.stamp_ns else 0),
+            **delta.published)
         yield capture.logged_ns, CAPTION if delta.stream_id == NARRATION else ANSWER, chunk
         if delta.stream_id == NARRATION and delta.sentence:
             yield capture.logged_ns, SENTENCE, self._make('std_msgs/msg/String',
                                                           data=delta.sentence)
 
     def _latency(self, step: StepPerceived, capture: Capture) -> Any:
-        computed_ns = step.perceived_ns - step.started_ns
         seen_ns = self._seen_ns.get((step.video, step.index))
         lasted = {name: self._time('Duration', nanoseconds) for name, nanoseconds in dict(
             capture_to_callback=capture.logged_ns - step.stamp_ns,
-            callback_to_engine=step.started_ns - step.received_ns,
-            preprocess=step.preprocessed_ns - step.started_ns,
-            vision=step.vision_ns - step.preprocessed_ns,
-            prefill=step.perceived_ns - step.vision_ns,
-            perceived=step.perceived_ns - step.received_ns,
             first_token=0 if seen_ns is None else seen_ns - step.perceived_ns,
-            publish=0).items()}
+            publish=0, **step.stages_ns).items()}
         return self._make(
             'sww_interfaces/msg/StepLatency', header=self._header(step.stamp_ns, capture),
             video=step.video, step=step.index, frames=step.frames,
             has_first_token=seen_ns is not None,
-            overlap_ratio=min(1.0, step.overlap_ns / computed_ns) if computed_ns > 0 else 0.0,
+            overlap_ratio=step.overlap_ratio,
             frames_received=capture.received, frames_perceived=self._perceived,
             frames_dropped=capture.received - self._perceived, **lasted)
 

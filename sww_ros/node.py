@@ -20,11 +20,14 @@ from rclpy.executors import Executor, MultiThreadedExecutor, SingleThreadedExecu
 from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import HistoryPolicy, ReliabilityPolicy
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 import yaml
 
 from sww_ros.settings import START, WHEN, Setting, Value
+
+TEXT_QOS = QoSProfile(depth=256, reliability=ReliabilityPolicy.RELIABLE)
+"""Deep enough for a slow reader of a fast model: text must not have holes."""
 
 QOS = 'qos_overrides.'
 QOS_POLICIES = {'reliability': ReliabilityPolicy, 'history': HistoryPolicy}

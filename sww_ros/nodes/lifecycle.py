@@ -29,9 +29,6 @@ STATES = {'cleaningup': 'cleaning up', 'shuttingdown': 'shutting down',
           'errorprocessing': 'recovering from an error'}
 """What is not a word in the lifecycle's own labels."""
 
-TEXT_QOS = QoSProfile(depth=256, reliability=ReliabilityPolicy.RELIABLE)
-"""Deep enough for a slow reader of a fast model: text must not have holes."""
-
 SERVICE_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 """With ROS' own depth of 10, an eleventh request at once is lost, and its caller never told."""
 

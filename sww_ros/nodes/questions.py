@@ -17,7 +17,8 @@ from sww_interfaces.action import AnswerQuestion
 from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import Ask
 from sww_ros.engine.client import EngineClient, EngineError
-from sww_ros.nodes.lifecycle import SERVICE_QOS, TEXT_QOS, Responder
+from sww_ros.node import TEXT_QOS
+from sww_ros.nodes.lifecycle import SERVICE_QOS, Responder
 from sww_ros.streaming.config import check_question
 
 MAX_WAITERS = 16

@@ -14,9 +14,9 @@ from std_msgs.msg import Header, String
 
 from sww_interfaces.msg import StepLatency, TextChunk
 from sww_ros.frames import NANOSECONDS
+from sww_ros.node import TEXT_QOS
 from sww_ros.nodes.camera import Arrival, Camera, Subtitle
 from sww_ros.nodes.diagnostics import Health, Rate, Window
-from sww_ros.nodes.lifecycle import TEXT_QOS
 from sww_ros.nodes.questions import AnswerBook
 from sww_ros.streaming.events import (
     NARRATION,
@@ -54,13 +54,12 @@ class StepTimes:
     @property
     def perceived_ns(self) -> int:
         """From the image callback until a token could see the step."""
-        return self.step.perceived_ns - self.step.received_ns
+        return self.step.stages_ns['perceived']
 
     @property
     def overlap_ratio(self) -> float:
         """Share of the step's perception during which decoding ran too."""
-        duration = self.step.perceived_ns - self.step.started_ns
-        return min(1.0, self.step.overlap_ns / duration) if duration > 0 else 0.0
+        return self.step.overlap_ratio
 
 
 class StepBook:
@@ -121,10 +120,9 @@ class TextPublisher:
         now_ns = self._clock.now().nanoseconds
         chunk = TextChunk(
             header=_header(delta.stamp_ns, self._camera.arrival(delta.stamp_ns)),
-            stream_id=delta.stream_id, seq=delta.seq, delta=delta.delta, sentence=delta.sentence,
-            is_final=delta.final, finish_reason=delta.finish_reason, video=delta.video,
-            steps_seen=delta.steps_seen, frames_seen=delta.frames_seen, emitted=_time(now_ns),
-            latency=_duration(now_ns - delta.stamp_ns if delta.stamp_ns else 0))
+            emitted=_time(now_ns),
+            latency=_duration(now_ns - delta.stamp_ns if delta.stamp_ns else 0),
+            **delta.published)
         if delta.stream_id != NARRATION:
             self._answer.publish(chunk)
             return chunk
@@ -142,14 +140,11 @@ class TextPublisher:
             header=_header(step.stamp_ns, arrival), video=step.video, step=step.index,
             frames=step.frames,
             capture_to_callback=_duration(arrival.capture_to_callback_ns),
-            callback_to_engine=_duration(step.started_ns - step.received_ns),
-            preprocess=_duration(step.preprocessed_ns - step.started_ns),
-            vision=_duration(step.vision_ns - step.preprocessed_ns),
-            prefill=_duration(step.perceived_ns - step.vision_ns),
-            perceived=_duration(times.perceived_ns), has_first_token=times.has_first_token,
+            has_first_token=times.has_first_token,
             first_token=_duration(times.first_token_ns), publish=_duration(times.publish_ns),
             overlap_ratio=times.overlap_ratio, frames_received=received,
-            frames_perceived=perceived, frames_dropped=dropped))
+            frames_perceived=perceived, frames_dropped=dropped,
+            **{name: _duration(lasted_ns) for name, lasted_ns in step.stages_ns.items()}))
 
 
 def _header(stamp_ns: int, arrival: Arrival) -> Header:

@@ -38,6 +38,22 @@ class StepPerceived:
     video: int = 0
     tokens: int = 0
 
+    @property
+    def stages_ns(self) -> dict[str, int]:
+        """How long its stages took [ns], by their names in sww_interfaces/StepLatency."""
+        return dict(
+            callback_to_engine=self.started_ns - self.received_ns,
+            preprocess=self.preprocessed_ns - self.started_ns,
+            vision=self.vision_ns - self.preprocessed_ns,
+            prefill=self.perceived_ns - self.vision_ns,
+            perceived=self.perceived_ns - self.received_ns)
+
+    @property
+    def overlap_ratio(self) -> float:
+        """Share of its perception during which decoding ran too."""
+        duration = self.perceived_ns - self.started_ns
+        return min(1.0, self.overlap_ns / duration) if duration > 0 else 0.0
+
 
 @dataclass(frozen=True)
 class TextDelta:
@@ -71,6 +87,14 @@ class TextDelta:
     emitted_ns: int
     first_sight: bool
     video: int = 0
+
+    @property
+    def published(self) -> dict[str, str | int | bool]:
+        """What of it is published as it is, by the names in sww_interfaces/TextChunk."""
+        return dict(
+            stream_id=self.stream_id, seq=self.seq, delta=self.delta, sentence=self.sentence,
+            is_final=self.final, finish_reason=self.finish_reason, video=self.video,
+            steps_seen=self.steps_seen, frames_seen=self.frames_seen)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from sww_interfaces.msg import TextChunk
-from sww_ros.node import EndingNode, declare, run
+from sww_ros.node import TEXT_QOS, EndingNode, declare, run
 from sww_ros.settings import Setting
 from sww_ros.terminal import STYLES, Transcript, make_display
 
@@ -18,7 +17,6 @@ SETTINGS = (
             "'auto': rich in a terminal.", choices=STYLES),
 )
 TOPICS = ('narrator/caption', 'narrator/answer')
-QOS = QoSProfile(depth=256, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class ConsoleNode(EndingNode):
@@ -35,7 +33,7 @@ class ConsoleNode(EndingNode):
         self._transcript = Transcript()
         for topic in TOPICS:
             self.create_subscription(
-                TextChunk, topic, self._take, QOS,
+                TextChunk, topic, self._take, TEXT_QOS,
                 qos_overriding_options=QoSOverridingOptions.with_default_policies())
         topics = ' and '.join(self.resolve_topic_name(topic) for topic in TOPICS)
         self._display.note(f'listening to {topics}')

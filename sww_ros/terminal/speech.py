@@ -19,9 +19,9 @@ import threading
 import time
 
 from sww_interfaces.msg import TextChunk
-from sww_ros.node import EndingNode, declare, run
+from sww_ros.node import TEXT_QOS, EndingNode, declare, run
 from sww_ros.settings import Setting
-from sww_ros.terminal.console import QOS, TOPICS
+from sww_ros.terminal.console import TOPICS
 
 NAME = 'speech'
 SETTINGS = (
@@ -131,7 +131,7 @@ class SpeechNode(EndingNode):
         self._ready, self._closing = threading.Condition(), False
         topics = TOPICS if given['narration'] else TOPICS[1:]
         for topic in topics:
-            self.create_subscription(TextChunk, topic, self._take, QOS)
+            self.create_subscription(TextChunk, topic, self._take, TEXT_QOS)
         self._speaking = threading.Thread(target=self._speak, name='speak', daemon=True)
         self._speaking.start()
         heard = ' and '.join(map(self.resolve_topic_name, topics))

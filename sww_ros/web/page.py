@@ -16,7 +16,7 @@ import cv2
 from diagnostic_msgs.msg import DiagnosticArray
 import numpy as np
 from rclpy.clock import Clock, ClockType
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from rclpy.task import Future
@@ -27,7 +27,7 @@ from sww_interfaces.msg import StepLatency, TextChunk
 from sww_interfaces.srv import Ask, SetPrompt
 from sww_ros.frames import NANOSECONDS
 from sww_ros.images import compressed_to_rgb, image_to_rgb, jpeg_of
-from sww_ros.node import EndingNode, declare, run
+from sww_ros.node import TEXT_QOS, EndingNode, declare, run
 from sww_ros.settings import Setting
 from sww_ros.web import MAX_TEXT, Broadcast, seconds, step_of, text_of
 from sww_ros.web.server import PageServer, Reply
@@ -52,7 +52,6 @@ SETTINGS = (
     Setting('frame_width', 640, 'Wider frames are made smaller [pixels].', low=16, high=4096),
     Setting('jpeg_quality', 80, 'Quality of the frames that are sent.', low=1, high=100),
 )
-TEXT_QOS = QoSProfile(depth=256, reliability=ReliabilityPolicy.RELIABLE)
 ANSWER_S = 5.0
 """The longest to wait for the response of a service."""
 SILENCE_S = 3.0
