@@ -3,16 +3,18 @@
 import json
 
 import pytest
+import torch
 from training_kit import noise
 
 from sww_ros import nodes
 from sww_ros.evaluation.clips import Player
 from sww_ros.evaluation.random_model import SMALL, save_random
 from sww_ros.evaluation.run import Options, run_settings
-from sww_ros.models.loading import load
+from sww_ros.models.loading import load, load_stock
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.generation import TextLane
 from sww_ros.streaming.session import Session
+from sww_ros.streaming.trace import replay
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +39,7 @@ def used(monkeypatch):
 
     def noted(self, *arguments, **options):
         honest(self, *arguments, **options)
-        found.append(self._penalty)
+        found.append(self._sampling.repetition_penalty)
 
     monkeypatch.setattr(TextLane, '__init__', noted)
     return found
@@ -71,12 +73,12 @@ def test_a_checkpoint_that_names_none_has_none(plain, used):
 
 @pytest.mark.parametrize('given, expected', [(0.0, 1.05), (1.15, 1.15)])
 def test_evaluation_follows_the_same_rule(penalized, used, given, expected):
-    options = Options(repetition_penalty=given).resolved(penalized)
+    options = Options(session=SessionConfig(repetition_penalty=given)).resolved(penalized)
     assert run_settings(penalized, [], options)['repetition_penalty'] == expected
-    with Player(penalized, options.session('wait_k')) as player:
+    with Player(penalized, options.played('wait_k')) as player:
         player.play(noise(1), 'Say.')
     assert set(used) == {expected}
-    assert Options().repetition_penalty == SessionConfig().repetition_penalty == 0.0
+    assert Options().session.repetition_penalty == SessionConfig().repetition_penalty == 0.0
 
 
 def test_the_node_follows_the_same_rule():
@@ -93,9 +95,10 @@ def test_a_penalty_that_rewards_is_refused(value, words):
         SessionConfig(repetition_penalty=value)
 
 
-def test_a_run_is_not_recorded_with_a_penalty_of_the_checkpoints(penalized):
-    with pytest.raises(ValueError, match='1.05.*cannot be replayed.*repetition_penalty to 1.0'):
-        Session(penalized, SessionConfig(record_trace=True))
-    with Session(penalized, SessionConfig(record_trace=True, repetition_penalty=1.0)) as session:
+def test_a_run_is_replayed_with_the_penalty_of_the_checkpoint(penalized):
+    with Session(penalized, SessionConfig(record_trace=True, max_answer_tokens=9)) as session:
         say(session)
-        assert session.trace().steps == 1
+        trace = session.trace()
+    assert trace.sampling.repetition_penalty == 1.05
+    found = replay(trace, load_stock(penalized.name, torch.float32))
+    assert found.compared > 9 and not found.differing

@@ -21,6 +21,7 @@ from sww_ros.training.annotations import (
     ClipFilter,
     Rejected,
     Report,
+    guess_form,
     read_annotations,
 )
 from sww_ros.training.clips import ClipFeed
@@ -178,6 +179,48 @@ def test_funqa_takes_both_spellings_and_finds_videos_in_its_folders(tmp_path: Pa
     assert (where.start_s, where.end_s, where.source) == (2, 4, f'{path}:9')
     assert report.left_out == {'asking for times': 1}
     assert [s.answer for s in read_funqa(path, localization=True)] == ['So.', 'Here.', '[1, 3]']
+
+
+def conversation(stream, **video) -> list[dict]:
+    return [dict(role='user', content=[
+        dict(type='video', video='a.mp4', video_start=10.0, video_end=80.0) | video,
+        dict(type='text', text='Say what you see.', previous='Before.', title='A')]),
+        dict(role='assistant', content=[dict(type='text_stream', text_stream=stream)])]
+
+
+@pytest.mark.parametrize('as_array', [False, True])
+def test_timed_words_are_cut_into_clips_between_words(tmp_path: Path, as_array: bool):
+    empty_files(tmp_path, 'a.mp4')
+    words = [[10.0, 10.4, ' So'], [10.4, 33.3, 'here '], [40.0, 41.0, ''], [60.0, 80.0, 'it goes']]
+    records = [conversation(words), conversation([[12.0, 13.0, 'Hm.']], video_end=14.0)]
+    path = tmp_path / 'live.jsonl'
+    path.write_text(json.dumps(records) if as_array
+                    else '\n'.join(map(json.dumps, [*records, [0, 1000]])))
+    assert guess_form(path) == 'text_stream'
+    report = Report()
+    # 70 s are three parts of less than 30 s; nothing is said in the middle one.
+    first, last, short = read_annotations([path], prompt='Unused.', report=report)
+    assert (first.answer, last.answer, short.answer) == ('So here', 'it goes', 'Hm.')
+    assert first.prompt == 'Say what you see.' and first.video == tmp_path / 'a.mp4'
+    assert [word for _, word in (*first.timed, *last.timed)] == ['So', 'here', 'it goes']
+    heard = [at_s for s in (first, last, short) for at_s, _ in s.timed]
+    assert heard == pytest.approx([0.4, 23.3, 70 / 3, 3.0]), 'from the start of each part'
+    borders = [at_s for s in (first, last, short) for at_s in (s.start_s, s.end_s)]
+    assert borders == pytest.approx([10, 10 + 70 / 3, 80 - 70 / 3, 80, 10, 14])
+    assert (report.kept, report.left_out) == (2, {})
+
+
+@pytest.mark.parametrize('stream, words_of_it', [
+    ([[1, 2]], '[1, 2] is not [start, end, "word"]'), ([[1, 2, 3]], '[1, 2, 3] is not [start'),
+    ([['1', 2, 'x']], 'is not [start'), ('words', "'w' is not [start"), (7, '"text_stream": '),
+    ([], 'nothing is said; leave it out'), ([[10, 11, '  ']], 'nothing is said'),
+    (None, 'there is no "video_end" or no "text_stream"')])
+def test_timed_words_of_another_form_are_left_out(tmp_path: Path, stream, words_of_it: str):
+    empty_files(tmp_path, 'a.mp4')
+    path, report = write_lines(tmp_path / 'a.jsonl', conversation([[10.0, 11.0, 'Yes.']]),
+                               conversation(stream)), Report()
+    assert len(read_annotations([path], prompt='', report=report)) == 1
+    assert report.left_out == {'malformed': 1} and words_of_it in report.examples[0]
 
 
 @pytest.mark.parametrize('line, reason, words_of_it', [
@@ -387,6 +430,6 @@ def test_bag_problems_are_video_errors(tmp_path: Path):
         read_frames(Sample(tmp_path / 'bag', '', '', 9.0, topic='/camera'))
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'bag/bag.db3').write_bytes(b'no database')
-    for name in ('empty', 'bag'):
-        with pytest.raises(VideoError, match=f'cannot read the bag .*{name}, topic /camera'):
+    for name in ('empty', 'bag', 'none'):
+        with pytest.raises(VideoError, match=f'cannot read the bag .*{name}'):
             read_frames(Sample(tmp_path / name, '', '', topic='/camera'))

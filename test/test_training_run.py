@@ -7,8 +7,6 @@ from pathlib import Path
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 
 from accelerate import Accelerator
 import numpy as np
@@ -17,11 +15,11 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 import torch
-from training_kit import DATA, Bench, noise
+from training_kit import DATA, Bench, noise, torchrun
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, save_random
-from sww_ros.models.loading import builtin_path
+from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, SMALL, save_random
+from sww_ros.models.loading import builtin_path, load
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived
 from sww_ros.streaming.positions import SCHEMES
@@ -104,6 +102,23 @@ def test_what_was_trained_opens_and_says_how(tmp_path, capsys):
         assert any(isinstance(event, StepPerceived) for event in session.drain())
         assert session._core.video.work.grid == (2, 2), 'frames are as large as in training'
     assert not list(tmp_path.glob('state-*'))
+
+
+def test_silence_is_learnt_from_timed_words(tmp_path, capsys):
+    """By a checkpoint that had none; it has one afterwards."""
+    save_random(tmp_path / 'stock', SMALL, 1)
+    video = dict(type='video', video=str(DATA / 'pe_0.mp4'), video_start=0.0, video_end=5.0)
+    timed = dict(type='text_stream', text_stream=[[0.0, 0.5, 'Now.'], [3.0, 3.2, 'So!']])
+    data = tmp_path / 'timed.jsonl'
+    data.write_text(json.dumps([dict(role='user', content=[video]),
+                                dict(role='assistant', content=[timed])]))
+    train(recipe(tmp_path / 'out', data, model=str(tmp_path / 'stock'), steps=1, batch=1,
+                 silence='<|silence|>'))
+    assert 'K = 3, 2 frames a second, silence <|silence|>' in capsys.readouterr().out
+    assert [line['answer_tokens'] for line in log(tmp_path / 'out')] == [5 * 3], 'and no end'
+    before, after = load(str(tmp_path / 'stock')), load(str(tmp_path / 'out'))
+    assert before.vocabulary.silence == -1
+    assert [after.vocabulary.silence] == after.encode('<|silence|>')
 
 
 def test_the_merger_learns_and_the_rest_of_the_tower_does_not(tmp_path):
@@ -248,19 +263,42 @@ def test_an_update_does_not_depend_on_how_it_is_cut(tmp_path):
         assert log(out)[1]['loss'] == pytest.approx(log(outs[0])[1]['loss'], abs=1e-3)
 
 
-def test_two_processes_train_what_one_does(tmp_path):
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize('nodes', [1, 2], ids=['one node', 'two nodes'])
+def test_two_processes_train_what_one_does(tmp_path, nodes):
     """The last update has one clip, so that one process has nothing of its own to do."""
-    options = ['-m', 'sww_ros.training', '--model', 'builtin', '--data', str(PE_VIDEO), str(FUNQA),
+    options = ['--model', 'builtin', '--data', str(PE_VIDEO), str(FUNQA),
                '--epochs', '0.3', '--batch', '5', '--learning-rate', '1e-3']
-    single, double = tmp_path / 'single', tmp_path / 'double'
-    assert main([*options[2:], '--out', str(single)]) == 0
-    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2',
-                    '--rdzv-backend', 'c10d', '--rdzv-endpoint', 'localhost:0', *options,
-                    '--out', str(double)], check=True, timeout=200, cwd=DATA.parents[2])
+    single = tmp_path / 'single'
+    assert main([*options, '--out', str(single)]) == 0
+    double = torchrun(*options, out=tmp_path, nodes=nodes)
     assert [line['answer_tokens'] for line in log(double)] == [
         line['answer_tokens'] for line in log(single)]
     assert len(log(single)) == 2
     assert largest_difference(single, double) < 1e-5
+
+
+class OneOfTwo(Accelerator):
+    """One process, to which the other one says that it goes on elsewhere, or with other data."""
+
+    num_processes, differs_in = 2, 0
+
+    def gather(self, tensor):
+        other = tensor.clone()
+        other[0, self.differs_in] += 1
+        return torch.cat([tensor, other])
+
+
+@pytest.mark.parametrize('differs_in, said', [
+    (0, 'go on from different updates, 0 to 1: --out must be in a folder that all of them share'),
+    (1, 'do not train the same: give all of them the same options and the same annotations')])
+def test_processes_that_would_train_something_else_are_told(tmp_path, monkeypatch, differs_in,
+                                                            said):
+    """On several nodes; otherwise they would wait for one another, or learn from other clips."""
+    monkeypatch.setattr('accelerate.Accelerator', OneOfTwo)
+    monkeypatch.setattr(OneOfTwo, 'differs_in', differs_in)
+    with pytest.raises(ValueError, match=said):
+        train(recipe(tmp_path))
 
 
 def test_the_shape_of_the_3b_model_trains_in_every_scheme(tmp_path):
@@ -347,6 +385,8 @@ def test_the_defaults_are_the_papers():
     (['--learning-rate', '0'], 'learning_rate must be 1e-09 to'),
     (['--warmup', '3'], 'warmup must be 0 to 0.999, not 3'),
     (['--lora-alpha', '8'], 'need a lora_rank'),
+    (['--silence', 'not a token'], "one token of the checkpoint, and 'not a token' is "),
+    (['--silence', '<|silence|>', '--schedule', 'offline'], 'there is none, leave it out'),
     (['--lora', '100000'], 'lora_rank must be 0 to 1024, not 100000'),
     (['--lora', '65'], 'lora_rank must be at most 64, half the width'),
     (['--wait-k', '1000000'], 'wait_k must be 1 to 1000, not 1000000'),

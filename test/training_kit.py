@@ -1,18 +1,27 @@
 """What tests of the training share: small checkpoints, clips, an engine that is told its words."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 import copy
+import os
 from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sww_ros.demo.processes import children
 from sww_ros.evaluation.random_model import SMALL, random_model
 from sww_ros.models.loading import take_apart
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Trouble
 from sww_ros.streaming.generation import TextLane
+from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.session import Session
 from sww_ros.training.clips import ClipMaker
 from sww_ros.training.frames import Sample
@@ -23,6 +32,8 @@ DATA = Path(__file__).parent / 'data/clips'
 PREPROCESSOR = 'preprocessor_config.json', dict(
     size=dict(shortest_edge=56 * 56, longest_edge=84 * 84))
 MAX_STEPS = 9
+ENDS_S = 120.0
+"""A training of two processes takes 15 s, on a busy machine a minute."""
 
 
 class Bench:
@@ -47,10 +58,10 @@ class Bench:
     def loss(self, attention='sdpa') -> Loss:
         return Loss(self.model, attention)
 
-    def clip(self, answer: str, frames: np.ndarray, seed: int = 0, prompt: str = 'Say.'):
-        return self.maker.make(Sample(Path('none'), prompt, answer), frames, seed)
+    def clip(self, answer: str, frames: np.ndarray, seed: int = 0, prompt: str = 'Say.', **timed):
+        return self.maker.make(Sample(Path('none'), prompt, answer, **timed), frames, seed)
 
-    def live(self, answer: str, frames: np.ndarray, seed: int = 0, prompt: str = 'Say.'):
+    def live(self, answer: str, frames: np.ndarray, seed: int = 0, prompt: str = 'Say.', **timed):
         """Return the trace of an engine that is told this answer, and its mean cross-entropy."""
         recipe = self.recipe
         checkpoint = take_apart(copy.deepcopy(self.net).eval(), self.tokenizer,
@@ -59,7 +70,9 @@ class Bench:
             position_encoding=recipe.position_encoding, position_gap=recipe.position_gap,
             schedule=recipe.schedule, wait_k=recipe.wait_k, schedule_seed=seed, prompt=prompt,
             record_trace=True)
-        words = self.maker.words(Sample(Path('none'), prompt, answer)).answer
+        words = self.maker.words(
+            Sample(Path('none'), prompt, answer, **timed),
+            make_schedule(recipe.schedule, recipe.wait_k, seed), len(frames) // 2).answer
         with told(words) as costs, Session(checkpoint, config) as session:
             for index, frame in enumerate(frames):
                 session.feed(frame, last=index == len(frames) - 1)
@@ -77,12 +90,12 @@ def told(words):
     """Make text lanes say `words` whatever the model would; yields the cost of each."""
     costs, honest = [], TextLane.choose
 
-    def choose(lane, logits, silence):
+    def choose(lane, logits, *of):
         index = len(costs)
         if index < len(words):
             costs.append(F.cross_entropy(logits[None].float(), torch.tensor([words[index]]))[None])
             logits = F.one_hot(torch.tensor(words[index]), len(logits)).float()
-        return honest(lane, logits, silence)
+        return honest(lane, logits, *of)
 
     TextLane.choose = choose
     try:
@@ -94,3 +107,40 @@ def told(words):
 def noise(steps: int, height: int = 60, width: int = 84, seed: int = 0) -> np.ndarray:
     """Frames of `steps` steps."""
     return np.random.default_rng(seed).integers(0, 256, (2 * steps, height, width, 3), np.uint8)
+
+
+def torchrun(*arguments: str, out: Path, nodes: int = 1) -> Path:
+    """
+    Train in two processes, and return the folder under `out` that they wrote.
+
+    With two nodes each process has an agent of its own, as on another machine. Where they do not
+    end, all say on stderr where they stand, and it is done once more: torchrun was seen once, in
+    hundreds of runs, not to end although its processes had saved what they had.
+    """
+    for folder in (out / 'first', out / 'second'):
+        with socket.create_server(('localhost', 0)) as free:
+            port = free.getsockname()[1]
+        command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes', str(nodes),
+                   '--nproc-per-node', str(2 // nodes), '--rdzv-backend', 'c10d',
+                   '--rdzv-endpoint', f'localhost:{port}', '--rdzv-id', folder.name,
+                   '-m', 'sww_ros.training', *arguments, '--out', str(folder)]
+        with ExitStack() as stack:
+            agents = [stack.enter_context(subprocess.Popen(
+                command, cwd=DATA.parents[2], env=os.environ | dict(PYTHONFAULTHANDLER='1')))
+                for _ in range(nodes)]
+            end = time.monotonic() + ENDS_S
+            try:
+                assert [agent.wait(max(0.0, end - time.monotonic()))
+                        for agent in agents] == [0] * nodes
+                return folder
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                # Aborted, each says where it stands.
+                for agent in agents:
+                    if agent.poll() is None:
+                        for pid in (*children(agent.pid), agent.pid):
+                            os.kill(pid, signal.SIGABRT)
+                        agent.wait(ENDS_S)
+        warnings.warn(f'torchrun had not ended after {ENDS_S:g} s', stacklevel=2)
+    raise TimeoutError(f'torchrun did not end in {ENDS_S:g} s, twice')

@@ -1,1 +1,1 @@
-"""Loading checkpoints: any Qwen2.5-VL folder or hub id, and the built-in one."""
+"""Loading checkpoints: any Qwen2-VL, Qwen2.5-VL or Qwen3-VL, and the built-in one."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import re
 
 from safetensors import SafetensorError, safe_open
+import torch
 from transformers.utils import cached_file
 
 JSON_FILES = ('config.json', 'generation_config.json', 'tokenizer_config.json', 'tokenizer.json',
@@ -68,9 +69,20 @@ class Files:
 
         :raises CheckpointError: for a file that is broken or missing
         """
-        return {name: kind for file in self._weight_files() for name, kind in _header(file)}
+        return {name: kind for file in self.weight_files() for name, kind in _header(file)}
 
-    def _weight_files(self) -> list[Path]:
+    @property
+    def weight_bytes(self) -> int:
+        """The size of all files of weights [bytes], 0 where there are none; errors as above."""
+        return sum(file.stat().st_size for file in self.weight_files())
+
+    @property
+    def packing(self) -> str:
+        """How its weights are packed, as `packing_of` returns it."""
+        return packing_of(self.json('config.json'))
+
+    def weight_files(self) -> list[Path]:
+        """Return the safetensors, as the index names them; errors as above."""
         if (whole := self.find(_WEIGHTS)) is not None:
             return [whole]
         named = self.json(_INDEX).get('weight_map', {})
@@ -103,9 +115,13 @@ _LARGEST = {
     'num_attention_heads': 1024, 'num_key_value_heads': 1024, 'head_dim': 4096,
     'vocab_size': 1 << 24, 'depth': 1024, 'num_heads': 1024, 'out_hidden_size': 1 << 16,
     'patch_size': 256, 'temporal_patch_size': 64, 'spatial_merge_size': 64,
-    'window_size': 1 << 16}
+    'window_size': 1 << 16, 'num_position_embeddings': 1 << 20}
 """Whole numbers from 1 to far beyond any model."""
-_FLOATS = ('F64', 'F32', 'F16', 'BF16')
+PACKED = ('qweight', 'qzeros', 'scales', 'g_idx')
+"""What stands in the files in place of a `weight` that is packed into 4 bits (packed.py)."""
+TYPES = {torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16',
+         torch.bfloat16: 'BF16'}
+"""What safetensors calls the types that weights may have."""
 
 
 def check_sizes(config: dict) -> None:
@@ -126,10 +142,27 @@ def check_sizes(config: dict) -> None:
             if name in part and part[name] is not None:
                 check_whole(f'config.json: {prefix}{name}', part[name], 1, largest)
     for part in parts.values():
-        if quantized := part.get('quantization_config'):
-            how = quantized.get('quant_method', '') if isinstance(quantized, dict) else ''
-            raise CheckpointError(f'its weights are quantized ({how or "somehow"}), which cannot '
-                                  'be streamed: give the checkpoint that it was made from')
+        packing_of(part)
+
+
+def packing_of(config: dict) -> str:
+    """
+    Return how a config.json says that weights are packed: 'awq', 'gptq', 'gptq_v2'; '': not.
+
+    :raises CheckpointError: for any other way
+    """
+    said = config.get('quantization_config')
+    if not said:
+        return ''
+    said = said if isinstance(said, dict) else {}
+    how, kind = said.get('quant_method'), said.get('checkpoint_format', 'gptq')
+    if said.get('bits') == 4 and how == 'awq' and said.get('version', 'gemm') == 'gemm':
+        return 'awq'
+    if said.get('bits') == 4 and how == 'gptq' and kind in ('gptq', 'gptq_v2'):
+        return kind
+    raise CheckpointError(f'its weights are quantized ({how or "somehow"}), which cannot be '
+                          'streamed but for the 4 bits of AWQ (gemm) and GPTQ: give the '
+                          'checkpoint that it was made from')
 
 
 def check_whole(name: str, value: object, low: int, high: int) -> None:
@@ -160,10 +193,10 @@ def check_types(weights: dict[str, str]) -> None:
     :raises CheckpointError: for whole numbers
     """
     for name, kind in weights.items():
-        if kind not in _FLOATS:
+        if name.rpartition('.')[2] not in PACKED and kind not in TYPES.values():
             raise CheckpointError(f'the weight {name!r} is of type {kind}, and only '
-                                  f'{", ".join(_FLOATS)} can be streamed: give the checkpoint '
-                                  'that it was made from')
+                                  f'{", ".join(TYPES.values())} can be streamed: give the '
+                                  'checkpoint that it was made from')
 
 
 def check_layers(weights: dict[str, str], name: str, wanted: int, pattern: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m sww_ros.training`: trains a Qwen2.5-VL checkpoint to speak while watching."""
+"""`python -m sww_ros.training`: trains a checkpoint to speak while watching."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Samples from annotation files: PE-Video, FunQA, captioned bags, as JSON lines or a JSON array.
+Samples from annotation files, as JSON lines or a JSON array, in the forms of `read_annotations`.
 
 What a record lacks leaves out one sample, never a training: it is `Rejected` with a reason, and a
 `Report` counts these. `ClipFilter` are the paper's filter.
@@ -15,11 +15,13 @@ import json
 import math
 from pathlib import Path
 
+from sww_ros.training.conversations import cut, flat, is_conversation
 from sww_ros.training.frames import Sample, VideoError, video_seconds
 
 _SHORTEST_S = 0.1
-FORMS = ('pe_video', 'funqa', 'bag')
-_FORM_OF_KEY = {'bag': 'bag', 'caption': 'pe_video', 'instruction': 'funqa', 'question': 'funqa'}
+FORMS = ('pe_video', 'funqa', 'bag', 'text_stream')
+_FORM_OF_KEY = {'bag': 'bag', 'text_stream': 'text_stream', 'caption': 'pe_video',
+                'instruction': 'funqa', 'question': 'funqa'}
 """The form of a file by the first of these keys that a record has."""
 
 
@@ -143,7 +145,8 @@ def read_records(path: Path) -> Iterator[Record]:
     """
     Yield the records of a file: one a line, or the elements of an array.
 
-    A line that is not JSON becomes a record whose value is that line.
+    A line that is not JSON becomes a record whose value is that line. Conversations are made flat;
+    a line of numbers, the index at the end of such files, is none.
 
     :raises ValueError: for a file that cannot be read, or an array that is not JSON
     """
@@ -153,12 +156,17 @@ def read_records(path: Path) -> Iterator[Record]:
         raise ValueError(f'cannot read the annotations {path}: {error.strerror}') from None
     except UnicodeDecodeError as error:
         raise ValueError(f'cannot read the annotations {path}: not UTF-8 ({error})') from None
-    if text.lstrip().startswith('['):
-        yield from _elements(path, text)
-        return
-    for number, line in enumerate(text.split('\n'), 1):
-        if line.strip():
-            yield Record(f'{path}:{number}', _value(line))
+    if text.lstrip().startswith('[') and not is_conversation(_value(text.lstrip().split('\n')[0])):
+        records = _elements(path, text)
+    else:
+        records = (Record(f'{path}:{number}', _value(line))
+                   for number, line in enumerate(text.split('\n'), 1) if line.strip())
+    for record in records:
+        if is_conversation(record.value):
+            yield replace(record, value=flat(record.value))
+        elif not (isinstance(record.value, list) and record.value
+                  and all(isinstance(number, int) for number in record.value)):
+            yield record
 
 
 def guess_form(path: Path) -> str:
@@ -175,7 +183,8 @@ def guess_form(path: Path) -> str:
         if key:
             return _FORM_OF_KEY[key]
     raise ValueError(f'no record of {path} has one of {", ".join(_FORM_OF_KEY)}: give annotations '
-                     'in the form of PE-Video, of FunQA, or of captioned bags, or --form')
+                     'in the form of PE-Video, of FunQA, of captioned bags or of LiveCC, or '
+                     '--form')
 
 
 def _value(line: str) -> object:
@@ -290,13 +299,15 @@ def read_annotations(paths: Iterable[Path], *, form: str = '', prompt: str, toke
       `question` and `answer` stand for the first three too. The root's folders are searched.
     - `bag`: `{"bag": ..., "topic": ..., "caption": ...}`, with a `prompt` of its own if it likes.
       Seconds count from the topic's first picture.
+    - `text_stream`: conversations with timed words, as LiveCC and StreamingVLM are trained on (see
+      `conversations.py`). Clips longer than `limits` allow (without: than the paper's) are cut.
 
     In each, `start` and `end` [s] may choose a part.
 
     :param form: that of all files, one of FORMS; '': as `guess_form` finds for each
     :param prompt: what is asked where an annotation asks nothing
     :param tokenizer: transformers' own; counts the tokens of captions, used with `limits` only
-    :param limits: which videos of PE-Video to keep; None: all
+    :param limits: which videos of PE-Video to keep, and how long cut clips are; None: all
     :param video_root: what relative paths start from; None: the folder of each file
     :param localization: keep FunQA's tasks H1, C1 and M1; a viewer without a clock cannot answer
         them
@@ -309,10 +320,12 @@ def read_annotations(paths: Iterable[Path], *, form: str = '', prompt: str, toke
         to_sample = dict(
             pe_video=partial(_captioned, prompt=prompt, limits=limits, tokenizer=tokenizer),
             funqa=partial(_asked, localization=localization),
-            bag=partial(_recorded, prompt=prompt))[form or guess_form(path)]
+            bag=partial(_recorded, prompt=prompt),
+            text_stream=partial(_spoken, prompt=prompt, longest_s=(limits or PAPER).seconds[1]),
+        )[form or guess_form(path)]
         for record in read_records(path):
             try:
-                samples.append(to_sample(record, root))
+                samples += to_sample(record, root)
                 here.kept += 1
             except Rejected as error:
                 here.reject(error)
@@ -324,7 +337,7 @@ def read_annotations(paths: Iterable[Path], *, form: str = '', prompt: str, toke
 
 
 def _captioned(record: Record, root: VideoRoot, prompt: str, limits: ClipFilter | None,
-               tokenizer) -> Sample:
+               tokenizer) -> list[Sample]:
     caption = record.text('caption')
     sample = Sample(root.find(record, 'video', 'video_path', 'path'), prompt, caption,
                     source=record.source, **record.stretch())
@@ -335,21 +348,37 @@ def _captioned(record: Record, root: VideoRoot, prompt: str, limits: ClipFilter 
             except VideoError as error:
                 raise Rejected('of a broken video', f'{sample.source}: {error}') from None
         limits.check(sample, tokenizer)
-    return sample
+    return [sample]
 
 
-def _asked(record: Record, root: VideoRoot, localization: bool) -> Sample:
+def _asked(record: Record, root: VideoRoot, localization: bool) -> list[Sample]:
     question = record.text('instruction', 'question')
     task = record.value.get('task')
     if task in LOCALIZATION and not localization:
         raise Rejected('asking for times', f'{record.source}: task {task} asks when, in numbers; '
                                            'such records are left out')
-    return Sample(root.find(record, 'visual_input', 'video'), question,
-                  record.text('output', 'answer'), source=record.source, **record.stretch())
+    return [Sample(root.find(record, 'visual_input', 'video'), question,
+                   record.text('output', 'answer'), source=record.source, **record.stretch())]
 
 
-def _recorded(record: Record, root: VideoRoot, prompt: str) -> Sample:
+def _recorded(record: Record, root: VideoRoot, prompt: str) -> list[Sample]:
     caption, topic = record.text('caption'), record.text('topic')
     asked = record.text('prompt') if record.has('prompt') else prompt
-    return Sample(root.find(record, 'bag'), asked, caption, source=record.source, topic=topic,
-                  **record.stretch())
+    return [Sample(root.find(record, 'bag'), asked, caption, source=record.source, topic=topic,
+                   **record.stretch())]
+
+
+def _spoken(record: Record, root: VideoRoot, prompt: str, longest_s: float) -> list[Sample]:
+    stretch, asked = record.stretch(), record.text('text') if record.has('text') else prompt
+    end_s = stretch['end_s']
+    if end_s is None or record.has('text_stream') is None:
+        raise record.malformed('there is no "video_end" or no "text_stream"', 'add them')
+    try:
+        parts = list(cut(record.value['text_stream'], stretch['start_s'], end_s, longest_s))
+    except (TypeError, ValueError) as error:
+        raise record.malformed(f'"text_stream": {error}', 'write [start, end, "word"]') from None
+    if not parts:
+        raise record.malformed('nothing is said', 'leave it out')
+    video = root.find(record, 'video')
+    return [Sample(video, asked, part.words, part.start_s, part.end_s, record.source,
+                   timed=part.timed) for part in parts]

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import functools
+from itertools import chain
 import threading
 
 import numpy as np
@@ -22,16 +23,21 @@ from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.layout import IGNORE, ClipShape, lay_out
 from sww_ros.streaming.perception import Perception, fit_size, shrunk
 from sww_ros.streaming.positions import Scheme, make_scheme
-from sww_ros.streaming.schedule import Schedule, make_schedule
+from sww_ros.streaming.schedule import Schedule, make_schedule, spread
 from sww_ros.streaming.trace import VIDEO
 from sww_ros.streaming.visibility import VISUAL_LANE, Visibility
+from sww_ros.training.conversations import heard_in
 from sww_ros.training.frames import READ_FACTOR, Sample, VideoError, read_frames
 from sww_ros.training.recipe import Recipe, StreamSettings
 
 
 @dataclass(frozen=True)
 class ClipWords:
-    """Token ids of one clip's text; `answer` ends in the token that ends the turn."""
+    """
+    Token ids of one clip's text.
+
+    `answer` ends in the token that ends the turn, or, with silence in it, with the video.
+    """
 
     prefix: Sequence[int]
     tail: Sequence[int]
@@ -57,21 +63,28 @@ class ClipRows:
         return len(self.ids)
 
 
-def lay_clip(scheme: Scheme, schedule: Schedule, words: ClipWords, steps: int,
+StepText = tuple[list[int], list[int]]
+"""Token ids before and after the visual rows of a step."""
+
+
+def lay_clip(scheme: Scheme, schedule: Schedule, words: ClipWords, steps: Sequence[StepText],
              grid: tuple[int, int], max_steps: int) -> ClipRows:
     """
-    Lay out a clip of `steps` steps of `grid` merged tokens whose video ends with the last.
+    Lay out a clip whose video ends with the last step; each has `grid` merged tokens.
 
     They are the rows of a live run of the same clip whose tokens are forced to be these.
 
+    :param steps: of each step its text
     :param max_steps: the engine's own bound, for which `offline` positions leave room
     """
     layout = lay_out(scheme, schedule, ClipShape(
-        len(words.prefix), [grid] * steps, len(words.head), len(words.answer),
-        max_steps=max_steps))
+        len(words.prefix), [grid] * len(steps), len(words.head), len(words.answer),
+        max_steps=max_steps, around=[(len(before), len(after)) for before, after in steps]))
     ids, labels = np.full(len(layout), VIDEO), np.full(len(layout), IGNORE)
     for name, tokens in vars(words).items():
         ids[getattr(layout, 'narration' if name == 'answer' else name)] = tokens
+    visual = [VIDEO] * (grid[0] * grid[1])
+    ids[layout.visual] = np.concatenate([[*before, *visual, *after] for before, after in steps])
     labels[layout.predicting] = words.answer
     return ClipRows(ids, labels, layout.positions, layout.rows)
 
@@ -94,20 +107,24 @@ class ClipMaker:
 
         :param about: the checkpoint, for its tokenizer
         :param net: transformers' model on a CPU; only its tower's type and shapes are used
-        :raises ValueError: for a family whose steps carry text, which is not laid out here, or
-            pixels that the checkpoint cannot take
+        :raises ValueError: for a checkpoint that is asked turn by turn, which is not laid out here,
+            pixels that it cannot take, or silence that is no token of its own
         """
-        if any(about.text_of_step(0)):
-            raise ValueError(f'{about.family.name} has text in every step of video, which cannot '
-                             'be trained yet')
-        self._about, self._recipe = about, recipe
-        self.settings = StreamSettings.of(about, recipe)
+        if about.turns.steps_per_turn:
+            raise ValueError(f'{about.name} is asked turn by turn, which cannot be trained yet')
+        self._recipe, self.settings = recipe, StreamSettings.of(about, recipe)
+        # The time that is written before a step is that of the recipe's frame rate.
+        self._about = replace(about, defaults=self.settings.defaults)
         self._perception = Perception(about.family.vision(net), self.settings.pixels)
         self.scheme: Scheme = make_scheme(
             recipe.position_encoding, self.settings.defaults.clock, recipe.position_gap)
         turns = about.turns
         self._tail, self._head = about.encode(turns.tail), about.encode(turns.assistant)
         self._end = about.encode(turns.end)
+        self._silence = about.encode(recipe.silence)
+        if recipe.silence and len(self._silence) != 1:
+            raise ValueError(f'silence must be one token of the checkpoint, and {recipe.silence!r} '
+                             f'is {len(self._silence)}')
 
     def read(self, sample: Sample) -> np.ndarray:
         """
@@ -129,19 +146,35 @@ class ClipMaker:
             size = fit_size(*frames.shape[1:3], self.settings.pixels)
         except ValueError as error:
             raise VideoError(f'{sample.video}: {error}') from None
+        schedule = make_schedule('wait_k', self._recipe.wait_k)  # Others grant no more.
         rows = steps * int(np.prod(self._perception.grid(*size))) + sum(
-            len(part) for part in vars(self.words(sample)).values())
+            len(part) for part in (*vars(self.words(sample, schedule, steps)).values(),
+                                   *chain.from_iterable(self._around(steps))))
         most = self._recipe.max_rows
         if self._recipe.pack and rows > most:
             raise VideoError(f'{sample.video} makes {rows} rows, more than {most}: raise '
                              '--max-rows, or lower --max-pixels')
         return frames
 
-    def words(self, sample: Sample) -> ClipWords:
+    def words(self, sample: Sample, schedule: Schedule, steps: int) -> ClipWords:
         """Return the tokens of a sample's text; what users wrote is only text."""
         encode, turns = self._about.encode, self._about.turns
+        answer = (self._timed(sample, schedule, steps) if self._silence and sample.timed
+                  else encode('', sample.answer) + self._end)
         return ClipWords(encode(*turns.prefix(self.settings.defaults.system, sample.prompt)),
-                     self._tail, self._head, encode('', sample.answer) + self._end)
+                         self._tail, self._head, answer)
+
+    def _timed(self, sample: Sample, schedule: Schedule, steps: int) -> list[int]:
+        """Return the tokens of timed words, each said from the step on in which it was heard."""
+        due: list[list[int]] = [[] for _ in range(steps)]
+        for at_s, word in sample.timed:
+            step = heard_in(at_s, self.settings.defaults.seconds_per_step)
+            due[min(max(step, 0), steps - 1)] += self._about.encode('', f' {word}')
+        counts = [schedule.granted(step + 1) - schedule.granted(step) for step in range(steps)]
+        return spread(due, counts, *self._silence)
+
+    def _around(self, steps: int) -> list[StepText]:
+        return [self._about.text_of_step(index) for index in range(steps)]
 
     def make(self, sample: Sample, frames: np.ndarray, schedule_seed: int = 0) -> Clip:
         """
@@ -155,7 +188,8 @@ class ClipMaker:
         patches = [cut(frames[at:at + per_step]) for at in range(0, len(frames), per_step)]
         grid = self._perception.grid(*size)
         schedule = make_schedule(recipe.schedule, recipe.wait_k, schedule_seed)
-        rows = lay_clip(self.scheme, schedule, self.words(sample), len(patches), grid,
+        words = self.words(sample, schedule, len(patches))
+        rows = lay_clip(self.scheme, schedule, words, self._around(len(patches)), grid,
                         self.settings.defaults.max_steps)
         return Clip(torch.cat(patches), (len(patches), *grid), rows)
 

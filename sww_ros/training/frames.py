@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import av
 import numpy as np
 
-from sww_ros.frames import header_of
+from sww_ros.frames import CameraFrame
+
+if TYPE_CHECKING:
+    from sww_ros.bags import Bag
 
 
 class VideoError(ValueError):
@@ -34,6 +37,8 @@ class Sample:
     `source` is where it was annotated, for messages: `file:line`.
     `duration_s` [s] is the length of the whole video, where the annotation says.
     `topic` is the image topic of a bag; '': `video` is a video file.
+    `timed` are the answer's words, each with when it was heard [s] after `start_s`, where that is
+    annotated.
     """
 
     video: Path
@@ -44,6 +49,7 @@ class Sample:
     source: str = ''
     duration_s: float | None = None
     topic: str = ''
+    timed: tuple[tuple[float, str], ...] = ()
 
     @property
     def length_s(self) -> float | None:
@@ -253,10 +259,6 @@ def _reason(error: Exception) -> str:
     return getattr(error, 'strerror', None) or str(error)
 
 
-_MARGIN_NS = 1_000_000_000
-"""Messages are recorded later than they are stamped, by up to this much more than the first."""
-
-
 def read_bag(path: Path, topic: str, times: Times) -> list[np.ndarray]:
     """
     Return the picture that a topic showed at each time, (H, W, 3) uint8 RGB.
@@ -265,16 +267,13 @@ def read_bag(path: Path, topic: str, times: Times) -> list[np.ndarray]:
 
     :raises VideoError: for what is no bag, has no such topic, or nothing at these times
     """
-    from rosbags.highlevel import AnyReader  # Here, as videos need no rosbags.
-    from rosbags.typesys import Stores, get_typestore
+    from sww_ros.bags import Bag, BagError  # Here, as videos need neither rosbags nor OpenCV.
 
     try:
-        with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as reader:
-            pictures = _bag_pictures(reader, _image_topic(reader, path, topic), times)
-            chosen, end_s = pick(pictures, times)
-    except VideoError:
-        raise
-    except Exception as error:  # noqa: BLE001 - each storage has errors of its own kind
+        chosen, end_s = pick(_bag_pictures(Bag(path, topic), times), times)
+    except BagError as error:
+        raise VideoError(str(error)) from None
+    except Exception as error:  # noqa: BLE001 - each encoding has errors of its own kind
         raise VideoError(f'cannot read the bag {path}, topic {topic}: {error}') from None
     if not chosen:
         raise VideoError(f'the bag {path} has no pictures on {topic} from {times.start_s:.2f} s '
@@ -282,58 +281,22 @@ def read_bag(path: Path, topic: str, times: Times) -> list[np.ndarray]:
     return chosen
 
 
-def _image_topic(reader, path: Path, topic: str):
-    if not reader.is2:
-        raise VideoError(f'{path} is a bag of ROS 1; convert it: rosbags-convert --src ... '
-                         '--dst ...')
-    from sww_ros.images import IMAGE_TYPES  # Here, as videos need no OpenCV.
-
-    there = [c for c in reader.connections if c.msgtype in IMAGE_TYPES]
-    for connection in there:
-        if connection.topic == topic:
-            return connection
-    topics = ', '.join(sorted(c.topic for c in there)) or 'none'
-    raise VideoError(f'the bag {path} has no image topic {topic}; it has {topics}')
-
-
-def _bag_pictures(reader, connection, times: Times) -> Iterator[Timed]:
+def _bag_pictures(bag: Bag, times: Times) -> Iterator[Timed]:
     """Yield the pictures with the time to the one before as how long they last."""
-    first = next(reader.messages([connection]), None)
-    if first is None:
-        return
-    zero_ns, before_s, lasts_s = _stamp_ns(*first[1:]), None, 1 / times.rate
-    for _, recorded_ns, raw in _bag_from(reader, connection, first[1], zero_ns, times.start_s):
-        at_s = (_stamp_ns(recorded_ns, raw) - zero_ns) / 1e9
+    zero_ns = next(bag.pictures())[0].stamp_ns
+    before_s, lasts_s = None, 1 / times.rate
+    for frame, _ in bag.pictures(times.start_s):
+        at_s = (frame.stamp_ns - zero_ns) / 1e9
         if before_s is not None and at_s > before_s:
             lasts_s = at_s - before_s
         before_s = at_s
-        yield Timed(at_s, lasts_s, partial(_bag_pixels, reader, connection, raw, times.max_pixels))
+        yield Timed(at_s, lasts_s, partial(_bag_pixels, frame, times.max_pixels))
 
 
-def _bag_from(reader, connection, first_ns: int, zero_ns: int, start_s: float) -> Iterator:
-    """Yield the messages from a little before `start_s` on, without reading all before."""
-    skip_ns = max(0, math.floor(start_s * 1e9) - _MARGIN_NS)
-    messages = reader.messages([connection], start=first_ns + skip_ns)
-    first = next(messages, None)
-    if first is not None and _stamp_ns(*first[1:]) - zero_ns <= start_s * 1e9:
-        yield first
-    else:
-        # Pictures are rare, or stamped by another clock.
-        messages = reader.messages([connection])
-    yield from messages
-
-
-def _stamp_ns(recorded_ns: int, raw: bytes) -> int:
-    """Return the stamp of a picture; a driver that does not stamp leaves the recorder's."""
-    return header_of(raw)[0] or recorded_ns
-
-
-def _bag_pixels(reader, connection, raw: bytes, max_pixels: int | None) -> np.ndarray:
+def _bag_pixels(frame: CameraFrame, max_pixels: int | None) -> np.ndarray:
     import cv2
 
-    from sww_ros.images import IMAGE_TYPES
-
-    pixels = IMAGE_TYPES[connection.msgtype](reader.deserialize(raw, connection.msgtype))
+    pixels = frame.load()
     height, width = fit(*pixels.shape[:2], max_pixels)
     if pixels.shape[:2] == (height, width):
         return pixels

@@ -43,8 +43,8 @@ from sww_ros.training.recipe import Recipe, StreamSettings
 
 _STATES = 'state-*[0-9]'
 ADAPTED = (r'model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)'
-           r'|model\.visual\.merger\.mlp\.[02]')
-"""Where LoRA's adapters sit: every linear layer of the language model and of the merger."""
+           r'|model\.visual\.(deepstack_)?merger(_list\.\d+)?\.(mlp\.[02]|linear_fc[12])')
+"""Where LoRA's adapters sit: every linear layer of the language model and of the mergers."""
 _PIXELS = ('video_preprocessor_config.json', 'preprocessor_config.json')
 _COPIED = ('processor_config.json', 'chat_template.json', 'chat_template.jinja')
 ADAPTER = 'adapter'
@@ -81,7 +81,7 @@ def load_model(recipe: Recipe, saving: bool = False) -> TrainedModel:
     :raises CheckpointError: in words, for anything that cannot be streamed, hence not trained
     """
     # The engine's own loader checks the checkpoint; its weights are let go at once.
-    about = load(recipe.model, device='meta', allow_download=recipe.allow_download)
+    about = load(recipe.model, device='meta', allow_download=recipe.allow_download, profile='none')
     _check_rank(recipe, about)
     saved = about.decoder.dtype
     # Not so fp16: activations take the type of what is frozen, and may be too large for that one.
@@ -106,10 +106,10 @@ def _check_rank(recipe: Recipe, about: Checkpoint) -> None:
 
 
 def prepare(net: PreTrainedModel, about: Checkpoint, recipe: Recipe) -> TrainedModel:
-    """Freeze the vision tower but its merger, or everything but new adapters."""
+    """Freeze the vision tower but its mergers, or everything but new adapters."""
     net.requires_grad_(True)
-    net.model.visual.requires_grad_(False)
-    net.model.visual.merger.requires_grad_(True)
+    for name, part in net.model.visual.named_children():
+        part.requires_grad_('merger' in name)
     if recipe.lora_rank:
         net = _adapted(net, recipe)
     model = TrainedModel(net, about)
@@ -150,7 +150,8 @@ def export(model: TrainedModel, settings: StreamSettings, out: Path) -> None:
         net = net.merge_and_unload()
     net.requires_grad_(False)
     entry = dict(getattr(net.config, CONFIG_KEY, None) or {})
-    entry.pop('position_gap', None)
+    for name in ('position_gap', 'profile'):
+        entry.pop(name, None)
     setattr(net.config, CONFIG_KEY, entry | settings.entry())
     net.to(model.about.decoder.dtype).save_pretrained(out)
     model.about.tokenizer.save_pretrained(out)
@@ -248,7 +249,7 @@ class Loss(nn.Module):
     """
     The loss of a batch under the streaming mask, by transformers' own modules.
 
-    The tower is frozen but for its merger: its blocks keep nothing for a backward pass, as none
+    The tower is frozen but for its mergers: its blocks keep nothing for a backward pass, as none
     of their inputs asks for a gradient.
     """
 
@@ -259,7 +260,7 @@ class Loss(nn.Module):
         :param attention: 'sdpa' with dense masks, or 'flex' with block masks
         """
         super().__init__()
-        self.net, self._attention = model.net, attention
+        self.net, self._attention, self._family = model.net, attention, model.about.family
         self._stock = [model.stock]  # In a list: its weights are in `net` already.
         language = model.stock.model.language_model
         language.config._attn_implementation = FLEX if attention == 'flex' else 'sdpa'
@@ -273,13 +274,14 @@ class Loss(nn.Module):
     def logits(self, batch: Batch, at: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, vocabulary) of the rows where `at` (B, L) is True."""
         stock = self._stock[0]
-        seen = stock.model.visual(batch.patches, grid_thw=batch.grids).pooler_output
+        seen, visual = stock.model.visual(batch.patches, grid_thw=batch.grids), batch.ids == VIDEO
         embeds = stock.get_input_embeddings()(batch.ids.clamp(min=0))
-        embeds = embeds.masked_scatter((batch.ids == VIDEO)[..., None], seen.to(embeds.dtype))
+        embeds = embeds.masked_scatter(visual[..., None], seen.pooler_output.to(embeds.dtype))
         mask = block_mask(batch) if self._attention == 'flex' else batch.mask()
         hidden = stock.model.language_model(
             inputs_embeds=embeds, position_ids=batch.positions,
-            attention_mask=mask, use_cache=False).last_hidden_state
+            attention_mask=mask, use_cache=False,
+            **self._family.stock_extras(seen, visual)).last_hidden_state
         return stock.lm_head(hidden[at])
 
 
@@ -296,7 +298,7 @@ def identity(recipe: Recipe, samples: Sequence[Sample]) -> dict:
     have moved, and so may the folder of the videos.
     """
     content = [[sample.video.name, sample.topic, sample.prompt, sample.answer, sample.start_s,
-                sample.end_s] for sample in samples]
+                sample.end_s, *(sample.timed if recipe.silence else ())] for sample in samples]
     return dict(recipe.identity(), samples=hashlib.sha256(json.dumps(content).encode()).hexdigest())
 
 

@@ -61,6 +61,9 @@ class Recipe:
     schedule: str = setting(
         'wait_k', 'when it speaks; sessions that run live want wait_k', choices=SCHEDULES)
     wait_k: int = setting(3, 'tokens of text a step', low=1, high=MAX_WAIT_K)
+    silence: str = setting(
+        '', 'token that is said between timed words, each said once it was heard; without, they '
+            'are said one after the other')
     fps: float = setting(2.0, 'frames a second', low=_LEAST, high=_MANY)
     max_pixels: int = setting(
         0, "pixels of a frame at most; the checkpoint's own if not given", high=_MANY)
@@ -97,6 +100,9 @@ class Recipe:
         if not self.lora_rank and (self.lora_alpha or self.lora_dropout):
             raise ValueError('lora_alpha and lora_dropout need a lora_rank: give one, or leave '
                              'them out')
+        if self.silence and self.schedule == 'offline':
+            raise ValueError('silence is between the words of one who watches: with the schedule '
+                             'offline there is none, leave it out')
         if not self.data:
             raise ValueError('there is no data: give one annotation file or more')
 
@@ -120,6 +126,8 @@ class Recipe:
             for name, was in _streaming_words(own, per_step / own.seconds_per_step).items():
                 if was != words[name]:
                     words[name] += f' (was {was} in the checkpoint)'
+        if self.silence:
+            words['schedule'] += f', silence {self.silence}'
         how = (f'LoRA rank {self.lora_rank}, alpha {self.alpha:g}, dropout {self.lora_dropout:g}'
                if self.lora_rank else 'merger and language model whole')
         length = f'{self.steps} updates' if self.steps else f'{self.epochs:g} epochs'
@@ -148,6 +156,7 @@ class StreamSettings:
 
     defaults: StreamDefaults
     pixels: PixelSettings
+    silence: str = ''
 
     @staticmethod
     def of(about: Checkpoint, recipe: Recipe) -> StreamSettings:
@@ -170,7 +179,7 @@ class StreamSettings:
                                  f'{recipe.max_pixels}')
             pixels = replace(pixels, max_pixels=recipe.max_pixels,
                              min_pixels=min(pixels.min_pixels, recipe.max_pixels))
-        return StreamSettings(defaults, pixels)
+        return StreamSettings(defaults, pixels, recipe.silence)
 
     def entry(self) -> dict:
         """The `speak_while_watching` entry of the trained checkpoint's config."""
@@ -178,7 +187,8 @@ class StreamSettings:
                  'max_steps']
         if SCHEMES[self.defaults.position_encoding].uses_gap:
             names.append('position_gap')
-        return {name: getattr(self.defaults, name) for name in names}
+        return {name: getattr(self.defaults, name) for name in names} | (
+            dict(silence_token=self.silence) if self.silence else {})
 
 
 _GROUPS = dict(form='what is trained on what', position_encoding='how it will stream',
@@ -200,7 +210,7 @@ def parse(arguments: list[str] | None = None) -> Recipe:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog='python -m sww_ros.training', allow_abbrev=False, argument_default=SUPPRESS,
-        description='Trains a Qwen2.5-VL checkpoint to speak while watching. The defaults are '
+        description='Trains a checkpoint to speak while watching. The defaults are '
                     'the recipe of arXiv 2601.06843. Several GPUs: torchrun --nproc-per-node N '
                     '-m sww_ros.training ...')
     groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+import hashlib
 import itertools
 import json
 import math
@@ -31,6 +32,7 @@ from sww_ros.frames import with_last
 from sww_ros.training.annotations import ClipFilter, Report, check_there, read_annotations
 from sww_ros.training.clips import Batch, Clip, ClipFeed, ClipMaker, gathered, pack, pad
 from sww_ros.training.frames import Sample
+from sww_ros.training.memory import memory_of
 from sww_ros.training.model import (
     BLOCK,
     Loss,
@@ -88,7 +90,8 @@ def train(recipe: Recipe) -> None:
     trainer = Trainer(recipe, model, maker, samples, accelerator, attention)
     count = sum(weight.numel() for weight in model.trained.values())
     show(f'{count / 1e6:.2f} M of {model.about.parameters / 1e6:.2f} M weights are trained, '
-         f'updates {trainer.first + 1} to {trainer.updates}')
+         f'updates {trainer.first + 1} to {trainer.updates}; '
+         f'{memory_of(model, recipe, 2 if accelerator.mixed_precision == "bf16" else 4)}')
     trainer.run()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -143,6 +146,7 @@ class Progress:
     first: int
     shown: bool = True
     _sums: Counter[str] = field(default_factory=Counter)
+    _warm: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
         self._bar = tqdm(total=self.updates, initial=self.first, unit='update',
@@ -189,10 +193,20 @@ class Progress:
         self._bar.set_postfix(short)
         if self._bar.disable:
             print(f'update {number} of {self.updates}: '
-                  + ', '.join(f'{name} {value}' for name, value in short.items()), flush=True)
+                  + ', '.join(f'{name} {value}' for name, value in short.items())
+                  + self._left(number), flush=True)
         if self._writer:
             for name in ('loss', 'learning_rate', 'gradient', 'rows_per_s', 'tokens_per_s'):
                 self._writer.add_scalar(name, line[name], number)
+
+    def _left(self, number: int) -> str:
+        """In words, the time that is left by the updates since the first, which warms up."""
+        now_s = time.monotonic()
+        if self._warm is None:
+            self._warm = number, now_s
+            return ''
+        each_s = (now_s - self._warm[1]) / (number - self._warm[0])
+        return f', {tqdm.format_interval((self.updates - number) * each_s)} left'
 
     def warn(self, message: str) -> None:
         """Tell of something that does not stop the training."""
@@ -262,7 +276,7 @@ class Trainer:
 
         :param accelerator: accelerate's `Accelerator`
         :param attention: 'sdpa' or 'flex'
-        :raises ValueError: for a state that does not fit
+        :raises ValueError: for a state that does not fit, or processes that do not fit each other
         """
         self.recipe, self._accelerator = recipe, accelerator
         self._rank, self._world = accelerator.process_index, accelerator.num_processes
@@ -278,8 +292,25 @@ class Trainer:
         state = latest(recipe.out) if recipe.resume else None
         self.first = (load_state(state, self._identity, self._weights, self._optimizer)
                       if state else 0)
+        if self._world > 1:
+            self._check_alike()
         self._progress = Progress(recipe, self.updates, self.first, accelerator.is_main_process)
         self._feed = ClipFeed(samples, maker, recipe.seed, recipe.readers, self._progress.warn)
+
+    def _check_alike(self) -> None:
+        """Processes on other nodes have options and files of their own, which may differ."""
+        # A node may have the checkpoint elsewhere: the weights are those of the main process.
+        told = json.dumps(self._identity | dict(model=''), sort_keys=True).encode()
+        mine = torch.tensor([[self.first, self.updates,
+                              int.from_bytes(hashlib.sha256(told).digest()[:4], 'big')]])
+        firsts, *others = self._accelerator.gather(
+            mine.to(self._accelerator.device)).T.tolist()
+        if len(set(firsts)) > 1:
+            raise ValueError(f'the processes go on from different updates, {min(firsts)} to '
+                             f'{max(firsts)}: --out must be in a folder that all of them share')
+        if any(len(set(each)) > 1 for each in others):
+            raise ValueError('the processes do not train the same: give all of them the same '
+                             'options and the same annotations')
 
     def run(self) -> None:
         """

@@ -2,8 +2,8 @@
 The arithmetic of Qwen2.5-VL, which is that of transformers' modules, the oracle of the tests.
 
 Its language model for `streaming.decoder`: layers with fused weights, rotary angles. Its vision
-tower for one step of video at a time: what depends on the size of the frames alone (windows, rotary
-angles) is computed once per size, and windows of one size attend in one call, as per-window Python
+tower for steps of video of one size: what depends on that and on their number alone (windows,
+rotary angles) is computed once, and windows of one size attend in one call, as per-window Python
 costs more than the arithmetic.
 """
 
@@ -17,87 +17,137 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from sww_ros.streaming.decoder import Matrix
-from sww_ros.streaming.family import Seen
+from sww_ros.streaming.decoder import Weights
+from sww_ros.streaming.family import Seen, Wanted
+from sww_ros.streaming.quantize import weights_of
+
+PLANS = 32
+"""For so many sizes and numbers of steps a tower keeps what depends on these alone."""
+
+_Turn = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines of rotary angles."""
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What a frame size fixes: the order of merged tokens, rotary angles, windows' lengths."""
+class TowerBlocks:
+    """What Qwen's vision towers share: patches, blocks of attention, rotary angles."""
 
-    order: torch.Tensor
-    back: torch.Tensor
-    cos: torch.Tensor
-    sin: torch.Tensor
-    windows: tuple[int, ...]
-
-
-class QwenTower:
-    """Runs the weights of transformers' vision tower on the patches of one step."""
-
-    def __init__(self, tower: nn.Module) -> None:
-        """Take the weights of the stock tower; they are shared, not copied."""
-        config = tower.config
-        self._tower, self._heads = tower, config.num_heads
-        self._merge = config.spatial_merge_size
-        self._window = config.window_size // (config.patch_size * self._merge)
-        self._whole = frozenset(config.fullatt_block_indexes)
-        convolution = tower.patch_embed.proj.weight.detach()
-        self._patch = convolution.reshape(len(convolution), -1)
+    def __init__(self, tower: Any, wanted: Wanted | None = None) -> None:
+        """Take the weights of the stock tower, made as they are wanted; they are shared."""
+        _make(tower, wanted)
+        self.tower, self.config = tower, tower.config
+        self.parameters = sum(weight.numel() for weight in tower.parameters())
+        self.merge = self.config.spatial_merge_size
+        convolution = tower.patch_embed.proj
+        self._patch = convolution.weight.detach().flatten(1)
+        self._bias = None if convolution.bias is None else convolution.bias.detach()
         self.dtype, self.device = self._patch.dtype, self._patch.device
-        self._plan = functools.lru_cache(maxsize=8)(self._make_plan)
 
-    @torch.inference_mode()
-    def __call__(self, patches: torch.Tensor, rows: int, columns: int) -> Seen:
-        """
-        Return the merged tokens of one step, rows * columns of them.
+    def embed(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return patches (n, channels * pixels) as rows of the first block, (n, hidden)."""
+        return F.linear(patches, self._patch, self._bias)
 
-        :param patches: (4 * rows * columns, channels * pixels), in the tower's order
-        :param rows: rows of merged tokens
-        """
-        plan = self._plan(rows, columns)
-        unit = self._merge ** 2
-        x = F.linear(patches, self._patch)
-        x = x.view(-1, unit, x.shape[-1])[plan.order].reshape(len(x), -1)
-        for index, block in enumerate(self._tower.blocks):
-            windows = (len(x),) if index in self._whole else plan.windows
-            x = x + self._attend(block.attn, block.norm1(x), plan, windows)
-            x = x + block.mlp(block.norm2(x))
-        return Seen(self._tower.merger(x)[plan.back])
+    def run(self, block: nn.Module, x: torch.Tensor, turn: _Turn,
+            windows: tuple[int, ...]) -> torch.Tensor:
+        """Return a block's output; rows see those of their window, whose lengths are given."""
+        x = x + self._attend(block.attn, block.norm1(x), turn, windows)
+        return x + block.mlp(block.norm2(x))
 
-    def _attend(self, attention: nn.Module, x: torch.Tensor, plan: _Plan,
+    def _attend(self, attention: nn.Module, x: torch.Tensor, turn: _Turn,
                 windows: tuple[int, ...]) -> torch.Tensor:
-        qkv = attention.qkv(x).view(len(x), 3, self._heads, -1).transpose(0, 2)
+        qkv = attention.qkv(x).view(len(x), 3, self.config.num_heads, -1).transpose(0, 2)
         # The oracle turns queries and keys in fp32 whatever the weights' type.
-        turning = qkv[:, :2].float()
+        turning, (cos, sin) = qkv[:, :2].float(), turn
         half = turning.shape[-1] // 2
         swapped = torch.cat([-turning[..., half:], turning[..., :half]], dim=-1)
-        q, k = (turning * plan.cos + swapped * plan.sin).to(x.dtype).unbind(1)
+        q, k = (turning * cos + swapped * sin).to(x.dtype).unbind(1)
         parts = zip(*(_split(part, windows) for part in (q, k, qkv[:, 2])))
         out = [F.scaled_dot_product_attention(*part).transpose(1, 2).flatten(0, 1)
                for part in parts]
         return attention.proj((out[0] if len(out) == 1 else torch.cat(out)).flatten(1))
 
-    def _make_plan(self, rows: int, columns: int) -> _Plan:
-        unit, size = self._merge ** 2, self._window
-        index = torch.arange(rows * columns).view(rows, columns)
+    def steps_in(self, patches: torch.Tensor, rows: int, columns: int) -> int:
+        """Return of how many steps of rows x columns merged tokens the patches are."""
+        return len(patches) // (rows * columns * self.merge ** 2)
+
+    def angles(self, rows: int, columns: int) -> torch.Tensor:
+        """Return rotary angles of all patches in the tower's order, (patches, head dim) fp32."""
+        row, column = torch.meshgrid(torch.arange(rows * self.merge),
+                                     torch.arange(columns * self.merge), indexing='ij')
+        places = self.in_order(torch.stack([row, column], dim=-1))[..., None]
+        angles = (places.float() * self.tower.rotary_pos_emb.inv_freq.float().cpu()).flatten(1)
+        return torch.cat([angles, angles], dim=-1)
+
+    def in_order(self, grid: torch.Tensor) -> torch.Tensor:
+        """Put what lies as patches do (rows, columns, ...) in the tower's order (patches, ...)."""
+        rows, columns = (side // self.merge for side in grid.shape[:2])
+        grid = grid.view(rows, self.merge, columns, self.merge, *grid.shape[2:])
+        return grid.transpose(1, 2).flatten(0, 3)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What size and number of steps fix: the order of tokens, rotary angles, blocks' windows."""
+
+    order: torch.Tensor
+    back: torch.Tensor
+    turn: _Turn
+    windows: list[tuple[int, ...]]
+
+
+class QwenTower(TowerBlocks):
+    """Runs the weights of transformers' vision tower on the patches of steps."""
+
+    deep_layers = 0
+
+    def __init__(self, tower: Any, wanted: Wanted | None = None) -> None:
+        """Take the weights of the stock tower, made as they are wanted; they are shared."""
+        super().__init__(tower, wanted)
+        self._plan = functools.lru_cache(maxsize=PLANS)(self._make_plan)
+
+    @torch.inference_mode()
+    def __call__(self, patches: torch.Tensor, rows: int, columns: int) -> Seen:
+        """
+        Return the merged tokens of each step, rows * columns of them.
+
+        :param patches: (steps * 4 * rows * columns, channels * pixels), in the tower's order
+        :param rows: rows of merged tokens
+        """
+        plan = self._plan(rows, columns, self.steps_in(patches, rows, columns))
+        x = self.embed(patches)
+        x = x.view(-1, self.merge ** 2, x.shape[-1])[plan.order].reshape(len(x), -1)
+        for block, windows in zip(self.tower.blocks, plan.windows):
+            x = self.run(block, x, plan.turn, windows)
+        return Seen(self.tower.merger(x)[plan.back])
+
+    def _make_plan(self, rows: int, columns: int, steps: int) -> _Plan:
+        config, unit = self.config, self.merge ** 2
+        size = config.window_size // (config.patch_size * self.merge)
         blocks = [index[r:r + size, c:c + size].flatten()
+                  for index in torch.arange(steps * rows * columns).view(steps, rows, columns)
                   for r in range(0, rows, size) for c in range(0, columns, size)]
         order = torch.cat(blocks)
-        angles = self._angles(rows, columns).view(rows * columns, unit, -1)[order].flatten(0, 1)
+        angles = self.angles(rows, columns).view(rows * columns, unit, -1).repeat(steps, 1, 1)
+        angles = angles[order].flatten(0, 1)
+        whole = (rows * columns * unit,) * steps
+        windows = tuple(len(block) * unit for block in blocks)
         to = functools.partial(torch.Tensor.to, device=self.device)
-        return _Plan(to(order), to(torch.argsort(order)), to(angles.cos()), to(angles.sin()),
-                     tuple(len(block) * unit for block in blocks))
+        return _Plan(to(order), to(torch.argsort(order)), (to(angles.cos()), to(angles.sin())),
+                     [whole if index in config.fullatt_block_indexes else windows
+                      for index in range(config.depth)])
 
-    def _angles(self, rows: int, columns: int) -> torch.Tensor:
-        """Rotary angles of all patches in the tower's order, (patches, head dim) fp32."""
-        m = self._merge
-        row, column = torch.meshgrid(torch.arange(rows * m), torch.arange(columns * m),
-                                     indexing='ij')
-        places = torch.stack([row, column], dim=-1).view(rows, m, columns, m, 2)
-        places = places.transpose(1, 2).reshape(-1, 2, 1)
-        angles = (places.float() * self._tower.rotary_pos_emb.inv_freq.float().cpu()).flatten(1)
-        return torch.cat([angles, angles], dim=-1)
+
+def _make(module: nn.Module, wanted: Wanted | None) -> None:
+    """
+    Make the weights of a module as they are wanted, and no pages of a file, as safetensors maps it.
+
+    The kernel drops such pages when memory is short, and reads them again in the midst of a stream;
+    and all the file stays mapped for one of them. Buffers keep their type: angles would be rounded.
+    """
+    if not wanted:
+        return
+    module.to(wanted.device)
+    for weight in module.parameters():
+        weight.data = weight.data.to(wanted.dtype, copy=wanted.device.type == 'cpu')
 
 
 def _split(x: torch.Tensor, windows: tuple[int, ...]) -> list[torch.Tensor]:
@@ -118,17 +168,18 @@ class _Layer:
     """The weights of one decoder layer, with q, k, v and gate, up fused."""
 
     norm_in: torch.Tensor | None
-    qkv: Matrix
-    out: Matrix
+    qkv: Weights
+    out: Weights
     norm_mlp: torch.Tensor | None
-    gate_up: Matrix
-    down: Matrix
+    gate_up: Weights
+    down: Weights
 
 
 class QwenLanguage:
     """The text model's weights, as `streaming.decoder.LanguageModel` has them."""
 
-    def __init__(self, language_model: Any, lm_head: nn.Module) -> None:
+    def __init__(self, language_model: Any, lm_head: nn.Module,
+                 wanted: Wanted | None = None) -> None:
         """
         Take over the weights of transformers' text model; its layers are emptied.
 
@@ -144,22 +195,29 @@ class QwenLanguage:
         self._split = [self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim]
         self.layer_count = config.num_hidden_layers
         self._width, self._eps = config.intermediate_size, config.rms_norm_eps
-        self._inv_freq = language_model.rotary_emb.inv_freq.float()
+        for kept in (language_model.embed_tokens, language_model.norm, lm_head):
+            _make(kept, wanted)
         self._embedding = language_model.embed_tokens.weight.detach()
         self._norm = language_model.norm.weight.detach()
         self._head = lm_head.weight.detach()
         self.dtype, self.device = self._norm.dtype, self._norm.device
+        self._inv_freq = language_model.rotary_emb.inv_freq.float().to(self.device)
         self._wide = torch.promote_types(self.dtype, torch.float32)
         self._is_wide = self.dtype == self._wide
         # A tensor: a Python number would be converted in every call.
         self._floor = torch.tensor(self._eps * self.hidden, dtype=self.dtype, device=self.device)
-        sections = config.rope_parameters['mrope_section']
-        self._axis = torch.tensor([i % 3 for i, count in enumerate(sections)
-                                   for _ in range(count)], device=self.device)
+        self._axis = torch.tensor(self.axes(config.rope_parameters['mrope_section']),
+                                  device=self.device)
+        self.quantize = wanted.quantize if wanted else 'none'
         self._layers = []
         while len(language_model.layers):
-            self._layers.append(self._fuse(language_model.layers[0]))
+            _make(language_model.layers[0], wanted)
+            self._layers.append(self.fuse(language_model.layers[0]))
             del language_model.layers[0]
+
+    def axes(self, sections: list[int]) -> list[int]:
+        """Return the axis (t, h, w) by whose position each pair of dimensions turns."""
+        return [i % 3 for i, count in enumerate(sections) for _ in range(count)]
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of token ids, (n, hidden)."""
@@ -168,17 +226,25 @@ class QwenLanguage:
     def project(self, layer: int, x: torch.Tensor,
                 turn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return queries (n, kv heads, group, dim) and keys with values (n, 2, kv heads, dim)."""
-        weights = self._layers[layer]
-        fused = weights.qkv(self._normed(x, weights.norm_in))
+        fused = self.projected(layer, x)
         # Turned in place, so that keys stay beside values and one call writes both to the lane.
         if self._is_wide:
             self._pairs(fused).mul_(turn)
         else:
             fused = torch.view_as_real(self._pairs(fused.to(self._wide)) * turn)
             fused = fused.view(len(x), -1).to(self.dtype)
+        return self.parted(fused)
+
+    def projected(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        """Return queries, keys and values before they turn, (n, heads of q, k and v * dim)."""
+        weights = self._layers[layer]
+        return weights.qkv(self._normed(x, weights.norm_in))
+
+    def parted(self, fused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return as `project` does what lies side by side, (n, heads of q, k and v * dim)."""
         q, kv = fused.split(self._split, 1)
-        return (q.view(len(x), self.kv_heads, -1, self.head_dim),
-                kv.view(len(x), 2, self.kv_heads, self.head_dim))
+        return (q.view(len(fused), self.kv_heads, -1, self.head_dim),
+                kv.view(len(fused), 2, self.kv_heads, self.head_dim))
 
     def finish(self, layer: int, x: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
         """Add what was read, projected, and then the MLP of it; (n, hidden)."""
@@ -189,7 +255,12 @@ class QwenLanguage:
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, vocabulary)."""
-        return F.linear(self._weighted_norm(x, self._norm), self._head)
+        return F.linear(self.weighted_norm(x, self._norm), self._head)
+
+    def matrices(self) -> list[Weights]:
+        """Return all matrices of all layers."""
+        return [matrix for layer in self._layers
+                for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)]
 
     def _pairs(self, fused: torch.Tensor) -> torch.Tensor:
         """View pairs of neighbours as complex numbers, (n, heads of q, k and v, dim / 2)."""
@@ -197,11 +268,12 @@ class QwenLanguage:
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         if weight is not None:
-            return self._weighted_norm(x, weight)
-        # The weight and the root of the width are in the matrix that follows (`_fuse`).
+            return self.weighted_norm(x, weight)
+        # The weight and the root of the width are in the matrix that follows (`fuse`).
         return x * (x * x).sum(-1, keepdim=True).add_(self._floor).rsqrt_()
 
-    def _weighted_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def weighted_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Return x (..., width) normed, times the weight."""
         # The oracle normalizes in fp32 whatever the weights' type, so this does too.
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._eps)
@@ -219,25 +291,31 @@ class QwenLanguage:
         turn[:, self.heads + self.kv_heads:] = 1
         return turn
 
-    def _fuse(self, layer: nn.Module) -> _Layer:
+    def qkv(self, attention: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the weight and the bias, if any, of q, k and v in one, as `project` turns them."""
+        parts, pairs = (attention.q_proj, attention.k_proj, attention.v_proj), self._paired_rows()
+        return (torch.cat([part.weight.detach() for part in parts])[pairs],
+                torch.cat([part.bias.detach() for part in parts])[pairs])
+
+    def fuse(self, layer: nn.Module) -> _Layer:
+        """Return the weights of a stock layer in the form that they are used in."""
         attention, mlp = layer.self_attn, layer.mlp
-        qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
-        pairs = self._paired_rows()
-        weight = torch.cat([part.weight.detach() for part in qkv])[pairs]
-        bias = torch.cat([part.bias.detach() for part in qkv])[pairs]
+        weight, bias = self.qkv(attention)
         gate_up = torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()])
+        self.fused = weight.numel() + gate_up.numel()
         norms = [layer.input_layernorm.weight.detach(),
                  layer.post_attention_layernorm.weight.detach()]
-        if self.dtype == torch.float32:
+        if self.dtype == torch.float32 and self.quantize == 'none':
             # A norm's weight goes into the matrix after it: one product less. Not in other types:
-            # bf16 would round the matrix anew, and in fp64 the oracle's norm is one of fp32.
+            # bf16 would round the matrix anew, and in fp64 the oracle's norm is one of fp32; nor
+            # where the matrix is rounded to whole numbers, which are to be the oracle's too.
             root = self.hidden ** 0.5
             weight, gate_up = weight * (norms[0] * root), gate_up * (norms[1] * root)
             norms = [None, None]
+        made = functools.partial(weights_of, kind=self.quantize)
         return _Layer(
-            norm_in=norms[0], qkv=Matrix(weight, bias),
-            out=Matrix(attention.o_proj.weight.detach()), norm_mlp=norms[1],
-            gate_up=Matrix(gate_up), down=Matrix(mlp.down_proj.weight.detach()))
+            norm_in=norms[0], qkv=made(weight, bias), out=made(attention.o_proj.weight.detach()),
+            norm_mlp=norms[1], gate_up=made(gate_up), down=made(mlp.down_proj.weight.detach()))
 
     def _paired_rows(self) -> torch.Tensor:
         """
@@ -259,6 +337,6 @@ def _check_supported(config) -> None:
         raise ValueError(f'rotary scaling {kind!r} is not supported: only "default" is')
     if config.hidden_act != 'silu':
         raise ValueError(f'activation {config.hidden_act!r} is not supported: only "silu" is')
-    if any(layer != 'full_attention' for layer in config.layer_types or ()):
+    if any(layer != 'full_attention' for layer in getattr(config, 'layer_types', None) or ()):
         raise ValueError('sliding-window attention is not supported: set '
                          "use_sliding_window to false in the checkpoint's config")

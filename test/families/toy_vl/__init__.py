@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from sww_ros.models.qwen2_5_vl import ChatTurns, Qwen25VL
+from sww_ros.models.qwen2_5_vl import Qwen25VL
+from sww_ros.models.qwen2_5_vl.turns import ChatTurns
 
 
 class ToyConfig(Qwen2_5_VLConfig):
@@ -24,21 +25,18 @@ class ToyModel(Qwen2_5_VLForConditionalGeneration):
 class ToyTurns(ChatTurns):
     tail: str = 'over<|im_end|>\n'
 
-    def prefix(self, system, prompt):
+    def prefix(self, system, prompt, said=''):
         return f'<|im_start|>{system}\n<|im_start|>user\n', prompt, '\n'
 
-    def around_step(self, index, seconds):
-        return f'{index * seconds:.1f} s<|vision_start|>', '<|vision_end|>'
+    def around_step(self, step):
+        return (f'{step.index * step.seconds:.1f} s<|vision_start|>',), ('<|vision_end|>',)
 
 
 class Toy(Qwen25VL):
     name = 'Toy-VL'
     turns = ToyTurns()
     config_class = ToyConfig
-
-    def stock(self, source, **options):
-        return ToyModel.from_pretrained(source, use_safetensors=True, attn_implementation='sdpa',
-                                        **options)
+    model_class = ToyModel
 
 
 FAMILY = Toy()
