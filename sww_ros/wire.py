@@ -11,6 +11,13 @@ import threading
 PREFIX = struct.Struct('!II')
 MAX_HEADER_BYTES = 1 << 20
 MAX_PAYLOAD_BYTES = 1 << 28
+BUFFER_BYTES = 1 << 16
+"""
+What is smaller goes, and comes, in one call.
+
+Each call lets the interpreter go, and has to wait for it again where another thread computes: of
+several calls a message one was late by a time slice of the scheduler, 3 ms, one time in ten.
+"""
 
 
 class LostChannel(ValueError):
@@ -25,9 +32,17 @@ class Channel:
     pixels of a frame, or none. Any thread may send, one thread receives.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, ahead: int = BUFFER_BYTES) -> None:
+        """
+        Take over one end.
+
+        :param ahead: how many bytes may be read before they are asked for; 0 where others, as
+            who waits for file descriptors, read from the socket too
+        """
         self._socket = sock
         self._send_lock = threading.Lock()
+        self._buffer = memoryview(bytearray(ahead))
+        self._received = self._buffer[:0]  # What nobody has read yet.
 
     def send(self, header: dict, payload: bytes | memoryview = b'') -> None:
         """
@@ -36,11 +51,12 @@ class Channel:
         :raises ValueError: for a message that is too large
         :raises OSError: when the other end is gone
         """
-        encoded = json.dumps(header).encode()
         payload = memoryview(payload).cast('B') if len(payload) else memoryview(b'')
-        _check_sizes(len(encoded), len(payload))
+        head = _head(header, len(payload))
+        if len(head) + len(payload) <= BUFFER_BYTES:
+            head, payload = b''.join((head, payload)), payload[:0]
         with self._send_lock:
-            self._socket.sendall(PREFIX.pack(len(encoded), len(payload)) + encoded)
+            self._socket.sendall(head)
             if payload:
                 self._socket.sendall(payload)
 
@@ -66,7 +82,7 @@ class Channel:
 
     def wait_readable(self, timeout_s: float) -> bool:
         """Return whether a message, or the end, arrives within the time [s]."""
-        return bool(select.select([self._socket], [], [], timeout_s)[0])
+        return bool(self._received or select.select([self._socket], [], [], timeout_s)[0])
 
     @property
     def closed(self) -> bool:
@@ -82,20 +98,57 @@ class Channel:
         self._socket.close()
 
     def _read(self, count: int) -> bytearray | None:
+        """Return so many bytes, or None when the other end is gone."""
         data = bytearray(count)
         rest = memoryview(data)
         while rest:
-            try:
-                received = self._socket.recv_into(rest)
-            except OSError:
-                return None
-            if received == 0:
+            if not self._received and len(rest) < len(self._buffer):
+                self._received = self._buffer[:self._receive(self._buffer)]
+            ready = self._received[:len(rest)]
+            rest[:len(ready)], self._received = ready, self._received[len(ready):]
+            if not (received := len(ready) or self._receive(rest)):
                 return None
             rest = rest[received:]
         return data
 
+    def _receive(self, room: memoryview) -> int:
+        """Wait until something comes; return how many bytes it is, 0 when the other end is gone."""
+        try:
+            return self._socket.recv_into(room)
+        except OSError:
+            return 0
 
-def _parse(header: bytearray) -> dict:
+
+def packed(header: dict, payload: bytes = b'') -> bytes:
+    """
+    Return the bytes of one whole message.
+
+    :raises ValueError: for a message that is too large
+    """
+    return _head(header, len(payload)) + payload
+
+
+def unpacked(data: bytes) -> tuple[dict, bytes]:
+    """
+    Return header and payload of one whole message, and of nothing else.
+
+    :raises ValueError: for what is none
+    """
+    header_bytes, payload_bytes = PREFIX.unpack_from(data) if len(data) >= PREFIX.size else (0, 0)
+    if len(data) != PREFIX.size + header_bytes + payload_bytes:
+        raise ValueError(f'{len(data)} bytes are no message: its lengths say otherwise')
+    end = PREFIX.size + header_bytes
+    return _parse(data[PREFIX.size:end]), data[end:]
+
+
+def _head(header: dict, payload_bytes: int) -> bytes:
+    """Return what of a message comes before its payload."""
+    encoded = json.dumps(header).encode()
+    _check_sizes(len(encoded), payload_bytes)
+    return PREFIX.pack(len(encoded), payload_bytes) + encoded
+
+
+def _parse(header: bytes | bytearray) -> dict:
     try:
         parsed = json.loads(header)
     except RecursionError:

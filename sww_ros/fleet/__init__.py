@@ -1,0 +1,1 @@
+"""When one machine is not enough: a pool of engines, robots that use it, and what it takes."""

@@ -1,0 +1,148 @@
+"""A gateway on this machine, without Ray: TLS, the WebSocket, health and metrics over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+import ssl
+
+from aiohttp import WSMsgType, web
+from aiohttp.web_protocol import RequestHandler
+
+from sww_ros.engine.address import is_local
+from sww_ros.fleet.gateway import Gateway
+from sww_ros.fleet.meters import LocalMeter
+from sww_ros.web.serving import ServingThread
+
+HEARTBEAT_S = 10.0
+STRANGER_S = 10.0
+"""How long whoever connects may take until its token is known [s]."""
+STRANGERS = 256
+"""So many may be connected whose token is not known yet: of more, the first is sent away."""
+END_S = 5.0
+
+
+def bearer(header: str) -> str:
+    """Return the token of an Authorization header; empty where it has none."""
+    kind, _, token = header.partition(' ')
+    return token.strip() if kind.lower() == 'bearer' else ''
+
+
+def tls_of(certificate: Path, key: Path) -> ssl.SSLContext:
+    """
+    Return how a server speaks TLS.
+
+    :raises ValueError: for files that hold no certificate and key
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f'{certificate} and {key} are no certificate and key: {error}') from None
+    return context
+
+
+class _Socket:
+    """A WebSocket of aiohttp, as the gateway sees it."""
+
+    def __init__(self, socket: web.WebSocketResponse) -> None:
+        self._socket = socket
+
+    async def receive(self) -> bytes | str | None:
+        message = await self._socket.receive()
+        return message.data if message.type in (WSMsgType.BINARY, WSMsgType.TEXT) else None
+
+    async def send(self, data: bytes) -> None:
+        await self._socket.send_bytes(data)
+
+    async def close(self, code: int) -> None:
+        await self._socket.close(code=code)
+
+
+class GatewayServer(ServingThread):
+    """
+    Serves a gateway in a thread of its own, from `start` to `close`.
+
+    :param port: 0: any that is free, which `port` says then
+    :param tls: how; None: not at all, which only this machine itself may do without
+    :param ready: says whether the engine runs
+    :raises ValueError: where others could listen to what is said
+    """
+
+    def __init__(self, gateway: Gateway, meter: LocalMeter, *, host: str = '127.0.0.1',
+                 port: int = 0, tls: ssl.SSLContext | None = None, ready=lambda: True) -> None:
+        if tls is None and not is_local(host):
+            raise ValueError(f'{host} can be reached by others: give a certificate and its key, '
+                             'or listen on 127.0.0.1')
+        super().__init__('robots', END_S, host, port)
+        self._gateway, self._meter, self._ready, self._tls = gateway, meter, ready, tls
+        self._strangers: dict[RequestHandler, asyncio.TimerHandle] = {}
+        self._server: asyncio.Server | None = None
+
+    @property
+    def url(self) -> str:
+        """The address for robots."""
+        host = f'[{self._host}]' if ':' in self._host else self._host
+        return f'{"wss" if self._tls else "ws"}://{host}:{self.port}'
+
+    async def _open(self) -> None:
+        app = web.Application()
+        app.router.add_get('/', self._serve)
+        app.router.add_get('/health', self._tell_health)
+        app.router.add_get('/metrics', self._tell_metrics)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=END_S)
+        await self._runner.setup()
+        self._server = await self._loop.create_server(
+            self._admit, self._host, self.port, ssl=self._tls, backlog=128,
+            **({'ssl_handshake_timeout': STRANGER_S} if self._tls else {}))
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _shut(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        await super()._shut()
+
+    def _admit(self) -> RequestHandler:
+        """Return what talks to one that connects, which has so long to say who it is."""
+        assert self._runner is not None and self._runner.server is not None
+        stranger = self._runner.server()
+        if len(self._strangers) >= STRANGERS:
+            self._send_away(next(iter(self._strangers)))
+        self._strangers[stranger] = self._loop.call_later(STRANGER_S, self._send_away, stranger)
+        return stranger
+
+    def _send_away(self, stranger: RequestHandler) -> None:
+        self._forget(stranger)
+        stranger.force_close()
+        if stranger.transport is not None:
+            stranger.transport.abort()
+
+    def _forget(self, stranger: RequestHandler) -> None:
+        timer = self._strangers.pop(stranger, None)
+        if timer is not None:
+            timer.cancel()
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get('Upgrade', '').lower() != 'websocket':
+            raise web.HTTPUpgradeRequired(text='this is for robots, which come by a WebSocket\n')
+        # What is a little too large is refused in words, by the gateway; the rest is not even read.
+        socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False,
+                                       max_msg_size=4 * self._gateway.bounds.message_bytes)
+        await socket.prepare(request)
+        self._forget(request.protocol)
+        await self._gateway.attend(_Socket(socket), bearer(
+            request.headers.get('Authorization', '')))
+        return socket
+
+    async def _tell_health(self, _: web.Request) -> web.Response:
+        ready = self._ready()
+        return web.Response(text='the engine runs\n' if ready else 'the engine does not run\n',
+                            status=200 if ready else 503)
+
+    async def _tell_metrics(self, request: web.Request) -> web.Response:
+        if not self._gateway.knows(bearer(request.headers.get('Authorization', ''))):
+            raise web.HTTPUnauthorized(text='a token is needed\n')
+        self._meter.gauge('ready', self._ready())
+        self._gateway.measure()
+        return web.Response(text=self._meter.text())

@@ -1,0 +1,259 @@
+"""What robots meet at a gateway: who is let in, what is refused in words, and who goes on."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+import itertools
+import os
+from pathlib import Path
+import socket
+import time
+import urllib.error
+import urllib.request
+
+from engine_harness import HERE, START_S, speak
+from fleet_kit import OPENING, TOKENS, Served, narrated_to, opening, said_to, serving
+import numpy as np
+import pytest
+
+from sww_ros.engine.client import EngineError
+from sww_ros.engine.fallback import OF_HERE
+from sww_ros.engine.link import Link
+from sww_ros.fleet.gateway import (
+    CROWDED,
+    POOLS,
+    TOKEN,
+    TOO_FAST,
+    TOO_LARGE,
+    WRONG,
+    Bounds,
+    settings_of,
+)
+from sww_ros.fleet.robots import Robots
+from sww_ros.fleet.server import STRANGERS, GatewayServer
+from sww_ros.images import jpeg_of
+from sww_ros.library import OF_ENGINE
+from sww_ros.streaming.config import BY_NAME
+from sww_ros.streaming.events import FramesDropped, QuestionState, TextDelta
+from sww_ros.wire import packed
+
+MANY = 1000
+
+
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Give one that has a robot of its own all the time, so that its engine need not start anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
+        bounds = Bounds(frame_bytes=100_000, messages=50, of_one=2)
+        with serving(tmp_path_factory.mktemp('kept'), bounds) as served:
+            with narrated_to(served, 'third'):
+                yield served
+
+
+@pytest.fixture
+def served(kept: Served) -> Served:
+    """Give it once whoever was there before has gone."""
+    wait_for(lambda: kept.gateway._here.total() == 1)
+    return kept
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+
+
+def get(served: Served, path: str, token: str = '') -> tuple[int, str]:
+    request = urllib.request.Request(
+        served.url.replace('ws', 'http', 1) + path, headers={'Authorization': f'Bearer {token}'})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def feeding(jpeg: bytes, **header: object) -> bytes:
+    return packed(dict(command='feed', stamp_ns=1, **header), jpeg)
+
+
+@pytest.mark.parametrize('token, words', [
+    (None, 'a token is needed'), ('', 'a token is needed'), ('wrong', 'not known here'),
+    (TOKENS['front'][:-1], 'not known here'), ('é' * 9, 'not known here')])
+def test_who_has_no_token_is_told_so(served: Served, token: str | None, words: str):
+    answers, code = said_to(served.url, token, opening())
+    assert code == TOKEN and len(answers) == 1
+    assert answers[0]['type'] == 'failed' and words in answers[0]['message']
+
+
+@pytest.mark.parametrize('said, code, words', [
+    ('{"command": "open"}', WRONG, 'binary'), (b'', WRONG, 'no message'),
+    (b'\xff' * 99, WRONG, 'no message'), (packed({})[:-1] + b'x', WRONG, 'not JSON'),
+    (packed(dict(command='ask', question='?')), WRONG, 'the first command must be open'),
+    (opening(max_steps=10 ** 5), WRONG, 'max_steps may be at most 1000 here'),
+    (opening(wait_k='x'), WRONG, 'wait_k'), (opening(nothing=1), WRONG, 'there is no setting'),
+    (packed(dict(command='open', config=[])), WRONG, 'no object'),
+    (opening() + b'x' * 200_000, TOO_LARGE, 'too large'),
+    (packed(dict(command='open', prompt='x' * 99_000)), TOO_LARGE, 'header')],
+    ids=itertools.count())
+def test_garbage_is_refused_in_words_and_others_go_on(
+        served: Served, said: bytes | str, code: int, words: str):
+    with narrated_to(served) as robot:
+        answers, found = said_to(served.url, TOKENS['rear'], said)
+        assert found == code and words in answers[-1]['message']
+        speak(robot)
+        assert robot.lost == []
+
+
+def test_who_says_too_much_in_a_second_is_sent_away(served: Served):
+    flood = [packed(dict(command='clock'))] * MANY
+    answers, code = said_to(served.url, TOKENS['rear'], opening(), *flood)
+    assert code == TOO_FAST and 'more than 50 messages' in answers[-1]['message']
+
+
+def test_what_cannot_be_a_frame_costs_that_frame_alone(served: Served):
+    with narrated_to(served) as robot:
+        robot.client._handle(lambda machine: [machine._command('feed', stamp_ns=1) for _ in 'ab'])
+        robot.wait(lambda: len(robot.of(FramesDropped)) == 2)
+        assert {each.reason for each in robot.of(FramesDropped)} == {'bad'}
+        robot.events.clear()
+        speak(robot)
+    big = jpeg_of(np.zeros((3000, 3000, 3), np.uint8), 10)
+    answers, _ = said_to(served.url, TOKENS['rear'], OPENING, feeding(big), feeding(b'\xff\xd8'),
+                         feeding(b'x'), *[packed(dict(command='ask', question_id='q',
+                                                      question='die'))])
+    told = [each['message'] for each in answers if each['type'] == 'trouble']
+    assert 'too large' in told[0] and 'cannot decode' in told[1] and 'must be a JPEG' in told[2]
+
+
+def test_robots_do_not_see_one_another(served: Served):
+    with narrated_to(served) as front, narrated_to(served, 'rear') as rear:
+        front.client.ask('long', 'q')
+        rear.client.ask('mine alone', 'q')
+        rear.client.cancel('q')
+        assert rear.wait_final('q').finish_reason in ('cancelled', 'stop')
+        front.wait(lambda: len(front.text('q')) > 5)
+        speak(rear)
+        front.client.cancel('q')
+        assert front.wait_final('q').finish_reason == 'cancelled'
+        assert {each.delta for each in front.text('q')} <= {'on ', ''}
+        assert {each.delta for each in rear.text('q')} <= {'mine ', 'alone ', ''}
+        assert not front.text('narration'), 'nothing was shown to it'
+        assert {type(each) for each in front.events} <= {TextDelta, QuestionState}
+
+
+def test_the_pool_alone_says_what_runs_and_where(served: Served):
+    given = dict(device='cuda', overlap='processes', threads=99, allow_download=True, wait_k=2)
+    config = settings_of(given, Bounds())
+    assert config.wait_k == 2
+    assert all(getattr(config, name) == BY_NAME[name].default for name in POOLS)
+    assert set(OF_ENGINE) <= set(POOLS) & set(OF_HERE)
+    bye = packed(dict(command='ask', question_id='q', question='give up'))
+    answers, _ = said_to(served.url, TOKENS['rear'], OPENING, bye)
+    assert [each['info']['model'] for each in answers if each['type'] == 'ready'] == ['fake']
+
+
+def test_of_one_robot_and_of_all_only_so_many_are_let_in(served: Served):
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(narrated_to(served))
+        with pytest.raises(EngineError, match='this robot has 2 sessions already'):
+            served.listener().client.start(START_S)
+        rear = stack.enter_context(narrated_to(served, 'rear'))
+        speak(rear)
+        assert served.meter._counters['refused', str(CROWDED)] == 1
+    wait_for(lambda: served.gateway._here['front'] == 0)
+    with narrated_to(served) as again:
+        speak(again)
+
+
+def test_a_thousand_connections_do_not_keep_a_robot_out(served: Served):
+    """Most of them say nothing, which is no session; the first are sent away."""
+    with narrated_to(served) as robot:
+        strangers = []
+        try:
+            for _ in range(MANY):
+                strangers.append(socket.create_connection(('localhost', served.server.port)))
+                if len(strangers) > STRANGERS:
+                    strangers.pop(0).close()
+            assert len(served.server._strangers) <= STRANGERS
+            with ThreadPoolExecutor(8) as pool:
+                refused = list(pool.map(
+                    lambda _: said_to(served.url, 'wrong')[1], range(16)))
+            assert refused == [TOKEN] * 16
+            speak(robot)
+            with narrated_to(served, 'rear') as rear:
+                speak(rear)
+            assert robot.lost == []
+        finally:
+            for each in strangers:
+                each.close()
+
+
+def test_a_stranger_who_says_nothing_is_sent_away(
+        served: Served, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr('sww_ros.fleet.server.STRANGER_S', 0.2)
+    with socket.create_connection(('localhost', served.server.port), timeout=30) as stranger:
+        try:
+            assert stranger.recv(1) == b''
+        except ConnectionResetError:
+            pass
+
+
+def test_who_opens_nothing_is_sent_away(served: Served, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr('sww_ros.fleet.gateway.OPEN_S', 0.2)
+    answers, code = said_to(served.url, TOKENS['rear'])
+    assert code == WRONG and 'no session was opened' in answers[0]['message']
+
+
+def test_health_and_metrics_are_told(served: Served):
+    assert get(served, '/health') == (200, 'the engine runs\n')
+    assert get(served, '/metrics')[0] == 401
+    assert get(served, '/')[0] == 426
+
+    def told() -> dict[str, float]:
+        status, text = get(served, '/metrics', TOKENS['rear'])
+        assert status == 200
+        lines = [line.rsplit(' ', 1) for line in text.splitlines() if not line.startswith('#')]
+        return {name: float(value) for name, value in lines}
+
+    before = told()
+    with narrated_to(served) as robot:
+        speak(robot)
+        now = told()
+        assert (now['sww_ready'], now['sww_sessions']) == (1, 2)
+        for name in ('steps_total', 'first_token_seconds_count', 'perceived_seconds_count',
+                     'perceived_seconds_bucket{le="+Inf"}'):
+            assert now[f'sww_{name}'] - before.get(f'sww_{name}', 0) == 1, name
+        assert now['sww_tokens_total'] - before.get('sww_tokens_total', 0) == 3
+    wait_for(lambda: told()['sww_sessions'] == 1)
+
+
+def test_it_does_not_listen_to_others_without_tls(served: Served):
+    with pytest.raises(ValueError, match='give a certificate and its key'):
+        GatewayServer(served.gateway, served.meter, host='0.0.0.0')
+    with pytest.raises(ValueError, match='cannot be served at 127.0.0.1'):
+        GatewayServer(served.gateway, served.meter, port=served.server.port).start()
+
+
+@pytest.mark.parametrize('text, words', [
+    ('', 'names no robot'), ('front short\n', 'line 1'), ('front\n', 'line 1'),
+    ('a 0123456789abcdef\na 0123456789abcdeg\n', 'line 2'), (None, 'cannot be read')])
+def test_a_file_of_robots_that_is_none_is_refused(tmp_path: Path, text: str | None, words: str):
+    file = tmp_path / 'robots'
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=words) as refused:
+        Robots(file)
+    assert '0123456789' not in str(refused.value), 'a token is no word for a log'
+
+
+def test_a_token_that_is_taken_from_a_robot_is_not_that_of_another(tmp_path: Path):
+    file = tmp_path / 'robots'
+    file.write_text('# who may come\nfront 0123456789abcdef\n\nrear fedcba9876543210\n')
+    robots = Robots(file)
+    assert robots.known('fedcba9876543210') == 'rear'
+    assert robots.known('') == robots.known('rear') == robots.known('0123456789abcde') == ''
+    assert Link.loss == 'link'
