@@ -2,7 +2,8 @@
 One small clip laid out in every position scheme, and the masks, as a picture drawn by the code.
 
 `python -m experiments.layouts --out docs/layouts.png` draws a prefix of 4 tokens,
-3 steps of 2 x 2 and K = 2; it needs matplotlib, which is not among the package's dependencies.
+3 steps of 2 x 2 and K = 2; with `--timed` each step carries text, as in Qwen3-VL: 2 tokens before
+and 1 after it. It needs matplotlib, which is not among the package's dependencies.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from sww_ros.streaming.schedule import WaitK
 
 PREFIX, GRID, HEAD, GAP = 4, (2, 2), 3, 14
 STEPS, STEP_TOKENS, WAIT_K = 3, GRID[0] * GRID[1], 2
+TIMED = (2, 1)
 # Okabe and Ito's, which all kinds of colour vision tell apart.
-COLOURS = dict(prefix='#999999', V='#0072B2', tail='#000000', A='#E69F00')
+COLOURS = dict(prefix='#999999', V='#0072B2', tail='#000000', A='#E69F00', T='#009E73')
 PALE = '#A6CFE8'
 
 
@@ -35,17 +37,26 @@ class Drawing:
     mask: np.ndarray
 
 
-def drawing(name: str) -> Drawing:
-    """Lay out the clip in a scheme, its mask that of training."""
+def drawing(name: str, around: tuple[int, int] = (0, 0)) -> Drawing:
+    """
+    Lay out the clip in a scheme, its mask that of training.
+
+    :param around: how many tokens of text stand before and after the visual rows of a step
+    """
     layout = lay_out(make_scheme(name, gap=GAP), WaitK(WAIT_K), ClipShape(
-        PREFIX, [GRID] * STEPS, HEAD, STEPS * WAIT_K))
+        PREFIX, [GRID] * STEPS, HEAD, STEPS * WAIT_K, around=[around] * STEPS))
+
+    def rows_of(step: int) -> list[tuple[str, int]]:
+        return [(f'T{step}', around[0]), (f'V{step}', STEP_TOKENS), (f'T{step}', around[1])]
+
     if SCHEMES[name].after_video:
-        groups = [('prefix', PREFIX), *((f'V{i}', STEP_TOKENS) for i in range(1, STEPS + 1)),
+        groups = [('prefix', PREFIX), *(row for i in range(1, STEPS + 1) for row in rows_of(i)),
                   ('tail', TAIL_TOKENS), ('A', HEAD + STEPS * WAIT_K)]
+        groups = [group for group in groups if group[1]]
         return Drawing(groups, layout.positions, np.tri(len(layout), dtype=bool))
     groups = [('prefix', PREFIX)]
     for step in range(1, STEPS + 1):
-        groups += [(f'V{step}', STEP_TOKENS), ('tail', TAIL_TOKENS if step == STEPS else 0),
+        groups += [*rows_of(step), ('tail', TAIL_TOKENS if step == STEPS else 0),
                    (f'A{step}', WAIT_K + (HEAD if step == 1 else 0))]
     came = np.argsort(layout.came, kind='stable')
     return Drawing([group for group in groups if group[1]], layout.positions[:, came],
@@ -58,12 +69,14 @@ def title(name: str) -> str:
     return f'{name}: text {words}'.replace('_{i+1}', 'ᵢ₊₁').replace('_i', 'ᵢ')
 
 
-def reading() -> str:
+def reading(timed: bool) -> str:
     """What is to be seen in the picture, in words."""
+    said = 'Tᵢ is the time of the step, written before it, and what closes it.\n' if timed else ''
     free = [name for name, info in SCHEMES.items() if not (info.serial or info.after_video)]
     return (f'One clip in {len(SCHEMES)} schemes: a prefix of 4 tokens, 3 steps Vᵢ of 2 × 2\n'
             'visual tokens, a tail of 3, and 2 tokens of text Aᵢ about each step;\n'
-            'A₁ begins with the assistant prefix of 3.\n\n'
+            'A₁ begins with the assistant prefix of 3.\n'
+            f'{said}\n'
             'Left: each token, from top to bottom as they come, at its position t\n'
             '(visual tokens: pale at their h and w too).\n\n'
             'Right: what each token sees, in the colour of what it looks at. The\n'
@@ -72,14 +85,14 @@ def reading() -> str:
             'the video is perceived while text is spoken.')
 
 
-def draw(out: Path) -> None:
-    """Write the picture."""
+def draw(out: Path, timed: bool = False) -> None:
+    """Write the picture; where it is `timed` steps carry text."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(13, 11.2), layout='constrained')
-    drawings = {name: drawing(name) for name in SCHEMES}
+    drawings = {name: drawing(name, TIMED if timed else (0, 0)) for name in SCHEMES}
     cells = figure.subfigures(len(drawings) // 2 + 1, 2, wspace=0.02, hspace=0.02).flat
     width = max(int(one.positions.max()) for one in drawings.values()) + 1
     for cell, (name, one) in zip(cells, drawings.items()):
@@ -88,7 +101,7 @@ def draw(out: Path) -> None:
         left, right = cell.subplots(1, 2, width_ratios=[width, rows])
         _draw_positions(left, one, width)
         _draw_mask(right, one)
-    _explain(figure.subfigs[-1])
+    _explain(figure.subfigs[-1], timed)
     figure.savefig(out, dpi=110, bbox_inches='tight', pad_inches=0.15)
 
 
@@ -106,6 +119,12 @@ def _spans(one: Drawing) -> list[tuple[str, int, int]]:
     return [(name, end - count, end) for (name, count), end in zip(one.groups, ends)]
 
 
+def _ticks(one: Drawing) -> tuple[list[float], list[str]]:
+    """Where the names of groups stand, and the names; a single row has no room for one."""
+    wide = [(name, first, end) for name, first, end in _spans(one) if end > first + 1]
+    return [(first + end) / 2 for _, first, end in wide], [_spelt(name) for name, _, _ in wide]
+
+
 def _draw_positions(axes, one: Drawing, width: int) -> None:
     from matplotlib.patches import Rectangle
     for name, first, end in _spans(one):
@@ -118,8 +137,7 @@ def _draw_positions(axes, one: Drawing, width: int) -> None:
     _frame(axes, one, width)
     axes.set_xticks(np.arange(0, width, 4) + 0.5, [str(x) for x in range(0, width, 4)])
     axes.set_xlabel('position t', fontsize=10)
-    axes.set_yticks([(first + end) / 2 for _, first, end in _spans(one)],
-                    [_spelt(name) for name, _, _ in _spans(one)])
+    axes.set_yticks(*_ticks(one))
 
 
 def _draw_mask(axes, one: Drawing) -> None:
@@ -131,8 +149,7 @@ def _draw_mask(axes, one: Drawing) -> None:
                                      facecolor=COLOURS[_kind(name)], linewidth=0.4))
         axes.axvline(end, color='#cccccc', linewidth=0.6, zorder=0)
     _frame(axes, one, rows)
-    axes.set_xticks([(first + end) / 2 for _, first, end in _spans(one)],
-                    [_spelt(name) for name, _, _ in _spans(one)])
+    axes.set_xticks(*_ticks(one))
     axes.set_yticks([])
     axes.set_xlabel('sees', fontsize=10)
 
@@ -146,22 +163,25 @@ def _frame(axes, one: Drawing, width: int) -> None:
         side.set_color('#888888')
 
 
-def _explain(cell) -> None:
+def _explain(cell, timed: bool) -> None:
     from matplotlib.patches import Patch
     names = dict(prefix='system turn, prompt', tail='tail: the video ends',
-                 V='Vᵢ: video, step i', A='Aᵢ: text about step i')
+                 V='Vᵢ: video, step i', A='Aᵢ: text about step i',
+                 **dict(T='Tᵢ: text of step i') if timed else {})
     cell.legend(handles=[Patch(color=COLOURS[kind], label=name) for kind, name in names.items()],
                 loc='upper left', bbox_to_anchor=(0.04, 0.95), frameon=False, fontsize=12, ncols=2)
-    cell.text(0.055, 0.75, reading(), va='top', fontsize=11, linespacing=1.35)
+    cell.text(0.055, 0.7 if timed else 0.75, reading(timed), va='top', fontsize=11,
+              linespacing=1.35)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Draw the layouts."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
     parser.add_argument('--out', type=Path, required=True, help='the PNG to write')
+    parser.add_argument('--timed', action='store_true', help='have steps carry text')
     options = parser.parse_args(arguments)
     try:
-        draw(options.out)
+        draw(options.out, options.timed)
     except ImportError as error:
         print(f'error: {error}: pip install matplotlib', file=sys.stderr)
         return 2

@@ -12,15 +12,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from heapq import merge
+import math
 from operator import itemgetter
 import os
 from pathlib import Path
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from rosbags.highlevel import AnyReader
-from rosbags.interfaces import Connection
+from rosbags.interfaces import Connection, ConnectionExtRosbag2
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from tqdm import tqdm
@@ -36,6 +37,8 @@ TOPICS = {CAPTION: 'sww_interfaces/msg/TextChunk', SENTENCE: 'std_msgs/msg/Strin
           ANSWER: 'sww_interfaces/msg/TextChunk', LATENCY: 'sww_interfaces/msg/StepLatency'}
 """What is written, under the names that the node `narrator` has for it."""
 _FILES = ('.mcap', '.db3', '.bag')
+_MARGIN_NS = 1_000_000_000
+"""Messages are recorded later than they are stamped, by up to this much more than the first."""
 
 
 class BagError(ValueError):
@@ -90,21 +93,23 @@ class Bag:
             self.messages, self.duration_s = reader.message_count, reader.duration / NANOSECONDS
             self.frame_rate = found[self.topic] / max(self.duration_s, 1.0)
 
-    def pictures(self) -> Iterator[tuple[CameraFrame, str]]:
+    def pictures(self, start_s: float = 0.0) -> Iterator[tuple[CameraFrame, str]]:
         """
         Yield the pictures, and the frame_id of each, in the order of their recording.
 
         `received_ns` is when one was recorded; one without a stamp is stamped with that.
 
+        :param start_s: from when on, by the stamps, counted from the first picture [s]; the first
+            one that is yielded is not later, and what comes before it is not read
         :raises BagError: for a bag that breaks off
         """
         with self._reading() as reader:
             mine = [connection for connection in reader.connections
                     if connection.topic == self.topic and connection.msgtype in IMAGE_TYPES]
-            for connection, logged_ns, raw in reader.messages(mine):
-                stamp_ns, frame_id = header_of(raw)
+            for connection, logged_ns, raw in _from(reader, mine, start_s):
+                _, frame_id = header_of(raw)
                 load = partial(_pixels, reader.typestore, connection.msgtype, raw)
-                yield CameraFrame(load, stamp_ns or logged_ns, logged_ns), frame_id
+                yield CameraFrame(load, _stamp_ns(logged_ns, raw), logged_ns), frame_id
 
     def copied(self, writer: Writer) -> Iterator[tuple[int, Connection, bytes]]:
         """
@@ -114,10 +119,13 @@ class Bag:
         """
         with self._reading() as reader:
             kept = [each for each in reader.connections if each.topic not in TOPICS]
-            to = {each.id: writer.add_connection(
-                each.topic, each.msgtype, typestore=reader.typestore,
-                serialization_format=each.ext.serialization_format,
-                offered_qos_profiles=each.ext.offered_qos_profiles) for each in kept}
+            to = {}
+            for each in kept:
+                ext = cast(ConnectionExtRosbag2, each.ext)  # Bags of ROS 1 are not read.
+                to[each.id] = writer.add_connection(
+                    each.topic, each.msgtype, typestore=reader.typestore,
+                    serialization_format=ext.serialization_format,
+                    offered_qos_profiles=ext.offered_qos_profiles)
             for connection, logged_ns, raw in reader.messages(kept):
                 yield logged_ns, to[connection.id], raw
 
@@ -149,6 +157,24 @@ class Bag:
             raise BagError(f'the bag {self.path} has {len(filled)} image topics, {listed}: choose '
                            'one with --topic')
         return filled[0]
+
+
+def _from(reader: AnyReader, connections: list[Connection], start_s: float,
+          ) -> Iterator[tuple[Connection, int, bytes]]:
+    begin = None
+    first = next(reader.messages(connections), None) if start_s else None
+    if first is not None:
+        skip_ns = max(0, math.floor(start_s * NANOSECONDS) - _MARGIN_NS)
+        begin, wanted_ns = first[1] + skip_ns, _stamp_ns(*first[1:]) + start_s * NANOSECONDS
+        found = next(reader.messages(connections, start=begin), None)
+        if found is None or _stamp_ns(*found[1:]) > wanted_ns:
+            begin = None  # Pictures are rare, or stamped by another clock.
+    yield from reader.messages(connections, start=begin)
+
+
+def _stamp_ns(logged_ns: int, raw: bytes) -> int:
+    """Return the stamp of a picture; a driver that does not stamp leaves the recorder's."""
+    return header_of(raw)[0] or logged_ns
 
 
 def _pixels(typestore: Any, msgtype: str, raw: bytes) -> np.ndarray:

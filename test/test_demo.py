@@ -29,11 +29,14 @@ from sww_ros.demo.record import (
     Exchange,
     NarratedSentence,
     Piece,
+    Recording,
     Step,
     report,
     spread,
     summarize,
 )
+from sww_ros.demo.rerun import frames_of
+from sww_ros.demo.rerun import write as write_rerun
 from sww_ros.shapes.grammar import is_known_question
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
@@ -132,6 +135,54 @@ def make_record(witness: Witness | None) -> DemoRecord:
     record.pieces = {'narration': [Piece(at(1.6), at(1.5)), Piece(at(1.61), at(1.5)),
                                    Piece(at(2.6), at(2.5))], 'q1': [Piece(at(4.25), at(3.5))]}
     return record
+
+
+def test_a_run_is_written_for_rerun(witness: Witness, tmp_path: Path):
+    pytest.importorskip('rerun', reason='rerun-sdk is not installed: requirements/rerun.txt')
+    from rerun.chunk import RrdReader
+    record, begun_s = make_record(witness), START_NS / 1e9
+    said = dict(kind='text', stream='narration', sentence='', end=False, seen=begun_s)
+    record.heard = [
+        dict(kind='step', video=0, step=3, captured=begun_s + 1, started=begun_s + 1.25,
+             perceived=begun_s + 1.5, first=begun_s + 1.75, overlap=0.5),
+        dict(said, seq=0, delta='A red', at=begun_s + 1.75),
+        dict(said, seq=1, delta=' one.', sentence='A red one.', at=begun_s + 2),
+        dict(said, stream='q1', seq=0, delta='One.', end='stop', at=begun_s + 4.5)]
+    run = Recording(json.loads(json.dumps(summarize(record))))
+    write_rerun(tmp_path / 'run.rrd', run, frames_of(run))
+    found: dict[str, list] = {}
+    for part in RrdReader(tmp_path / 'run.rrd').stream().to_chunks():
+        batch = part.to_record_batch()
+        if 'run' in batch.schema.names and part.entity_path != '/camera':
+            found.setdefault(part.entity_path, []).extend(zip(
+                (at_ns / 1e9 for at_ns in batch.column('run').cast('int64').to_pylist()),
+                (value[0] for value in batch.columns[-1].to_pylist())))
+        elif part.entity_path == '/camera':
+            found.setdefault('frames', []).append(part.num_rows)
+    assert sum(found.pop('frames')) == 45
+    assert found == {
+        '/lanes/perceiving': [(1.25, 'step 3'), (1.5, '')],
+        '/lanes/narration': [(1.75, 'A red'), (2.0, '')], '/lanes/q1': [(4.5, '')],
+        '/words/narration': [(2.0, 'A red one.')],
+        '/words/q1': [(4.0, 'How many?'), (4.5, 'One.')],
+        '/latency/first_word_ms': [(1.75, pytest.approx(750))]}
+
+
+def test_frames_of_a_file_are_those_that_were_watched(witness: Witness, tmp_path: Path):
+    run = Recording(json.loads(json.dumps(summarize(make_record(witness)))))
+    video = write_video(tmp_path / 'video.mp4')
+    times_s, frames = zip(*frames_of(run, str(video)))
+    assert times_s[0] == 0 and [*times_s] == sorted(times_s) and times_s[-1] <= run.seconds
+    assert frames[0].dtype == np.uint8 and frames[0].shape[2] == 3
+    assert [*frames_of(run, '/dev/null')] == []
+
+
+def test_without_its_package_nothing_is_promised(monkeypatch, capsys):
+    monkeypatch.setattr('sww_ros.demo.__main__.find_spec', lambda name: None)
+    with pytest.raises(SystemExit):
+        parse(['--rerun', 'run.rrd'])
+    assert 'rerun-sdk is not installed: pip install -r requirements/rerun.txt' in (
+        capsys.readouterr().err)
 
 
 def test_summary_holds_the_figures(witness: Witness):
@@ -247,7 +298,8 @@ def test_options_have_one_set_of_defaults():
 
 
 @pytest.mark.parametrize('arguments', [
-    ['--seconds', '0'], ['--seconds', 'x'], ['--seed', '-1'], ['--json', '/no/such/folder/x']])
+    ['--seconds', '0'], ['--seconds', 'x'], ['--seed', '-1'], ['--json', '/no/such/folder/x'],
+    ['--rerun', '/no/such/folder/x']])
 def test_bad_options_end_with_words(arguments: list[str], capsys):
     with pytest.raises(SystemExit) as caught:
         parse(arguments)

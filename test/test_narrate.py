@@ -29,13 +29,15 @@ import pytest
 import sww_ros
 from sww_ros.bags import Capture
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
+from sww_ros.library import play_steps
+from sww_ros.recordings import narrating, viewing
+from sww_ros.recordings.viewing import Account
+from sww_ros.recordings.writing import cues, write_subtitles
 from sww_ros.sources import VideoFile
 from sww_ros.streaming.events import NARRATION, TextDelta
 
 av = pytest.importorskip('av')
 __all__ = ['checkpoint', 'long_pictures', 'narrate', 'pictures']
-
-Account, cues, write_subtitles = (COMMAND[name] for name in ('Account', 'cues', 'write_subtitles'))
 
 
 def write_video(path: Path, frames: list[np.ndarray]) -> Path:
@@ -59,7 +61,7 @@ def unloaded(narrate, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError('a model was loaded')
 
-    monkeypatch.setitem(COMMAND, 'load', refuse)
+    monkeypatch.setattr(narrating, 'load', refuse)
     return narrate
 
 
@@ -173,14 +175,13 @@ def test_interrupted_and_begun_again_it_writes_the_same(narrate, long_pictures, 
     out = tmp_path / f'out{ending}'
 
     def interrupted(*arguments, **options):
-        for number, events in enumerate(steps(*arguments, **options)):
+        for number, events in enumerate(play_steps(*arguments, **options)):
             if number == 50:
                 raise KeyboardInterrupt
             yield events
 
     with monkeypatch.context() as broken:
-        steps = COMMAND['play_steps']
-        broken.setitem(COMMAND, 'play_steps', interrupted)
+        broken.setattr(viewing, 'play_steps', interrupted)
         assert narrate(source, out, *options) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ['in', 'questions.txt', 'whole']
     # One that was killed has left a part behind.
@@ -243,7 +244,7 @@ def test_words_are_burned_into_all_pictures_at_their_times(narrate, video, pictu
 
 def test_a_checkpoint_that_will_disappoint_is_warned_of_once(narrate, video, tmp_path, capsys,
                                                             monkeypatch):
-    monkeypatch.setitem(COMMAND, 'load', lambda *_, **__: random_checkpoint(SMALL, 3)[1])
+    monkeypatch.setattr(narrating, 'load', lambda *_, **__: random_checkpoint(SMALL, 3)[1])
     (tmp_path / 'in').mkdir()
     for name in ('a.mp4', 'b.mp4'):
         shutil.copy(video, tmp_path / 'in' / name)

@@ -21,9 +21,10 @@ import pytest
 aiohttp = pytest.importorskip('aiohttp')
 
 from sww_ros import web  # noqa: E402 - aiohttp may be absent.
+from sww_ros.engine.address import is_local  # noqa: E402
 from sww_ros.images import jpeg_of  # noqa: E402
 from sww_ros.web import Broadcast, Outbox, step_of, text_of  # noqa: E402
-from sww_ros.web.server import FILES, PageServer, is_local  # noqa: E402
+from sww_ros.web.server import FILES, PageServer  # noqa: E402
 
 PATIENCE_S = 30.0
 

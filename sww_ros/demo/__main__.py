@@ -10,6 +10,7 @@ if __name__ == '__main__':
 
 import argparse
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 import json
 from pathlib import Path
 import shlex
@@ -39,6 +40,7 @@ class DemoOptions:
     model: str = setting('builtin', 'a checkpoint: a folder, or the id of a hub')
     questions: tuple[str, ...] | None = None
     json: Path | None = None
+    rerun: Path | None = None
     page: int = 0
     narrator: tuple[str, ...] = ()
 
@@ -75,14 +77,20 @@ def parse(arguments: list[str] | None = None) -> DemoOptions:
     parser.add_argument('--questions', type=checked(check_question), nargs='+', metavar='TEXT',
                         help='your questions, spread over the run')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the summary to FILE')
+    parser.add_argument('--rerun', type=Path, metavar='FILE',
+                        help="write frames, words and lanes over time to FILE, for Rerun's viewer")
     parser.add_argument('--page', type=checked(PORT.parse), nargs='?', const=PORT.default,
                         metavar='PORT', help='show it as a live page too, at '
                         f'http://localhost:PORT ({PORT.default})')
     parser.add_argument('--narrator-command', dest='narrator', type=shlex.split,
                         help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if 'json' in given and not given.json.absolute().parent.is_dir():
-        parser.error(f'argument --json: there is no folder {given.json.absolute().parent}')
+    for name in {'json', 'rerun'} & vars(given).keys():
+        if not (folder := getattr(given, name).absolute().parent).is_dir():
+            parser.error(f'argument --{name}: there is no folder {folder}')
+    if 'rerun' in given and find_spec('rerun') is None:
+        parser.error('argument --rerun: rerun-sdk is not installed: pip install -r '
+                     'requirements/rerun.txt (Python 3.11 or newer)')
     return DemoOptions(**{name: tuple(value) if isinstance(value, list) else value
                           for name, value in vars(given).items()})
 
@@ -158,6 +166,12 @@ def main(arguments: list[str] | None = None) -> int:
         summary = summarize(record)
         report(summary, sys.stdout)
         _write(options, summary | dict(full_load=None))
+        if options.rerun is not None:
+            from sww_ros.demo.record import Recording
+            from sww_ros.demo.rerun import frames_of, write
+            run = Recording(summary)
+            write(options.rerun, run, frames_of(run, options.video))
+            print(f'\n# the run is in {options.rerun}: rerun {shlex.quote(str(options.rerun))}')
         _write(options, summary | dict(full_load=_measured(options)))
     except KeyboardInterrupt as interrupt:
         return interrupt.args[0] if interrupt.args else INTERRUPTED

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import TimeoutError as Late
 from contextlib import suppress
 import hmac
 from importlib.resources import files
-import ipaddress
 import json
 import secrets
 import socket
-import threading
 import time
 from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
 
+from sww_ros.engine.address import is_local
 from sww_ros.web import Broadcast, Outbox, encoded
+from sww_ros.web.serving import ServingThread
 
 Reply = Callable[[bool, str], None]
 Act = Callable[[int, str, str, Reply], None]
@@ -41,7 +40,7 @@ HEARTBEAT_S = 10.0
 """A browser that does not answer for so long is gone."""
 BATCH_S = 0.015
 """Least time between two messages to a browser: what comes meanwhile goes together."""
-START_S, END_S = 10.0, 2.0
+END_S = 2.0
 WRONG_TOKEN, CROWDED = 4401, 4429
 WRONG_TOKEN_S = 0.5
 """How long a wrong token is thought about: nobody shall try many."""
@@ -54,24 +53,17 @@ class Allowance:
         self._rate, self._burst = rate, burst
         self._left, self._at = burst, time.monotonic()
 
-    def take(self) -> bool:
-        """Return whether it may be done now."""
+    def take(self, count: float = 1) -> bool:
+        """Return whether it may be done now, so many times."""
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._at) * self._rate)
         self._at = now
-        allowed = self._left >= 1
-        self._left -= allowed
+        allowed = self._left >= count
+        self._left -= count * allowed
         return allowed
 
 
-def is_local(host: str) -> bool:
-    """Return whether an address that is listened on can be reached from this machine alone."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == 'localhost'
-
-
-class PageServer:
+class PageServer(ServingThread):
     """Serves the page in a thread of its own, from `start` to `close`; `url` is where."""
 
     def __init__(self, feed: Broadcast, act: Act, *, host: str = '127.0.0.1', port: int = 0,
@@ -83,14 +75,11 @@ class PageServer:
         :param token: what a browser has to know; empty: nothing where `host` is local, elsewhere
             one is made up
         """
+        super().__init__('the page', END_S, host, port)
         self._feed, self._act = feed, act
-        self._host, self._port = host, port
         self.token = token or ('' if is_local(host) else secrets.token_urlsafe(16))
         self._max_browsers = max_browsers
         self._sockets: set[web.WebSocketResponse] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name='web', daemon=True)
-        self._runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
@@ -99,42 +88,16 @@ class PageServer:
         if host in ('0.0.0.0', '::'):
             host = socket.gethostname()
         host = f'[{host}]' if ':' in host else host
-        return f'http://{host}:{self._port}/' + (f'#{self.token}' if self.token else '')
+        return f'http://{host}:{self.port}/' + (f'#{self.token}' if self.token else '')
 
     def start(self) -> None:
-        """
-        Begin to listen.
-
-        :raises ValueError: where it cannot, in words
-        """
-        self._thread.start()
-        try:
-            asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(START_S)
-        except OSError as error:
-            self.close()
-            raise ValueError(f'the page cannot be served at {self._host}, port {self._port}: '
-                             f'{error.strerror or error}') from None
+        """Begin to listen, and to be fed; errors as of `ServingThread.start`."""
+        super().start()
         self._feed.on_news = self._wake
         self._wake()
 
-    def close(self) -> None:
-        """Send the browsers away and end."""
-        with suppress(Late):
-            asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(2 * END_S)
-        self._later(self._loop.stop)
-        self._thread.join(END_S)
-
     def _wake(self) -> None:
         self._later(self._feed.deliver)
-
-    def _later(self, do: Callable, *arguments: object) -> None:
-        """Have the server's thread do something; any thread may call this."""
-        with suppress(RuntimeError):  # The server has ended meanwhile.
-            self._loop.call_soon_threadsafe(do, *arguments)
-
-    def _run(self) -> None:
-        self._loop.run_forever()
-        self._loop.close()
 
     async def _open(self) -> None:
         pages = web.Application(middlewares=[self._guard])
@@ -143,14 +106,13 @@ class PageServer:
         pages.router.add_get('/feed', self._serve_feed)
         self._runner = web.AppRunner(pages, access_log=None, shutdown_timeout=END_S)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port).start()
-        self._port = self._runner.addresses[0][1]
+        await web.TCPSite(self._runner, self._host, self.port).start()
+        self.port = self._runner.addresses[0][1]
 
     async def _shut(self) -> None:
         leaving = [asyncio.wait_for(one.close(code=1001), END_S / 2) for one in self._sockets]
         await asyncio.gather(*leaving, return_exceptions=True)
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await super()._shut()
 
     def _page(self, name: str, kind: str) -> Callable:
         body = files('sww_ros.web').joinpath(name).read_bytes()
