@@ -14,14 +14,18 @@ import subprocess
 import sys
 import time
 
+from sww_ros.benchmark.cameras import CAMERAS
 from sww_ros.benchmark.full_load import FULL_LOAD
 from sww_ros.benchmark.latency import GAP, HAND_OVER, HAZARD
 from sww_ros.benchmark.overlap import OVERLAP
 from sww_ros.benchmark.peers import PEERS
+from sww_ros.benchmark.pool import POOL
+from sww_ros.benchmark.quantize import QUANTIZE
 from sww_ros.benchmark.step import LANES, STEP
 
 MEASUREMENTS = {each.name: each for each in (
-    OVERLAP, FULL_LOAD, HAZARD, GAP, HAND_OVER, LANES, STEP, PEERS)}
+    OVERLAP, FULL_LOAD, HAZARD, GAP, HAND_OVER, CAMERAS, LANES, STEP, PEERS, QUANTIZE,
+    POOL)}
 FULL: dict[str, list[str]] = {
     'overlap': ['overlap'],
     'full_load': ['full-load', '--roofline'],
@@ -30,9 +34,12 @@ FULL: dict[str, list[str]] = {
     'hazard': ['hazard'],
     'gap': ['gap'],
     'hand_over': ['hand-over'],
+    'cameras': ['cameras'],
     'lanes': ['lanes'],
     'step': ['step'],
     'peers': ['peers'],
+    'quantize': ['quantize'],
+    'pool': ['pool'],
     'peers_medium': ['peers', '--model', 'medium', '--side', '112', '--repeats', '3'],
 }
 """Files, without their endings, and the arguments that they are made with."""
@@ -42,8 +49,12 @@ QUICK: dict[str, list[str]] = {
     'hazard': ['hazard', '--models', 'builtin', '--lengths', '2', '20', '--repeats', '1'],
     'gap': ['gap', '--models', 'builtin', '--tokens', '40', '--repeats', '1'],
     'hand_over': ['hand-over', '--steps', '100', '--step-s', '0.03'],
+    'cameras': ['cameras', '--cameras', '1', '2', '--steps', '8'],
     'lanes': ['lanes', '--models', 'builtin', '--tokens', '20', '--repeats', '1'],
     'step': ['step', '--models', 'builtin', '--repeats', '1'],
+    'quantize': ['quantize', '--models', 'builtin', '--repeats', '1'],
+    'pool': ['pool', '--cameras', '2', '--full-s', '2', '--paced-s', '2', '--warm-s', '1',
+             '--repeats', '1'],
     'peers': ['peers', '--lengths', '3', '6', '--repeats', '1', '--threads', '1', '--only',
               'carried', 'interleaved', 'gdpe_fused', 'gdpe_processes'],
 }

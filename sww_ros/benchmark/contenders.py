@@ -25,7 +25,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import rotate_half
 from sww_ros.benchmark.full_load import run_once
 from sww_ros.benchmark.harness import PATIENCE_S, SHAPES, Side, feed, first_sight, noise, wait_for
 from sww_ros.evaluation.random_model import random_checkpoint
-from sww_ros.models.loading import load, load_stock
+from sww_ros.models.loading import CheckpointError, load, load_stock
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.events import QuestionState
 from sww_ros.streaming.generation import Vocabulary
@@ -353,6 +353,9 @@ def make_contest(model: str, steps: int, side: int, seed: int = 0) -> Contest:
         net, checkpoint = random_checkpoint(SHAPES[model], seed)
     else:
         checkpoint = load(model)
+        if any(checkpoint.text_of_step(0)):
+            raise CheckpointError(f'{checkpoint.family.name} has text in every step of video, '
+                                  'which the other contenders cannot be given yet')
         net = load_stock(model, checkpoint.decoder.dtype)
     return contest_of(net, checkpoint, noise(steps, side, seed))
 

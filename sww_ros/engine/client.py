@@ -11,7 +11,7 @@ import time
 from typing import Concatenate, ParamSpec, TypeVar
 import uuid
 
-from sww_ros.engine.process import EngineHost, HostedSession, WorkerProcess
+from sww_ros.engine.process import EngineProcess, Launcher, WorkerProcess
 from sww_ros.engine.supervision import NO_LIMITS, EngineError, Limits, Supervision
 from sww_ros.engine.worker import open_request
 from sww_ros.frames import CameraFrame
@@ -21,6 +21,8 @@ from sww_ros.streaming.events import Event
 SESSION = 'sww_ros.streaming.session:Session.open'
 ENGINE = 'sww_ros.library:Engine.open'
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+LINK_BACKOFF_S = (0.5, 1.0, 2.0, 3.0)
+"""Before each attempt to start an engine again, or to have one over a link that was lost [s]."""
 
 LOG = logging.getLogger(__name__)
 P = ParamSpec('P')
@@ -52,7 +54,9 @@ class EngineClient:
         its own
     :param session: 'module:callable' that opens the session in the worker; or, with a `host`, the
         engine of all its sessions
-    :param host: has the session share a process
+    :param host: has the session share a process, or come over a link
+    :param ask_again: whether a question of which nothing has been said is asked again once the
+        engine is back; if not, it ends
     :param restart: whether to start the engine again when it dies, with growing delays
     :param limits: when it hangs, which ends it as any other death does
     """
@@ -63,17 +67,19 @@ class EngineClient:
         on_ready: Callable[[dict], None] = lambda _: None,
         on_line: Callable[[str], None] = lambda _: None,
         session: str = '', restart: bool = True, limits: Limits = NO_LIMITS,
-        host: EngineHost | None = None,
+        host: Launcher | None = None, ask_again: bool = False,
     ) -> None:
         self._model, self._session = model, session or (ENGINE if host else SESSION)
-        self._launch: Callable[[Callable[[str], None]], WorkerProcess | HostedSession] = (
+        self._launch: Callable[[Callable[[str], None]], EngineProcess] = (
             host.session if host else WorkerProcess)
         self._listeners: dict[str, Callable] = {
             'event': on_event, 'lost': on_lost, 'ready': on_ready}
         self._on_line = on_line
         # The one lock: it guards the machine, and wakes whoever waits for what it hands out.
         self._changed = threading.Condition()
-        self._machine = Supervision(config, BACKOFF_S if restart else (), limits)
+        loss = host.loss if host else 'engine'
+        backoff_s = LINK_BACKOFF_S if loss == 'link' else BACKOFF_S
+        self._machine = Supervision(config, backoff_s if restart else (), limits, loss, ask_again)
         self._threads: list[threading.Thread] = []
         self.question_timeout_s = config.question_timeout_s
 
@@ -211,7 +217,7 @@ class EngineClient:
             process.end()
             self._handle(Supervision.ended, why or process.report())
 
-    def _run(self, process: WorkerProcess | HostedSession, config: SessionConfig) -> str:
+    def _run(self, process: EngineProcess, config: SessionConfig) -> str:
         """Load the model and pass on what is told; return why not, unless the engine just ended."""
         try:
             process.channel.send(open_request(self._session, self._model, config))

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import IO, cast
+from typing import IO, Protocol, cast
 
 from sww_ros.wire import Channel
 
@@ -28,6 +28,51 @@ LAST_LINES = 20
 LAST_WORDS_S = 1.0
 """How long a session that was ended waits for the end of its process, if that is why [s]."""
 PR_SET_PDEATHSIG = 1
+
+
+class EngineChannel(Protocol):
+    """What a session is told, and heard, by: a `Channel`, or what does as one."""
+
+    def send(self, header: dict, payload: bytes | memoryview = b'') -> None:
+        """As `Channel.send`."""
+
+    def receive(self) -> tuple[dict, bytearray] | None:
+        """As `Channel.receive`."""
+
+    def close(self) -> None:
+        """As `Channel.close`."""
+
+
+class EngineProcess(Protocol):
+    """What runs one session, as the client of that session sees it."""
+
+    pid: int
+
+    @property
+    def channel(self) -> EngineChannel:
+        """To that session."""
+
+    def end(self) -> object:
+        """End the session, and its process where that is for no other."""
+
+    def kill(self) -> None:
+        """Kill the process."""
+
+    def report(self) -> str:
+        """Return, after the end, how it ended."""
+
+
+class Launcher(Protocol):
+    """
+    What sessions share: it starts a process, or finds the one that there is.
+
+    `loss` is the reason with which frames are dropped while there is none: engine, or link.
+    """
+
+    loss: str
+
+    def session(self, on_line: Callable[[str], None]) -> EngineProcess:
+        """Return a new session, whose process tells `on_line` each line that it writes."""
 
 
 class WorkerProcess:
@@ -127,28 +172,43 @@ class WorkerProcess:
                 self._on_line(line.rstrip())
 
 
+class Place:
+    """What one session has of a process that several use."""
+
+    def __init__(self, host: EngineHost, process: WorkerProcess) -> None:
+        self._host, self.process = host, process
+
+    def leave(self, wanted: bool) -> None:
+        """
+        Give it up, which ends the process with the last one.
+
+        :param wanted: whether the session was ended from here: if not, the process may be what has
+            ended, and is given a moment to say how
+        """
+        self._host.leave(self)
+        if not wanted:
+            self.process.wait(LAST_WORDS_S)
+
+
 class HostedSession:
     """What stands for the process of one session among several, to the client of that one."""
 
-    def __init__(self, host: EngineHost, process: WorkerProcess, channel: Channel) -> None:
-        self._host, self.process, self.channel = host, process, channel
-        self.pid = process.pid
+    def __init__(self, place: Place, channel: Channel) -> None:
+        self._place, self.channel, self.pid = place, channel, place.process.pid
 
     def end(self) -> None:
         """End the session, and the process with the last one."""
         wanted = self.channel.closed
         self.channel.close()
-        self._host.leave(self)
-        if not wanted:
-            self.process.wait(LAST_WORDS_S)  # It may be what has ended, and then says how.
+        self._place.leave(wanted)
 
     def kill(self) -> None:
         """Kill the process, for all."""
-        self.process.kill()
+        self._place.process.kill()
 
     def report(self) -> str:
         """Return, after the end, how it ended and the last words of the process."""
-        return self.process.report()
+        return self._place.process.report()
 
 
 class EngineHost:
@@ -158,9 +218,11 @@ class EngineHost:
     When it has died, whoever comes first starts the next one. Any thread may use it.
     """
 
+    loss = 'engine'
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sessions: list[HostedSession] = []
+        self._places: list[Place] = []
         self._process: WorkerProcess | None = None
         self._on_line: Callable[[str], None] = lambda line: None
 
@@ -170,25 +232,29 @@ class EngineHost:
 
         :param on_line: takes what the process says from now on, until another one comes
         """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                return HostedSession(self.join(theirs, on_line), Channel(ours))
+            except BaseException:
+                ours.close()
+                raise
+
+    def join(self, theirs: socket.socket, on_line: Callable[[str], None]) -> Place:
+        """Have the process serve a session on this socket; the rest is as of `session`."""
         with self._lock:
             self._on_line = on_line
-            ours, theirs = socket.socketpair()
-            with theirs:
-                try:
-                    process = self._process = self._joined(theirs) or self._started(theirs)
-                except BaseException:
-                    ours.close()
-                    raise
-            self._sessions.append(HostedSession(self, process, Channel(ours)))
-            return self._sessions[-1]
+            process = self._process = self._joined(theirs) or self._started(theirs)
+            self._places.append(Place(self, process))
+            return self._places[-1]
 
-    def leave(self, session: HostedSession) -> None:
+    def leave(self, place: Place) -> None:
         """Forget a session; with the last one of a process that is ended."""
         with self._lock:  # Also until that has ended: two would not fit into memory.
-            if session in self._sessions:
-                self._sessions.remove(session)
-            if not any(each.process is session.process for each in self._sessions):
-                session.process.end()
+            if place in self._places:
+                self._places.remove(place)
+            if not any(each.process is place.process for each in self._places):
+                place.process.end()
 
     def _joined(self, theirs: socket.socket) -> WorkerProcess | None:
         """Give a socket to the process that there is, if it lives."""

@@ -14,7 +14,7 @@ Calls need one lock around each of them; what is handed out is done outside of i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 import math
 from typing import Any
@@ -37,11 +37,12 @@ from sww_ros.streaming.events import (
 
 @dataclass
 class _Stream:
-    """How far a stream is; `reason` is why it ends if the session says that it was cancelled."""
+    """How far a stream is, what was asked, and why it ends where it was taken back (`reason`)."""
 
     last: TextDelta | None = None
     next_seq: int = 0
-    reason: str = 'cancelled'
+    reason: str = ''
+    question: str = ''
 
 
 class OpenAnswers:
@@ -66,17 +67,18 @@ class OpenAnswers:
         """Ids of the questions that are not answered yet, oldest first."""
         return [stream for stream in self._streams if stream != NARRATION]
 
-    def admit(self, question_id: str) -> bool:
+    def admit(self, question_id: str, question: str = '') -> bool:
         """
         Open a question's stream, if there is room for it.
 
+        :param question: its words, for an engine that is asked again
         :raises ValueError: for an id that is in use
         """
         if question_id in self._streams:
             raise ValueError(f'the id {question_id!r} is in use: give each question its own')
         if len(self.questions) >= self._limit:
             return False
-        self._streams[question_id] = _Stream()
+        self._streams[question_id] = _Stream(question=question)
         return True
 
     def name_end(self, question_id: str, reason: str) -> bool:
@@ -106,7 +108,8 @@ class OpenAnswers:
             return [event]
         if (stream := self._streams.get(event.stream_id)) is None:
             return []  # Ended already: nothing may follow its last piece.
-        reason = stream.reason if event.finish_reason == 'cancelled' else event.finish_reason
+        cancelled = event.finish_reason == 'cancelled'
+        reason = cancelled and stream.reason or event.finish_reason
         return [self._number(replace(event, finish_reason=reason))]
 
     def end(self, streams: Iterable[str], now_ns: int, reason: str = 'error') -> list[Event]:
@@ -124,11 +127,17 @@ class OpenAnswers:
                 started_ns=now_ns, emitted_ns=now_ns, first_sight=False)))
         return ended
 
-    def end_all(self, now_ns: int) -> list[Event]:
-        """Return the last events of all open streams, whose session is gone."""
+    @property
+    def unanswered(self) -> dict[str, str]:
+        """The open questions of which nothing has been said, by their ids; not those taken back."""
+        return {stream_id: self._streams[stream_id].question for stream_id in self.questions
+                if not self._streams[stream_id].last and not self._streams[stream_id].reason}
+
+    def end_all(self, now_ns: int, but: Container[str] = ()) -> list[Event]:
+        """Return the last events of all open streams, whose session is gone, but for some."""
         self._first_video = self._newest_video + 1
         self.seen = self._begins_anew = False
-        return self.end([*self.questions, NARRATION], now_ns)
+        return self.end([*(each for each in self.questions if each not in but), NARRATION], now_ns)
 
     def _number(self, event: TextDelta) -> TextDelta:
         """Number a piece of text anew, so that an engine that restarts leaves no gap."""
@@ -189,11 +198,15 @@ class Supervision:
     :param backoff_s: how long to wait before the first, second, … restart in a row [s], the last
         one also before all that follow; empty: an engine that dies is not started again
     :param limits: when it is killed
+    :param loss: the reason with which frames are dropped while there is no engine
+    :param ask_again: whether the next engine is asked what was not begun to be answered
     """
 
     def __init__(self, config: SessionConfig, backoff_s: Sequence[float],
-                 limits: Limits = NO_LIMITS) -> None:
+                 limits: Limits = NO_LIMITS, loss: str = 'engine',
+                 ask_again: bool = False) -> None:
         self.now_ns, self.limits = 0, limits
+        self._loss, self._ask_again = loss, ask_again and bool(backoff_s)
         self.engine: Any = None
         self.info: dict = {}
         self.lives, self.failure = 0, ''
@@ -218,7 +231,17 @@ class Supervision:
         if self.closed or self._launch_ns is None or self._launch_ns > self.now_ns:
             return None
         self._launch_ns, self._config = None, replace(self._config, prompt=self._prompt)
-        return self._config
+        return self._as_before(self._config)
+
+    def _as_before(self, config: SessionConfig) -> SessionConfig:
+        """
+        Return the settings with the executor that the engine before chose: to try all takes long.
+
+        Where that one died young, what it chose may be why; the next one chooses for itself.
+        """
+        if config.overlap != 'auto' or not self.info.get('overlap_why') or self._attempt > 1:
+            return config
+        return replace(config, overlap=self.info['overlap'], threads=self.info['threads'])
 
     def next_send(self) -> tuple[Any, dict | CameraFrame] | None:
         """Return an engine and what it is to be given, if anything: commands before frames."""
@@ -291,7 +314,7 @@ class Supervision:
     def feed(self, frame: CameraFrame) -> None:
         """Hand over a frame; one that is pushed out by a newer one is dropped as 'overrun'."""
         if not self.ready:
-            self._drop('engine', 1)
+            self._drop(self._loss, 1)
             return
         self._drop('overrun', len(self._frames) == WAITING_FRAMES)
         self._frames.append(frame)
@@ -305,7 +328,7 @@ class Supervision:
         """
         question = check_question(question)
         self._check_ready()
-        if not self.answers.admit(question_id):
+        if not self.answers.admit(question_id, question):
             raise EngineError(f'{len(self.answers.questions)} questions are being answered or '
                               'wait, no more are taken: ask again later')
         self._command('ask', question=question, question_id=question_id)
@@ -385,6 +408,8 @@ class Supervision:
         """The session is open."""
         if self.closed:
             return
+        if why := self.info.get('overlap_why'):  # An engine that was told does not say why.
+            info = info | dict(overlap_why=info.get('overlap_why') or why)
         self.info, self.ready, self._ready_ns = info, True, self.now_ns
         self._heard_ns = self.now_ns
         self.lives += 1
@@ -394,6 +419,8 @@ class Supervision:
             self._command_prompt()
         if self._paused:
             self._command('pause', paused=True)
+        for question_id, question in self.answers.unanswered.items():
+            self._command('ask', question=question, question_id=question_id)
 
     def received(self, message: dict) -> None:
         """
@@ -437,7 +464,7 @@ class Supervision:
         if self.ready and began_ns is not None and self.now_ns - began_ns > LONG_LIFE_NS:
             self._attempt = 0
         self.ready, self._heard_ns = False, None
-        self._drop('engine', len(self._frames) + self._owed_frames)
+        self._drop(self._loss, len(self._frames) + self._owed_frames)
         self._commands.clear()
         self._frames.clear()
         self._owed_frames = 0
@@ -453,7 +480,8 @@ class Supervision:
         elif not self.closed:
             self._notices.append(('lost', report if has_run else (
                 f'the engine could not be restarted: {report}')))
-            self._notify(*self.answers.end_all(self.now_ns))
+            again = self.answers.unanswered if self._ask_again else ()
+            self._notify(*self.answers.end_all(self.now_ns, again))
             if self._backoff_ns:
                 attempt = min(self._attempt, len(self._backoff_ns) - 1)
                 self._launch_ns = self.now_ns + self._backoff_ns[attempt]

@@ -9,13 +9,14 @@ Texts are kept beside the JSON, clip by clip: the same command goes on with a ru
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import replace
+from functools import partial
 import hashlib
 import io
 import json
 from pathlib import Path
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -24,7 +25,8 @@ from rich.table import Table
 from sww_ros.evaluation.clips import ClipLog, read_clips
 from sww_ros.evaluation.fluency import JudgeError, add_judge_options, judge_from
 from sww_ros.evaluation.metrics import Bleurt
-from sww_ros.evaluation.run import MODES, Options, evaluate, run_settings
+from sww_ros.evaluation.run import CHOSEN, MODES, Options, Performer, evaluate, run_settings
+from sww_ros.fleet.collection import spread
 from sww_ros.models.loading import BUILTIN, builtin_path, load
 from sww_ros.settings import add_option
 from sww_ros.streaming.config import BY_NAME, check_prompt
@@ -53,16 +55,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _evaluate(given: argparse.Namespace) -> dict:
     judge = judge_from(given)
-    options = Options(modes=tuple(given.mode), **{
-        field.name: getattr(given, field.name) for field in fields(Options)
-        if field.name != 'modes'})
-    for mode in options.modes:
-        options.session(mode)  # Says what is wrong before a large checkpoint is loaded.
+    # What is wrong with it is said before a large checkpoint is loaded.
+    options = Options(
+        tuple(given.mode),
+        replace(_DEFAULTS.session, **{name: getattr(given, name) for name in CHOSEN}),
+        given.max_pixels, given.live, given.resamples, given.bootstrap_seed)
+    if given.ray and given.live:
+        raise ValueError('--live measures how late one engine is, and with --ray others would '
+                         'compute beside it: give one of them')
     check_there(given.data)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = load(given.model, device=given.device, dtype=given.dtype,
-                      allow_download=given.allow_download)
+                      allow_download=given.allow_download, quantize=given.quantize)
     report = Report()
     clips = read_clips(given.data, prompt=check_prompt(given.prompt or checkpoint.defaults.prompt),
                        tokenizer=checkpoint.tokenizer if given.paper_filter else None,
@@ -80,10 +85,20 @@ def _evaluate(given: argparse.Namespace) -> dict:
         print(f'{len(log)} results are in {log.path} already', file=sys.stderr)
     bleurt = given.bleurt and Bleurt(given.bleurt, device=given.device,
                                      allow_download=given.allow_download)
-    results = evaluate(checkpoint, clips, options, log=log, bleurt=bleurt, judge=judge)
+    workers = partial(
+        spread, partial(_performer, given.model, options, device=given.device, dtype=given.dtype,
+                        allow_download=given.allow_download, quantize=given.quantize),
+        cpus=max(1, given.threads), gpu=given.device != 'cpu') if given.ray else None
+    results = evaluate(checkpoint, clips, options, log=log, bleurt=bleurt, judge=judge,
+                       workers=workers)
     results['settings'].update(data=[str(path) for path in given.data], bleurt=given.bleurt)
     results['left_out'] = dict(report.left_out)
     return results
+
+
+def _performer(model: str, options: Options, **loading: Any) -> Performer:
+    """Make one in a process of its own."""
+    return Performer(load(model, **loading), options)
 
 
 def _log_path(path: Path) -> Path:
@@ -139,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
          "half of its caption's tokens per step up to all of them")
     _add(speech, 'repetition_penalty',
          help="1 is none, 1.15 the paper's (default: the checkpoint's)")
+    for name in ('temperature', 'top_k', 'top_p', 'sampling_seed'):
+        _add(speech, name)
     _add(speech, 'max_rest_tokens', help="tokens after a clip's end (default: %(default)s)")
     speech.add_argument('--live', action='store_true',
                         help='feed frames in real time instead of step by step')
@@ -149,7 +166,10 @@ def _parser() -> argparse.ArgumentParser:
     scores.add_argument('--bootstrap-seed', type=int, default=0)
     add_judge_options(parser)
     machine = parser.add_argument_group('machine')
-    for name in ('device', 'dtype', 'allow_download'):
+    machine.add_argument('--ray', action='store_true',
+                         help='have clips played side by side, on the Ray cluster that is running, '
+                         'or on the cores of this machine')
+    for name in ('device', 'dtype', 'quantize', 'allow_download'):
         _add(machine, name)
     _add(machine, 'threads', help='of each of the two sides (default: %(default)s)')
     return parser
@@ -157,8 +177,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(group: argparse._ArgumentGroup, name: str, **instead: str) -> None:
     """Add the option of a session's setting, with the default of an evaluation."""
-    setting = BY_NAME[name]
-    add_option(group, setting, default=getattr(_DEFAULTS, name, setting.default), **instead)
+    add_option(group, BY_NAME[name], default=getattr(_DEFAULTS.session, name), **instead)
 
 
 def _count(text: str) -> int:

@@ -173,8 +173,7 @@ class Player:
         :param live: feed frames in real time; else step by step, each with all that is said of
             it, so that the text does not depend on how fast the machine is
         """
-        settings = checkpoint.perception.settings
-        self.frames_per_step = settings.temporal_patch_size
+        self.frames_per_step = checkpoint.frames_per_step
         self.frame_rate = checkpoint.at(config.frame_rate).frame_rate
         self._live, self._checkpoint = live, checkpoint
         # Whoever is slower than the video shall hear of it late, not miss a part of it. A clip is

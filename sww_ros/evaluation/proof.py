@@ -29,9 +29,8 @@ import time
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from sww_ros.evaluation.random_model import SMALL, random_checkpoint
+from sww_ros.evaluation.random_model import SMALL, SMALL_QWEN2, SMALL_QWEN3, random_checkpoint
 import sww_ros.streaming
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
@@ -55,6 +54,7 @@ KINDS = len(_SCHEMES) * len(SCHEDULES)
 PATIENCE_S = 900.0
 """How long a case may take to come to rest, on a machine that does other things first."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+FAMILIES = {'qwen2_5_vl': SMALL, 'qwen2_vl': SMALL_QWEN2, 'qwen3_vl': SMALL_QWEN3}
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,10 @@ class Outcome:
 class Subject:
     """A random model in one precision: the oracle and the checkpoint under test."""
 
-    def __init__(self, seed: int, dtype: torch.dtype) -> None:
+    def __init__(self, seed: int, dtype: torch.dtype, shape: dict = SMALL) -> None:
         self.dtype = dtype
-        self.oracle: Qwen2_5_VLForConditionalGeneration
-        self.checkpoint: Checkpoint
         self.oracle, self.checkpoint = random_checkpoint(
-            SMALL, seed, dtype, silence_token='<|silence|>', max_steps=100)
+            shape, seed, dtype, silence_token='<|silence|>', max_steps=100)
 
 
 def subject_of(subjects: list[Subject], seed: int) -> Subject:
@@ -293,11 +291,13 @@ def main() -> None:
     parser.add_argument('--first-seed', type=int, default=0)
     parser.add_argument('--hand-overs', action='store_true',
                         help='play only cases in which streams relieve one another')
+    parser.add_argument('--family', default='qwen2_5_vl', choices=FAMILIES)
     parser.add_argument('--json', type=Path)
     parser.add_argument('--go-on', action='store_true',
                         help='add to the cases in the file of --json, which ran with this engine')
     arguments = parser.parse_args()
-    subjects = [Subject(seed, dtype) for seed in range(2) for dtype in TOLERANCE]
+    subjects = [Subject(seed, dtype, FAMILIES[arguments.family])
+                for seed in range(2) for dtype in TOLERANCE]
     tally = Tally.read(arguments.json) if arguments.go_on else Tally(arguments.first_seed)
     seeds = (seed for seed in count(tally.next_seed)
              if can_relay(seed) or not arguments.hand_overs)

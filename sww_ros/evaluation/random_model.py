@@ -1,13 +1,19 @@
-"""Random Qwen2.5-VL checkpoints of any shape, for proofs and timing."""
+"""Random checkpoints of any shape and of every family, for proofs and timing."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 from tokenizers import pre_tokenizers
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 
 from sww_ros.models.loading import take_apart
 from sww_ros.streaming.checkpoint import Checkpoint
@@ -19,7 +25,7 @@ SPECIAL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<
 def shape(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, theta: float = 1e6,
           **vision: object) -> dict:
     """
-    Return the sizes of a model for `random_model`.
+    Return the sizes of a Qwen2.5-VL for `random_model`.
 
     :param vision: those of its vision tower, by the names of transformers' config
     """
@@ -42,6 +48,54 @@ SMALL = shape(48, 64, 2, 4, 2, theta=1e4, depth=2, hidden_size=32, intermediate_
 """Small enough for thousands of cases, with grouped queries and window attention."""
 
 
+def shape_qwen3(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, head_dim: int,
+                theta: float = 5e6, **vision: object) -> dict:
+    """
+    Return the sizes of a Qwen3-VL for `random_model`.
+
+    :param vision: those of its vision tower, by the names of transformers' config
+    """
+    half = head_dim // 2
+    other = half * 5 // 16
+    text = dict(
+        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
+        rope_parameters=dict(rope_type='default', rope_theta=theta, mrope_interleaved=True,
+                             mrope_section=[half - 2 * other, other, other]))
+    return dict(text=text, vision=vision, model=Qwen3VLForConditionalGeneration)
+
+
+QWEN3_VL_2B = shape_qwen3(2048, 6144, 28, 16, 8, 128, depth=24, hidden_size=1024,
+                          intermediate_size=4096, num_heads=16, num_position_embeddings=2304,
+                          deepstack_visual_indexes=[5, 11, 17])
+"""The layer shapes of Qwen3-VL-2B, from its published config."""
+
+SMALL_QWEN3 = shape_qwen3(48, 64, 3, 4, 2, 16, theta=1e4, depth=3, hidden_size=32,
+                          intermediate_size=48, num_heads=2, num_position_embeddings=25,
+                          deepstack_visual_indexes=[0, 1])
+"""As small: heads wider than the rows, and a layer without deeper features."""
+
+
+def shape_qwen2(hidden: int, inner: int, layers: int, heads: int, kv_heads: int,
+                theta: float = 1e6, **vision: object) -> dict:
+    """
+    Return the sizes of a Qwen2-VL for `random_model`.
+
+    :param vision: those of its vision tower, by the names of transformers' config
+    """
+    text = shape(hidden, inner, layers, heads, kv_heads, theta)['text']
+    return dict(text=text, vision=dict(hidden_size=hidden) | vision,
+                model=Qwen2VLForConditionalGeneration)
+
+
+QWEN2_VL_7B = shape_qwen2(3584, 18944, 28, 28, 4, depth=32, embed_dim=1280, num_heads=16)
+"""The layer shapes of Qwen2-VL-7B, and so of LiveCC, from its published config."""
+
+SMALL_QWEN2 = shape_qwen2(48, 64, 2, 4, 2, theta=1e4, depth=2, embed_dim=32, num_heads=2,
+                          mlp_ratio=2)
+"""As small as the others."""
+
+
 def byte_tokenizer() -> Qwen2Tokenizer:
     """Qwen2's tokenizer class with no merges: each byte is a token, special tokens are whole."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -52,10 +106,11 @@ def byte_tokenizer() -> Qwen2Tokenizer:
 
 def random_model(shape: dict, seed: int, dtype: torch.dtype = torch.float32,
                  vocabulary: int | None = None, **streaming: object,
-                 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer]:
+                 ) -> tuple[Any, Qwen2Tokenizer]:
     """
     Return transformers' model with random weights, and its tokenizer.
 
+    :param shape: sizes of `text` and `vision`; `model`, its class, where it is no Qwen2.5-VL
     :param vocabulary: rows of the embedding; the tokenizer's own size if not given
     :param streaming: entries for the config's `speak_while_watching`
     """
@@ -64,8 +119,9 @@ def random_model(shape: dict, seed: int, dtype: torch.dtype = torch.float32,
     text = dict(shape['text'], vocab_size=vocabulary or len(tokenizer),
                 max_position_embeddings=32768, bos_token_id=token('<|endoftext|>'),
                 eos_token_id=token('<|im_end|>'), pad_token_id=token('<|endoftext|>'))
-    vision = dict(shape['vision'], out_hidden_size=text['hidden_size'])
-    config = Qwen2_5_VLConfig(
+    vision = dict(dict(out_hidden_size=text['hidden_size']), **shape['vision'])
+    kind = shape.get('model', Qwen2_5_VLForConditionalGeneration)
+    config = kind.config_class(
         text_config=text, vision_config=vision, image_token_id=token('<|image_pad|>'),
         video_token_id=token('<|video_pad|>'), vision_start_token_id=token('<|vision_start|>'),
         vision_end_token_id=token('<|vision_end|>'), tie_word_embeddings=True)
@@ -73,7 +129,7 @@ def random_model(shape: dict, seed: int, dtype: torch.dtype = torch.float32,
         config.speak_while_watching = dict(streaming)
     config._attn_implementation = 'sdpa'
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config).to(dtype).eval()
+    model = kind(config).to(dtype).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # Away from the neutral starting values, so that no bias or norm goes untested.
@@ -85,8 +141,7 @@ def random_model(shape: dict, seed: int, dtype: torch.dtype = torch.float32,
 
 
 def random_checkpoint(shape: dict, seed: int, dtype: torch.dtype = torch.float32,
-                      **streaming: object,
-                      ) -> tuple[Qwen2_5_VLForConditionalGeneration, Checkpoint]:
+                      **streaming: object) -> tuple[Any, Checkpoint]:
     """Return the stock model (the oracle) and a checkpoint of the same weights to stream."""
     model, tokenizer = random_model(shape, seed, dtype, **streaming)
     return model, take_apart(copy.deepcopy(model), tokenizer, name=f'random {seed}')

@@ -46,7 +46,7 @@ def _replay(trace: Trace, model: str, dtype: str) -> Verdict:
     for name in (trace.dtype, dtype):
         if name not in DTYPES:
             raise ValueError(f'unknown dtype {name!r}; one of {", ".join(DTYPES)}')
-    net = load_stock(model, getattr(torch, dtype))
+    net = load_stock(model, getattr(torch, dtype), trace.quantize)
     try:
         return replay(trace, net)
     except (IndexError, RuntimeError) as error:

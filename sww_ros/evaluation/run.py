@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 import functools
 import hashlib
@@ -19,38 +21,35 @@ import sww_ros
 from sww_ros.evaluation.clips import ClipError, ClipLog, Played, Player, Said, lateness
 from sww_ros.evaluation.fluency import Judge, mean_of_known
 from sww_ros.evaluation.metrics import Bleurt, bleu, cider, score, words
+from sww_ros.fleet.collection import Lost
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.perception import PixelSettings, shrunk
+from sww_ros.streaming.perception import shrunk
 from sww_ros.training.frames import READ_FACTOR, Sample, VideoError, read_frames
 
 MODES = ('offline', 'wait_k', 'random_wait_k')
 """Schedules whose text does not depend on the machine."""
-_OF_SESSION = ('position_encoding', 'position_gap', 'wait_k', 'schedule_seed', 'repetition_penalty',
-               'max_rest_tokens', 'max_steps', 'threads')
+CHOSEN = ('position_encoding', 'position_gap', 'wait_k', 'schedule_seed', 'repetition_penalty',
+          'temperature', 'top_k', 'top_p', 'sampling_seed', 'max_rest_tokens', 'max_steps',
+          'threads')
+"""Which settings of the session may be chosen; all but the last change what is said."""
 
 
 @dataclass(frozen=True)
 class Options:
     """
-    How to evaluate; an empty or zero value means "as the checkpoint says".
+    How to evaluate.
 
-    `max_rest_tokens` bounds the text after a clip's end, offline all of it; `max_steps` is the
-    longest clip taken; `max_pixels` scales larger frames down as they are read (0: those of more
-    than READ_FACTOR times what is perceived).
+    `session` is how clips are played: its `max_rest_tokens` bounds the text after a clip's end,
+    offline all of it, and its `max_steps` is the longest clip taken. `max_pixels` scales larger
+    frames down as they are read (0: those of more than READ_FACTOR times what is perceived).
     """
 
     modes: tuple[str, ...] = ('wait_k',)
-    position_encoding: str = ''
-    position_gap: int = 0
-    wait_k: int = 0
-    schedule_seed: int = 0
-    repetition_penalty: float = 0.0
-    max_rest_tokens: int = 256
-    max_steps: int = 0
+    # A clip has one text, and no rows beyond it were ever trained.
+    session: SessionConfig = SessionConfig(single_turn=True, max_rest_tokens=256, threads=1)
     max_pixels: int = 0
     live: bool = False
-    threads: int = 1
     resamples: int = 200
     bootstrap_seed: int = 0
 
@@ -68,19 +67,17 @@ class Options:
 
         :raises ValueError: for a setting that no session takes
         """
-        found = self.session(self.modes[0]).resolved(checkpoint)
-        return replace(self, modes=tuple(dict.fromkeys(self.modes)),
-                       **{name: getattr(found, name) for name in _OF_SESSION})
+        found = self.played(self.modes[0]).resolved(checkpoint)
+        return replace(self, modes=tuple(dict.fromkeys(self.modes)), session=replace(
+            self.session, **{name: getattr(found, name) for name in CHOSEN}))
 
-    def session(self, mode: str) -> SessionConfig:
+    def played(self, mode: str) -> SessionConfig:
         """
         Return the settings of the session that plays one mode.
 
         :raises ValueError: for a setting that no session takes
         """
-        # A clip has one text, and no rows beyond it were ever trained.
-        return SessionConfig(schedule=mode, single_turn=True,
-                             **{name: getattr(self, name) for name in _OF_SESSION})
+        return replace(self.session, schedule=mode)
 
 
 def to_stderr(message: str) -> None:
@@ -96,43 +93,93 @@ def run_settings(checkpoint: Checkpoint, clips: Sequence[Sample], options: Optio
 
     :param options: as `Options.resolved` returns them
     """
-    settings = asdict(options)
-    for name in ('modes', 'threads', 'resamples', 'bootstrap_seed'):
-        del settings[name]
+    settings = {name: getattr(options.session, name) for name in CHOSEN if name != 'threads'}
     content = json.dumps([asdict(clip) for clip in clips], default=str)
     return dict(
-        settings, model=checkpoint.name, system=checkpoint.defaults.system,
-        dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
+        settings, max_pixels=options.max_pixels, live=options.live,
+        model=checkpoint.name, system=checkpoint.defaults.system,
+        dtype=checkpoint.decoder.precision,
         device=str(checkpoint.decoder.device), clips=len(clips),
         clips_sha256=hashlib.sha256(content.encode()).hexdigest())
 
 
+ClipJob = tuple[str, int, Sample]
+"""A schedule, and a clip with its number."""
+Workers = Callable[[Sequence[ClipJob]], Iterable[tuple[ClipJob, Played | str | Lost]]]
+
+
+class Performer:
+    """Reads clips and plays them, in one schedule after the other."""
+
+    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
+        """
+        Prepare to play.
+
+        :param options: as `Options.resolved` returns them
+        """
+        self._checkpoint, self._options = checkpoint, options
+        self._mode, self._player = '', None
+
+    def __call__(self, job: ClipJob) -> Played | str:
+        """Play one clip; return, for one that cannot be played, why."""
+        mode, number, clip = job
+        options, pixels = self._options, self._checkpoint.perception.settings
+        player = self.player(mode)
+        try:
+            # One more frame than is taken tells that a clip is too long without reading it all.
+            frames = read_frames(
+                clip, player.frame_rate, frames_per_step=player.frames_per_step,
+                max_pixels=options.max_pixels or READ_FACTOR * pixels.max_pixels,
+                shrink=functools.partial(shrunk, settings=pixels),
+                max_frames=options.session.max_steps * player.frames_per_step + 1)
+            return player.play(frames, clip.prompt, number, clip.answer)
+        except (VideoError, ClipError) as error:
+            return str(error)
+
+    def player(self, mode: str) -> Player:
+        """Return who plays in a schedule; whoever played in another is done."""
+        if self._player is None or mode != self._mode:
+            self.close()
+            self._mode = mode
+            self._player = Player(self._checkpoint, self._options.played(mode), self._options.live)
+        return self._player
+
+    def close(self) -> None:
+        """End the session, if there is one."""
+        if self._player is not None:
+            self._player.close()
+
+
 def evaluate(checkpoint: Checkpoint, clips: Sequence[Sample], options: Options, *,
              log: ClipLog | None = None, bleurt: Bleurt | None = None, judge: Judge | None = None,
-             warn: Callable[[str], None] = to_stderr) -> dict:
+             workers: Workers | None = None, warn: Callable[[str], None] = to_stderr) -> dict:
     """
     Play all clips in all modes, score what is said, and return settings and results, for JSON.
 
     A clip that cannot be read or whose run met trouble is told to `warn`, counted and left out.
 
     :param log: what has been played before, and where to keep what is played now
+    :param workers: play what the log does not have, in place of this process, in any order
     :raises ValueError: for a setting that cannot be used
     :raises JudgeError: if the judge cannot be used; what was played is in the log
     """
     options = options.resolved(checkpoint)
     settings = run_settings(checkpoint, clips, options)
     log = ClipLog(None, settings) if log is None else log
-    sessions = {mode: options.session(mode) for mode in options.modes}
-    results = {}
-    for mode, config in sessions.items():
-        with Player(checkpoint, config, options.live) as player:
-            mismatch = player.info['mismatch']
-            if mismatch:
-                warn(f'warning: {mismatch}')
-            skipped = _play_all(player, mode, clips, options, log, warn,
-                                checkpoint.perception.settings)
-        results[mode] = dict(mismatch=mismatch, skipped=skipped, **_figures(
+    with closing(Performer(checkpoint, options)) as performer:
+        mismatches = {mode: performer.player(mode).info['mismatch'] for mode in options.modes}
+        for mismatch in dict.fromkeys(filter(None, mismatches.values())):
+            warn(f'warning: {mismatch}')
+        jobs = [(mode, number, clip) for mode in options.modes for number, clip in enumerate(clips)
+                if log.get(mode, number) is None]
+        if workers is not None:
+            performer.close()
+        skipped = _play_all(jobs, log, warn, workers or (
+            lambda jobs: ((job, performer(job)) for job in jobs)))
+    results = {mode: dict(
+        mismatch=mismatches[mode], skipped=skipped[mode], **_figures(
             mode, clips, log, options, checkpoint.defaults.seconds_per_step, bleurt, judge))
+        for mode in options.modes}
     versions = dict(sww_ros=sww_ros.__version__, python=platform.python_version(),
                     torch=torch.__version__, transformers=transformers.__version__,
                     numpy=np.__version__)
@@ -143,28 +190,20 @@ def evaluate(checkpoint: Checkpoint, clips: Sequence[Sample], options: Options, 
         versions=versions, modes=results)
 
 
-def _play_all(player: Player, mode: str, clips: Sequence[Sample], options: Options, log: ClipLog,
-              warn: Callable[[str], None], pixels: PixelSettings) -> list[dict]:
-    """Play what the log does not have; return the clips that had to be skipped, with reasons."""
-    skipped = []
-    limit = options.max_steps * player.frames_per_step
-    for number, clip in enumerate(tqdm(clips, desc=mode, unit='clip', disable=None)):
-        if log.get(mode, number) is not None:
+def _play_all(jobs: Sequence[ClipJob], log: ClipLog, warn: Callable[[str], None],
+              workers: Workers) -> dict[str, list[dict]]:
+    """Play clips; return, by schedule, those that had to be skipped, with reasons."""
+    skipped: dict[str, dict[int, dict]] = defaultdict(dict)
+    for (mode, number, clip), found in tqdm(workers(jobs), total=len(jobs), unit='clip',
+                                            disable=None):
+        if isinstance(found, Played):
+            log.add(mode, number, asdict(found))
             continue
-        try:
-            # One more frame than is taken tells that a clip is too long without reading it all.
-            frames = read_frames(clip, player.frame_rate, frames_per_step=player.frames_per_step,
-                                 max_pixels=(options.max_pixels
-                                             or READ_FACTOR * pixels.max_pixels),
-                                 shrink=functools.partial(shrunk, settings=pixels),
-                                 max_frames=limit + 1)
-            played = player.play(frames, clip.prompt, number, clip.answer)
-        except (VideoError, ClipError) as error:
-            warn(f'skipped, {mode}, {clip.source}: {error}')
-            skipped.append(dict(source=clip.source, reason=str(error)))
-            continue
-        log.add(mode, number, asdict(played))
-    return skipped
+        reason = found.reason if isinstance(found, Lost) else found
+        warn(f'skipped, {mode}, {clip.source}: {reason}')
+        skipped[mode][number] = dict(source=clip.source, reason=reason)
+    return defaultdict(list, {mode: [each for _, each in sorted(of_mode.items())]
+                              for mode, of_mode in skipped.items()})
 
 
 def _figures(mode: str, clips: Sequence[Sample], log: ClipLog, options: Options,
@@ -183,7 +222,7 @@ def _figures(mode: str, clips: Sequence[Sample], log: ClipLog, options: Options,
                    **{name: values[i] for name, values in scores.of_each.items()})
               for i, (clip, played) in enumerate(found)]
     figures = dict(scored=len(found), metrics=scores.metrics, intervals=scores.intervals,
-                   lateness=lateness([played for _, played in found], options.wait_k,
+                   lateness=lateness([played for _, played in found], options.session.wait_k,
                                      seconds_per_step))
     if judge is not None:
         figures['judged'] = scores.judged

@@ -14,8 +14,8 @@ point at which a job may end.
 from __future__ import annotations
 
 import argparse
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 import json
@@ -55,6 +55,7 @@ from sww_ros.evaluation.simulation.world import (
 )
 from sww_ros.streaming.config import QUESTION_POLICIES
 from sww_ros.streaming.core import Core
+from sww_ros.streaming.gate import GATES
 from sww_ros.streaming.jobs import Job, Word
 from sww_ros.streaming.schedule import SCHEDULES
 
@@ -79,6 +80,8 @@ _MOODS = (
 _WORDS = 'ttttSShsse'
 _TAILS = ('t', 's', 'e', 'tsSe', 'tttS', 'h')
 _NAMES = 'abcdef'
+_PLAIN_MOVES: dict[str, Move] = dict(
+    feed=Feed(), last=Feed(True), prompt=Prompt(), reset=Forget(), close=Close())
 # Most steps of a stream, its capacity, and how many are carried over.
 _RELAYS = ((3, 2, 1), (4, 2, 1), (4, 3, 1), (4, 3, 2), (6, 4, 2), (6, 3, 2), (8, 4, 3), (12, 6, 5))
 
@@ -104,9 +107,10 @@ def random_settings(chance: random.Random) -> Settings:
     if chance.random() < 0.5:
         max_steps, *relay = chance.choice(_RELAYS)
     recall_steps = chance.choice((0, 4, 20)) if relay else 0
+    schedule = chance.choice(SCHEDULES)
     return Settings(
         overlap=chance.choice(tuple(EXECUTORS)), serial=chance.random() < 0.2,
-        schedule=chance.choice(SCHEDULES), schedule_seed=chance.randrange(3),
+        schedule=schedule, schedule_seed=chance.randrange(3),
         wait_k=chance.randint(1, 3), max_steps=max_steps,
         relay=relay and tuple(relay), recall_steps=recall_steps,
         frames_per_step=chance.choice((1, 1, 2, 3)), max_pending_frames=chance.choice((1, 2, 4, 8)),
@@ -114,7 +118,8 @@ def random_settings(chance: random.Random) -> Settings:
         question_policy=chance.choice(QUESTION_POLICIES),
         max_answer_tokens=chance.randint(1, 5), max_rest_tokens=chance.randint(1, 4),
         question_timeout_s=chance.choice((0.0, 2.0)), single_turn=chance.random() < 0.2,
-        narrate=chance.random() < 0.9)
+        narrate=chance.random() < 0.9,
+        speak=chance.choice(tuple(GATES)) if schedule == 'live' else 'trained')
 
 
 def _move(name: str, chance: random.Random, failing: float, sides: tuple[str, ...]) -> Move:
@@ -130,8 +135,7 @@ def _move(name: str, chance: random.Random, failing: float, sides: tuple[str, ..
             return Pause(chance.random() < 0.5)
         case 'wait':
             return Wait(chance.randint(1, 3))
-    return {'feed': Feed(), 'last': Feed(True), 'prompt': Prompt(), 'reset': Forget(),
-            'close': Close()}[name]
+    return _PLAIN_MOVES[name]
 
 
 MOST_CORES = 4
@@ -167,9 +171,9 @@ _EXECUTORS = (
     dict(overlap='threads', max_steps=3, relay=(2, 1)))
 # What differs between two states that go on alike: times, numbers, and what was said.
 _IMMATERIAL = frozenset((
-    '_blind_ns', '_config', '_decoded', '_events', '_now', '_seq', 'asked_ns', 'fed_ns', 'number',
-    'pixels', 'prompt', 'received_ns', 'rest', 'stamp_ns', 'started_ns', 'stream', 'tokens',
-    'told'))
+    '_blind_ns', '_config', '_decoded', '_events', '_now', '_seq', '_streams', 'asked_ns',
+    'fed_ns', 'number', 'pixels', 'prompt', 'received_ns', 'rest', 'stamp_ns', 'started_ns',
+    'stream', 'tokens', 'told'))
 
 
 class Found(NamedTuple):
@@ -199,14 +203,17 @@ class Scope:
             tried += 1
             world = World(Script(self.settings, moves))
             world.make_moves()
-            state = _state(world)
+            reading = Reading(world.script, world.log)
+            state = _state(world, reading)
             if least.get(state, self.most + 1) <= used:
                 continue
             least[state] = used
             held, inputs = tuple(world.held), [*self._inputs(world.core)]
+            known = len(world.log)
             world.come_to_rest()
             world.end()
-            if words := broken(Reading(world.script, world.log)):
+            reading.read(world.log[known:])
+            if words := broken(reading):
                 found.append((world.script, words))
                 continue
             # Those with as few inputs first, so that a state is met with the least it takes.
@@ -253,28 +260,33 @@ def scopes(most_of_all: int = 4) -> list[Scope]:
     return found
 
 
-def _state(world: World) -> int:
+def _state(world: World, reading: Reading) -> int:
     """A hash of all that decides how a run goes on, by the core and as seen from outside."""
-    reading = Reading(world.script, world.log)
     return hash((_canonical((world.core, world.out), {}), reading.summary()))
+
+
+_PLAIN = frozenset((int, str, bool, float, type(None)))
 
 
 def _canonical(value: object, met: dict[int, int]) -> object:
     """Plain data that is equal for objects which are alike, and refer to each other alike."""
     kind = type(value)
+    if kind in _PLAIN:
+        return value
     if kind is Word:
         return value.owner, value.sees
-    if kind in (int, str, bool, float) or value is None:
-        return value
     if kind in (tuple, list, deque):
-        return tuple([_canonical(one, met) for one in value])
+        return tuple([one if type(one) in _PLAIN else _canonical(one, met) for one in value])
+    if kind is Counter:
+        return tuple(sorted((+value).items()))
     if isinstance(value, dict):
         return tuple([(key, _canonical(one, met)) for key, one in value.items()])
     if (number := met.get(id(value))) is not None:
         return number
     met[id(value)] = len(met)
     return kind.__name__, *[
-        _canonical(one, met) for name, one in vars(value).items() if name not in _IMMATERIAL]
+        one if type(one) in _PLAIN else _canonical(one, met)
+        for name, one in vars(value).items() if name not in _IMMATERIAL]
 
 
 Finds = Callable[[Script], list[str]]
@@ -341,7 +353,7 @@ def _plainer(script: Script) -> Iterator[Script]:
                               moves=(*script.moves[:index], plain, *script.moves[index + 1:]))
 
 
-Task, Result = TypeVar('Task'), TypeVar('Result')
+Result = TypeVar('Result')
 
 MOST_FOR_A_FAULT = 20_000
 """Schedules in which a seeded fault has to show."""
@@ -356,21 +368,39 @@ def simulate(schedules: int, first_seed: int = 0, processes: int = 2, inputs: in
 
     :param inputs: up to how many inputs of all kinds are tried in every order
     """
-    started = time.monotonic()
+    started, every = time.monotonic(), scopes(inputs)
+    seeds = _batches(first_seed, schedules)
+    seeds_together = _batches(first_seed, schedules // _SCHEDULES_A_GATHERING)
     # Processes that import nothing but the core.
     with ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'),
                              initializer=_end_with_parent) as pool:
-        by_chance = _random(pool, schedules, first_seed)
-        together = _together(pool, schedules // _SCHEDULES_A_GATHERING, first_seed)
-        by_exhaustion = _exhaustive(pool, inputs)
-        faults = _faults(pool)
+        # All at once, what takes longest first: no process waits for the last task of another.
+        explored = pool.map(Scope.explore, every)
+        sought = pool.map(_seek, range(len(FAULTS)))
+        gathered, played = pool.map(_gather, seeds_together), pool.map(_play, seeds)
+        by_exhaustion = _exhaustive(every, [*_shown(explored, every, 'scope')])
+        faults = [*_shown(sought, FAULTS, 'fault')]
+        # Of those that share executors the seed is told alone.
+        together = _summed(first_seed, _shown(gathered, seeds_together, f'{_BATCH} gatherings'))
+        by_chance = _summed(first_seed, _shown(played, seeds, f'{_BATCH} schedules'))
+        for failing in by_chance['failing']:
+            failing |= _smallest(random_script(failing['seed']))
     violated = sum(found['violations'] for found in (by_chance, together, by_exhaustion))
     summary = dict(
         schedules=schedules, orders=by_exhaustion['orders'], violations=violated,
         faults_seeded=len(faults), faults_found=sum(fault['found'] for fault in faults),
         seconds=round(time.monotonic() - started, 1))
-    return dict(summary=summary, random=by_chance, together=together, exhaustive=by_exhaustion,
-                faults=faults)
+    return dict(
+        summary=summary, random=by_chance,
+        together=dict(together, gatherings=schedules // _SCHEDULES_A_GATHERING),
+        exhaustive=by_exhaustion, faults=faults)
+
+
+def _summed(first_seed: int, batches: Iterable[list[tuple[int, list[str]]]]) -> dict:
+    """How many seeds break something, and what the first ones do."""
+    failing = [one for batch in batches for one in batch]
+    return dict(first_seed=first_seed, violations=len(failing),
+                failing=[dict(seed=seed, broken=words) for seed, words in failing[:_MOST_SHRUNK]])
 
 
 def _end_with_parent() -> None:
@@ -382,34 +412,15 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _each(pool: ProcessPoolExecutor, work: Callable[[Task], Result], tasks: Iterable[Task],
-          unit: str) -> Iterable[Result]:
+def _batches(first: int, count: int) -> list[range]:
+    """Return so many seeds from the first on, as many at a time as are worth a task."""
+    end = first + count
+    return [range(start, min(start + _BATCH, end)) for start in range(first, end, _BATCH)]
+
+
+def _shown(found: Iterable[Result], tasks: Sized, unit: str) -> Iterable[Result]:
     """Yield what comes of each task, in their order, under a bar."""
-    every = list(tasks)
-    return tqdm(pool.map(work, every), total=len(every), unit=unit, disable=None)
-
-
-def _random(pool: ProcessPoolExecutor, schedules: int, first_seed: int) -> dict:
-    started, failing = time.monotonic(), []
-    end = first_seed + schedules
-    batches = (range(start, min(start + _BATCH, end)) for start in range(first_seed, end, _BATCH))
-    for found in _each(pool, _play, batches, f'{_BATCH} schedules'):
-        failing += found
-    return dict(
-        first_seed=first_seed, violations=len(failing),
-        seconds=round(time.monotonic() - started, 1),
-        failing=[dict(seed=seed, broken=words, **_smallest(random_script(seed)))
-                 for seed, words in failing[:_MOST_SHRUNK]])
-
-
-def _together(pool: ProcessPoolExecutor, gatherings: int, first_seed: int) -> dict:
-    """Have cores share executors; one that fails is told by its seed alone."""
-    end = first_seed + gatherings
-    batches = (range(start, min(start + _BATCH, end)) for start in range(first_seed, end, _BATCH))
-    failing = [one for found in _each(pool, _gather, batches, f'{_BATCH} gatherings')
-               for one in found]
-    return dict(first_seed=first_seed, gatherings=gatherings, violations=len(failing),
-                failing=[dict(seed=seed, broken=words) for seed, words in failing[:_MOST_SHRUNK]])
+    return tqdm(found, total=len(tasks), unit=unit, disable=None)
 
 
 def _gather(seeds: Iterable[int]) -> list[tuple[int, list[str]]]:
@@ -427,23 +438,17 @@ def _smallest(script: Script) -> dict:
     return dict(script=repr(small), breaks=violations(small))
 
 
-def _exhaustive(pool: ProcessPoolExecutor, inputs: int) -> dict:
-    started, every = time.monotonic(), scopes(inputs)
-    found = [*_each(pool, Scope.explore, every, 'scope')]
+def _exhaustive(every: list[Scope], found: list[Found]) -> dict:
     failing = [one for scope in found for one in scope.failing]
     return dict(
         orders=sum(scope.orders for scope in found), states=sum(scope.states for scope in found),
-        violations=len(failing), seconds=round(time.monotonic() - started, 1),
+        violations=len(failing),
         failing=[dict(broken=words, **_smallest(script))
                  for script, words in failing[:_MOST_SHRUNK]],
         scopes=[dict(settings=repr(scope.settings), inputs=[repr(move) for move in scope.inputs],
                      most_inputs=scope.most, jobs_fail=scope.fails, orders=one.orders,
                      states=one.states)
                 for scope, one in zip(every, found, strict=True)])
-
-
-def _faults(pool: ProcessPoolExecutor) -> list[dict]:
-    return [*_each(pool, _seek, range(len(FAULTS)), 'fault')]
 
 
 def _seek(number: int) -> dict:

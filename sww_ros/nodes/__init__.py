@@ -15,6 +15,7 @@ import re
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.parameter import Parameter
 
+from sww_ros.engine.address import check_engine
 from sww_ros.settings import CONFIGURE, LIBRARY, LIVE, Setting, Value
 from sww_ros.streaming import config
 from sww_ros.streaming.config import SessionConfig
@@ -31,6 +32,21 @@ NODE_SETTINGS = (
     Setting('cameras', '', 'Names of several cameras, such as [front, rear]: each has topics and '
             'services under its name, its images come on NAME/image, and all share one engine. '
             'Empty: one camera, on `image`.'),
+    Setting('engine', '', "Name of an engine that narrators in other processes share, such as "
+            "'shared': the first of them starts it, and it ends with the last. Or the address of a "
+            'pool (docs/scale.md), such as wss://host:8443, whose model it is then. '
+            'Empty: one of its own.', changes=CONFIGURE),
+    Setting('engine_token', '', 'File that holds the token by which the pool knows this robot.',
+            changes=CONFIGURE),
+    Setting('engine_authority', '', 'File of the certificate that vouches for the pool; empty: '
+            'those that this machine trusts.', changes=CONFIGURE),
+    Setting('jpeg_quality', 90, 'Quality of the frames that the pool is sent.', low=1, high=100,
+            changes=CONFIGURE),
+    Setting('ask_again', False, 'Whether a question of which nothing was said when the engine, or '
+            'the link to it, was lost is asked again; if not, it ends (error).',
+            changes=CONFIGURE),
+    Setting('fallback', '', "Checkpoint that speaks here while there is no way to the pool, such "
+            "as 'builtin'; empty: none does.", changes=CONFIGURE),
     Setting('image_transport', 'raw', "How images come: 'raw' (sensor_msgs/Image on `image`) or "
             "'compressed' (sensor_msgs/CompressedImage on `image`/compressed).",
             choices=('raw', 'compressed'), changes=CONFIGURE),
@@ -87,6 +103,12 @@ def camera_names(text: str) -> list[str]:
     return names
 
 
+def whole_path(model: str) -> str:
+    """Return what a model is called by nodes that were started in other folders too."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if model != 'builtin' and path.is_dir() else model
+
+
 def session_config(values: dict[str, Value]) -> SessionConfig:
     """
     Return the session's settings among the values.
@@ -113,6 +135,7 @@ def check(changes: Iterable[Parameter], values: dict[str, Value],
                 raise ValueError(f'{name} takes effect when the node is configured: clean it up '
                                  '(or restart it) first')
             BY_NAME[name].check_range(value)
+        check_engine((values | changed)['engine'])
         session_config(values | changed)
     except ValueError as error:
         return SetParametersResult(successful=False, reason=str(error))

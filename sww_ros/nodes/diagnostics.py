@@ -227,10 +227,11 @@ def _engine(health: Health) -> tuple[bytes, str, dict[str, str]]:
     values = {key: str(value) for key, value in health.info.items()}
     values |= {'restarts': str(health.restarts),
                'memory [MiB]': f'{health.engine_memory / MIB:.0f}'}
-    message = ': '.join(filter(None, [health.trouble or health.state, health.doing]))
+    fallback = health.info.get('fallback', '')
+    message = ': '.join(filter(None, [health.trouble or health.state, health.doing, fallback]))
     if health.trouble:
         return ERROR, message, values
-    return WARN if health.info and health.doing else OK, message, values
+    return WARN if health.info and health.doing or fallback else OK, message, values
 
 
 def _camera(health: Health) -> tuple[bytes, str, dict[str, str]]:

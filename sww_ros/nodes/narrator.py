@@ -18,8 +18,11 @@ from std_srvs.srv import SetBool, Trigger
 from sww_interfaces.msg import TextChunk
 from sww_interfaces.srv import SetPrompt
 from sww_ros import nodes
-from sww_ros.engine.client import EngineClient, EngineError
-from sww_ros.engine.process import EngineHost
+from sww_ros.engine.address import check_engine, is_address, token_of
+from sww_ros.engine.client import ENGINE, EngineClient, EngineError
+from sww_ros.engine.fallback import Fallback
+from sww_ros.engine.process import EngineHost, Launcher
+from sww_ros.engine.shared import SharedHost
 from sww_ros.engine.supervision import Limits
 from sww_ros.frames import CameraFrame
 from sww_ros.node import declare, join_override, read, run
@@ -93,18 +96,19 @@ class CameraPart:
 
     # Transitions.
 
-    def make_engine(self, values: dict, session: str, host: EngineHost | None) -> None:
+    def make_engine(self, values: dict, session: str, host: Launcher | None) -> None:
         """
         Make the client of its session, by the parameters' values.
 
-        :param host: has it share a process with other cameras
+        :param host: has it share a process with other cameras, or other narrators
         :raises ValueError: for a value that no session can have
         """
         limits = Limits(silence=values['silence_timeout'], work=values['work_timeout'])
         self.engine = EngineClient(
             values['model'], nodes.session_config(values), session=session, limits=limits,
-            host=host, restart=values['restart_engine'], on_event=self._reporter.take,
-            on_lost=self._engine_lost, on_ready=self._engine_ready, on_line=self._log.debug)
+            host=host, restart=values['restart_engine'], ask_again=values['ask_again'],
+            on_event=self._reporter.take, on_lost=self._engine_lost,
+            on_ready=self._engine_ready, on_line=self._log.debug)
 
     def begin(self) -> None:
         """Begin to count: the engine runs."""
@@ -227,7 +231,7 @@ class Narrator(ManagedNode):
     Configure loads the model, activate watches and speaks, cleanup frees the model.
 
     :param session: 'module:callable' that opens the engine's session; or the engine of the
-        sessions of several cameras
+        sessions of several cameras or narrators
     """
 
     def __init__(self, session: str = '') -> None:
@@ -235,10 +239,12 @@ class Narrator(ManagedNode):
         join_override(self, 'cameras')
         values = declare(self, nodes.SETTINGS)
         cameras = nodes.camera_names(values['cameras'])
+        check_engine(values['engine'])
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
         self._session = session
         self._host = EngineHost() if cameras else None
+        self._fallback: Fallback | None = None
         self.active = self._released = False
 
         group = MutuallyExclusiveCallbackGroup()
@@ -274,8 +280,9 @@ class Narrator(ManagedNode):
         values = read(self, nodes.SETTINGS)
         log = self.get_logger()
         try:
+            host = self._host_of(values)
             for part in self._parts:
-                part.make_engine(values, self._session, self._host)
+                part.make_engine(values, self._session, host)
                 if self._released:  # Before there was an engine to close.
                     raise EngineError('the engine was closed')
             log.info(f'loading the model {values["model"]}')
@@ -293,6 +300,27 @@ class Narrator(ManagedNode):
         for part in self._parts:
             part.begin()
         return TransitionCallbackReturn.SUCCESS
+
+    def _host_of(self, values: dict) -> Launcher | None:
+        """
+        Return what the sessions share, by the parameters' values; None: nothing.
+
+        :raises ValueError: for an address, or a file, that cannot be used
+        """
+        if not values['engine']:
+            return self._host
+        if not is_address(values['engine']):
+            values['model'] = nodes.whole_path(values['model'])
+            return SharedHost(values['engine'], self.context.get_domain_id())
+        from sww_ros.engine.link import Link  # Whoever has an engine here needs no aiohttp.
+        link = Link(values['engine'], token_of(values['engine_token']),
+                    authority=values['engine_authority'], quality=values['jpeg_quality'])
+        values['model'] = f'of {values["engine"]}'
+        if not values['fallback']:
+            return link
+        self._fallback = Fallback(link, nodes.whole_path(values['fallback']),
+                                  nodes.session_config(values), self._session or ENGINE)
+        return self._fallback
 
     def _start_engine(self, part: CameraPart, timeout_s: float) -> None:
         if (engine := part.engine) is None:  # The node ends.
@@ -343,10 +371,17 @@ class Narrator(ManagedNode):
         self.active = False
         for part in self._parts:
             part.stop()
+        self._free_fallback()
 
     def _free_engines(self) -> None:
         for part in self._parts:
             part.free_engine()
+        self._free_fallback()
+
+    def _free_fallback(self) -> None:
+        fallback, self._fallback = self._fallback, None
+        if fallback is not None:
+            fallback.close()
 
     def _begin_anew(self, reason: str) -> None:
         for part in self._parts:

@@ -9,8 +9,8 @@ from typing import Any
 
 from sww_ros.streaming.config import BY_NAME, check_prompt
 from sww_ros.streaming.decoder import Decoder
-from sww_ros.streaming.family import Family, Turns
-from sww_ros.streaming.generation import Vocabulary
+from sww_ros.streaming.family import Family, Profile, StepPlace, Turns
+from sww_ros.streaming.generation import TextAssembler, Vocabulary
 from sww_ros.streaming.perception import Perception
 from sww_ros.streaming.positions import DEFAULT_SCHEME, GIPE_GAP, SCHEMES, VideoClock
 from sww_ros.streaming.relay import Relay
@@ -51,12 +51,14 @@ class StreamDefaults:
                                  f'not {getattr(self, name)!r}')
         for name, least in _LEAST.items():
             replace(BY_NAME[name], low=least).check(getattr(self, name))
-        for name, most in (('seconds_per_step', _LONGEST_STEP_S),
-                           ('tokens_per_second', _FASTEST_CLOCK)):
+        for name, most, may_be_0 in (('seconds_per_step', _LONGEST_STEP_S, False),
+                                     ('tokens_per_second', _FASTEST_CLOCK, True)):
             value = getattr(self, name)
             if (not isinstance(value, int | float) or isinstance(value, bool)
-                    or not math.isfinite(value) or not 0 < value <= most):
-                raise ValueError(f'{name} must be above 0 and at most {most:g}, not {value!r}')
+                    or not math.isfinite(value) or not 0 <= value <= most
+                    or not (value or may_be_0)):
+                raise ValueError(f'{name} must be {"at least" if may_be_0 else "above"} 0 and at '
+                                 f'most {most:g}, not {value!r}')
         for name in ('system', 'prompt'):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f'{name} must be a text, not {getattr(self, name)!r}')
@@ -65,7 +67,9 @@ class StreamDefaults:
 
     @property
     def clock(self) -> VideoClock:
-        """The time axis of its positions."""
+        """The time axis of its positions; without tokens a second, each step is the next one."""
+        if not self.tokens_per_second:
+            return VideoClock(1.0, 1.0)
         return VideoClock(self.tokens_per_second, self.seconds_per_step)
 
 
@@ -75,7 +79,8 @@ class Checkpoint:
     A checkpoint, taken apart for streaming by its family; `tokenizer` is transformers' own.
 
     `trained` says that its defaults are how it was trained to stream, not only ours;
-    `repetition_penalty` is what its generation_config.json asks for, 1.0 for none.
+    `repetition_penalty` is what its generation_config.json asks for, 1.0 for none. `profile` is
+    how it was trained to be asked, None where that is how its family is, and `asked` its name.
     """
 
     name: str
@@ -88,18 +93,47 @@ class Checkpoint:
     defaults: StreamDefaults
     trained: bool = False
     repetition_penalty: float = 1.0
+    profile: Profile | None = None
+    asked: str = ''
 
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def turns(self) -> Turns:
         """The text around a stream."""
-        return self.family.turns
+        return self.profile.turns if self.profile else self.family.turns
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames of a step of video; where a temporal patch has more, the last one is repeated."""
+        own = self.profile.frames_per_step if self.profile else 0
+        return own or self.perception.settings.temporal_patch_size
+
+    @property
+    def carries_text(self) -> bool:
+        """Whether a stream that begins anew as it was full is told what was said before."""
+        return self.profile is not None and self.profile.carries_text
+
+    @property
+    def temperature(self) -> float:
+        """With which its tokens are drawn; 0 where the likeliest is always said."""
+        return self.profile.temperature if self.profile else 0.0
+
+    @property
+    def top_k(self) -> int:
+        """From how many of the likeliest they are drawn; 0 for all."""
+        return self.profile.top_k if self.profile else 0
 
     @property
     def frame_rate(self) -> float:
         """Frames perceived a second [Hz]."""
-        return self.perception.settings.temporal_patch_size / self.defaults.seconds_per_step
+        return self.frames_per_step / self.defaults.seconds_per_step
+
+    def assembler(self) -> TextAssembler:
+        """Return what makes text of the tokens of one speaker."""
+        profile = self.profile
+        return (TextAssembler(self.tokenizer, profile.silence, profile.goes_on) if profile
+                else TextAssembler(self.tokenizer))
 
     def at(self, frame_rate: float) -> Checkpoint:
         """
@@ -110,7 +144,7 @@ class Checkpoint:
         """
         if frame_rate in (0.0, self.frame_rate):
             return self
-        seconds = self.perception.settings.temporal_patch_size / frame_rate
+        seconds = self.frames_per_step / frame_rate
         return replace(self, defaults=replace(self.defaults, seconds_per_step=seconds))
 
     def encode(self, *parts: str) -> list[int]:
@@ -126,10 +160,12 @@ class Checkpoint:
                                       split_special_tokens=bool(index % 2))['input_ids']
         return ids
 
-    def text_of_step(self, index: int) -> tuple[list[int], list[int]]:
-        """Token ids before and after the visual rows of step `index`, from 0, of a video."""
-        before, after = self.turns.around_step(index, self.defaults.seconds_per_step)
-        return (self.encode(before) if before else [], self.encode(after) if after else [])
+    def text_of_step(self, index: int, last: bool = False, begun: bool = False,
+                     elapsed: int = 0, prompt: str = '') -> tuple[list[int], list[int]]:
+        """Token ids before and after the visual rows of a step, placed as in `StepPlace`."""
+        place = StepPlace(index, self.defaults.seconds_per_step, elapsed, prompt, last, begun)
+        before, after = self.turns.around_step(place)
+        return self.encode(*before), self.encode(*after)
 
     def check_tokens(self, name: str, text: str, limit: int) -> str:
         """

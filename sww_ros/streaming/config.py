@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from sww_ros.settings import LIBRARY, LIVE, setting, settings_of
 from sww_ros.streaming import positions
+from sww_ros.streaming.gate import GATES
 from sww_ros.streaming.relay import Relay, room_for
+from sww_ros.streaming.sampling import Sampling
 from sww_ros.streaming.schedule import MAX_WAIT_K, SCHEDULES
 
 if TYPE_CHECKING:  # It checks its prompt here.
     from sww_ros.streaming.checkpoint import Checkpoint, StreamDefaults
 
+QUANTIZATIONS = ('none', 'int8', 'int4')
 OVERLAPS = ('auto', 'threads', 'processes', 'serial', 'fused')
 QUESTION_POLICIES = ('queue', 'interrupt', 'reject')
 MAX_QUESTION_CHARACTERS = 2000
@@ -42,6 +45,9 @@ class SessionConfig:
 
     prompt: str = setting(
         '', 'What the narrator is told to do; empty: as the checkpoint says.', changes=LIVE)
+    profile: str = setting(
+        '', 'How the checkpoint was trained to be asked (docs/models.md): streaming_vlm, mmduet2, '
+        'livecc, or none, which is as others of its kind; empty: as its files and its name say.')
     position_encoding: str = setting(
         '', 'How positions are given to video and text: in groups of their own (gdpe, with a gap '
         'gipe), overlapped (ospe), interleaved (perceives and speaks in turn), or text after the '
@@ -56,6 +62,11 @@ class SessionConfig:
         # A camera has no end at which an offline narrator could begin to speak.
         choices=SCHEDULES, recorded_only=('offline',))
     schedule_seed: int = setting(0, 'Seed of the random schedule.', high=2 ** 31 - 1)
+    speak: str = setting(
+        'trained', 'When narration speaks: as it was trained to, without a silence token at each '
+        'step (trained); a sentence of each step (always); or where the checkpoint would rather go '
+        'on than end what it has said (surprised), or where the picture has changed (changed).',
+        choices=tuple(GATES))
     overlap: str = setting(
         'auto', 'How perception and generation share the hardware: in two threads, in two '
         'processes, one piece of work after the other, or fused into one pass; auto: what proves '
@@ -119,12 +130,25 @@ class SessionConfig:
     device: str = setting('cpu', "Where the model runs: 'cpu', 'cuda', 'cuda:1', ...")
     dtype: str = setting(
         '', "Type of the weights, such as 'float32' or 'bfloat16'; empty: as the device likes it.")
+    quantize: str = setting(
+        'none', "Whether the matrices of the language model's layers are kept as whole numbers of "
+        '8 or 4 bits, which takes a half or a quarter of the memory of bfloat16; embeddings and '
+        'vision tower are not.', choices=QUANTIZATIONS)
     threads: int = setting(
         0, 'Threads of one computation on the CPU; 0: what proves best here with overlap auto, '
         'else one.', high=256)
     repetition_penalty: float = setting(
         0.0, 'Above 1.0, tokens already said become less likely; 0: as the checkpoint says (its '
         'generation_config.json), else 1.0, none.', high=10.0)
+    temperature: float = setting(
+        -1.0, 'With 0 the likeliest token is always said; above, tokens are drawn, the more evenly '
+        'the higher; -1: as the profile of the checkpoint says, else 0.', low=-1, high=10.0)
+    top_k: int = setting(
+        -1, 'Tokens are drawn from so many of the likeliest; 0: from all; -1: as the profile of '
+        'the checkpoint says, else 0.', low=-1, high=MAX_TOKENS)
+    top_p: float = setting(
+        1.0, 'Tokens are drawn from the likeliest that together are as likely as this.', high=1.0)
+    sampling_seed: int = setting(0, 'Seed of what is drawn.', high=2 ** 31 - 1)
     record_trace: bool = setting(
         False, 'Whether to record the run, to be replayed.', changes=LIBRARY)
     allow_download: bool = setting(
@@ -135,13 +159,16 @@ class SessionConfig:
             check_prompt(self.prompt)
         for declared in SETTINGS:
             declared.check_range(getattr(self, declared.name))
+        if self.speak != 'trained' and self.schedule != 'live':
+            raise ValueError(f'speak {self.speak!r} says itself when to speak: it needs the '
+                             f'schedule live, not {self.schedule}')
         penalty = self.repetition_penalty
-        if self.record_trace and penalty not in (0.0, 1.0):
-            raise ValueError('a run with a repetition_penalty cannot be replayed: leave out '
-                             'record_trace, or the penalty')
         if 0.0 < penalty < 1.0:
             raise ValueError(f'repetition_penalty must be at least 1.0, not {penalty}; 0 '
                              'means that of the checkpoint')
+        if -1.0 < self.temperature < 0.0:
+            raise ValueError(f'temperature must be at least 0.0, not {self.temperature}; -1 means '
+                             'that of the profile')
 
     def resolved(self, checkpoint: Checkpoint) -> SessionConfig:
         """
@@ -149,21 +176,33 @@ class SessionConfig:
 
         :raises ValueError: for settings that do not go together
         """
+        if self.profile not in ('', checkpoint.asked or 'none'):
+            raise ValueError(f'profile {self.profile!r} is to be chosen when the checkpoint is '
+                             f'loaded, which was with {checkpoint.asked or "none"!r}')
+        if bool(self.frame_width) != bool(self.frame_height):
+            raise ValueError('frame_width and frame_height must be given together, not '
+                             f'{self.frame_width} and {self.frame_height}')
         defaults = checkpoint.defaults
         max_steps = self.max_steps or max(defaults.max_steps, room_for(self.capacity))
         # Text that began before the video has ended must not meet its positions.
         reserved = self.reserved_steps or max(defaults.max_steps, max_steps)
-        penalty = self.repetition_penalty or checkpoint.repetition_penalty
-        if self.record_trace and penalty != 1.0:
-            raise ValueError(f'the checkpoint asks for a repetition penalty of {penalty:g}, and a '
-                             'run with one cannot be replayed: set repetition_penalty to 1.0')
         found = replace(
-            self, repetition_penalty=penalty, prompt=self.prompt or defaults.prompt,
+            self, prompt=self.prompt or defaults.prompt,
+            repetition_penalty=self.repetition_penalty or checkpoint.repetition_penalty,
+            temperature=checkpoint.temperature if self.temperature < 0 else self.temperature,
+            top_k=checkpoint.top_k if self.top_k < 0 else self.top_k,
             position_encoding=self.position_encoding or defaults.position_encoding,
             position_gap=self.position_gap or defaults.position_gap,
             wait_k=self.wait_k or defaults.wait_k, max_steps=max_steps, reserved_steps=reserved,
             frame_rate=self.frame_rate or checkpoint.frame_rate)
         scheme = positions.SCHEMES[found.position_encoding]
+        if checkpoint.profile and not (scheme.serial and self.schedule in ('live', 'wait_k')):
+            raise ValueError(f'{checkpoint.asked} is asked turn by turn, which needs interleaved '
+                             'position_encoding and the schedule live or wait_k; or set profile to '
+                             'none')
+        if checkpoint.profile and self.speak != 'trained':
+            raise ValueError(f'{checkpoint.asked} was trained to say when it is silent: set speak '
+                             'to trained, or profile to none')
         # With interleaved positions text and video are one lane, and offline nothing is said yet.
         relay = (None if scheme.serial or self.schedule == 'offline'
                  else Relay.plan(max_steps, *self._relay_of(defaults)))
@@ -180,6 +219,11 @@ class SessionConfig:
                              f'{reserved}: the text would be where later video is')
         return found
 
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen; of settings as `resolved` returns them."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty,
+                        self.sampling_seed)
 
     def _relay_of(self, defaults: StreamDefaults) -> tuple[int, int]:
         """Return capacity and memory; a checkpoint's own go with its own max_steps alone."""
@@ -190,6 +234,8 @@ class SessionConfig:
 
 SETTINGS = settings_of(SessionConfig)
 BY_NAME = {declared.name: declared for declared in SETTINGS}
+OF_ENGINE = ('overlap', 'device', 'dtype', 'quantize', 'threads', 'allow_download')
+"""The settings that are the same for all sessions on one engine."""
 
 
 def check_question(text: str) -> str:

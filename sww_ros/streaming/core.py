@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 import copy
 from dataclasses import dataclass
+from math import inf
 from typing import Any, cast
 
 from sww_ros.streaming.config import SessionConfig
@@ -33,7 +34,9 @@ from sww_ros.streaming.events import (
     TextDelta,
     Trouble,
 )
+from sww_ros.streaming.gate import gate_of
 from sww_ros.streaming.jobs import (
+    Again,
     Asked,
     Cancelled,
     Carried,
@@ -43,6 +46,7 @@ from sww_ros.streaming.jobs import (
     Decoded,
     Failed,
     Fed,
+    Frame,
     Input,
     Job,
     Open,
@@ -67,6 +71,8 @@ from sww_ros.streaming.schedule import NarrationBudget, make_schedule
 
 MAX_FAILURES = 3
 """Failures in a row of one side that are survived; one more is fatal."""
+CARRIED_CHARACTERS = 2000
+"""Of what was said, so much of its beginning and of its end is carried: about 512 tokens each."""
 CAP_STEPS = 4
 """How many steps' worth of live narration may be owed before the oldest is forfeited."""
 
@@ -89,15 +95,20 @@ class Core:
     :param serial: whether the video's positions depend on the text, so that a step can only be
         perceived once all that may be said has been said
     :param perceptions: how many steps may be handed out before the first of them comes back
+    :param steps_per_turn: how many steps come before they are spoken about
+    :param first_turn: so many they are at the beginning of a stream; 0: as many
+    :param carries_text: whether a stream that begins anew as it was full is told what was said
     :param relay: when streams are relieved; without, the video begins anew when one is full
     """
 
     def __init__(self, config: SessionConfig, *, prompt: str, wait_k: int, max_steps: int,
                  frames_per_step: int, serial: bool = False, perceptions: int = 1,
-                 relay: Relay | None = None) -> None:
+                 relay: Relay | None = None, steps_per_turn: int = 1,
+                 first_turn: int = 0, carries_text: bool = False) -> None:
         self.prompt, self.wait_k, self.max_steps, self.serial = prompt, wait_k, max_steps, serial
         self.paused = self.closed = False
         self._config, self._perceptions = config, perceptions
+        self._per_turn, self._carries_text = (steps_per_turn, first_turn), carries_text
         self._frames = PendingFrames(frames_per_step, config.max_pending_frames)
         self._relay, self._streams, self._pieces = relay, 0, 0
         self.video = self._make_video(0)
@@ -111,6 +122,7 @@ class Core:
         self._seq: dict[str, int] = {}
         self._events: list[Event] = []
         self._now = self._blind_ns = 0
+        self._step_tokens = 0
 
     # What is asked of it.
 
@@ -136,16 +148,19 @@ class Core:
         events, self._events = self._events, []
         return events
 
-    def next_perception(self) -> Open | Perceive | Carry | None:
+    def next_perception(self, shared: bool = False) -> Open | Perceive | Carry | None:
         """
         Hand out what is to be perceived now, if anything; it is out until it comes back.
 
         A piece of a successor goes before a step that waits where it can wait no longer.
+
+        :param shared: whether others wait for the pass too: a successor then has the step by a
+            piece, once nobody waits
         """
-        if not self._perception_due or (self._perceiving and not self._may_look_ahead):
+        if not self._may_perceive:
             return None
-        video, relay = self.video, self._relay
-        if relay and self._piece_due and (self._is_full or self._pieces < relay.pieces):
+        video = self.video
+        if self._is_piece_first:
             return self.next_piece()
         if not video.opened:
             return self._hand_out(Open(video))
@@ -155,8 +170,9 @@ class Core:
         # A stream that is only spoken of at its end has to end once it is full.
         full = (self._config.schedule == 'offline'
                 and len(video.steps) + len(self._perceiving) + 1 >= self.max_steps)
+        beside = is_abreast(video) and not shared
         return self._hand_out(Perceive(video, frames, frames[-1].last or full,
-                                       video.successor if is_abreast(video) else None))
+                                       video.successor if beside else None))
 
     def next_piece(self) -> Open | Carry | None:
         """
@@ -164,7 +180,7 @@ class Core:
 
         Or, once that is abreast, of a stream that is made for an answer.
         """
-        if self._perceiving or not self._piece_due:
+        if self._perceiving or not self._piece_due or self._is_piece_held:
             return None
         piece = next_piece(self.video) or next_recalled(self._recalling[0], self.video)
         self._pieces += 1
@@ -183,8 +199,9 @@ class Core:
         """
         if self.closed or self._decoding is not None or (self.serial and self._perceiving):
             return None
-        if turns := self._turns(riding):
-            self._decoding = Decode(tuple(turns), now_ns, riding, self._words_due(turns))
+        turns, again = self._turns(riding), self._again_due if riding is None else None
+        if turns or again:
+            self._decoding = Decode(tuple(turns), now_ns, riding, self._words_due(turns), again)
             return self._decoding
         return None
 
@@ -200,11 +217,29 @@ class Core:
         return not (self._decodes_first and self._turns())
 
     @property
+    def tokens_due(self) -> float:
+        """
+        How many visual tokens the step has that is perceived next; 0 if nothing is.
+
+        Infinite: what goes into a pass of its own, a prefix, a piece, or a step of unknown size.
+        """
+        if not self._may_perceive:
+            return 0
+        if self._is_piece_first or not self.video.opened:
+            return inf
+        return 0 if self._is_full else self._step_tokens or inf
+
+    @property
+    def frames_due(self) -> tuple[Frame, ...]:
+        """The frames of the step that is perceived next, where those before had a size."""
+        return self._frames.first if 0 < self.tokens_due < inf else ()
+
+    @property
     def at_rest(self) -> bool:
         """Whether nothing goes on, nothing would without another input, and no question waits."""
         return self.closed or not (
             self._perceiving or self._decoding or self._queue or self._perception_due
-            or self._piece_due or self._turns())
+            or self._piece_due or self._turns() or self._again_due)
 
     @property
     def deadline_ns(self) -> int | None:
@@ -235,6 +270,10 @@ class Core:
         return not (self.serial and self._turns())
 
     @property
+    def _may_perceive(self) -> bool:
+        return self._perception_due and (not self._perceiving or self._may_look_ahead)
+
+    @property
     def _may_look_ahead(self) -> bool:
         """Whether the next step follows those that are out, whatever they will come back with."""
         video, out = self.video, self._perceiving
@@ -249,6 +288,19 @@ class Core:
         successor = self.video.successor
         due = successor is not None and not is_abreast(self.video)
         return not self.closed and (due or bool(self._recalling))
+
+    @property
+    def _is_piece_first(self) -> bool:
+        """Whether a piece goes before a step that waits."""
+        relay = self._relay
+        return bool(relay and self._piece_due and not self._is_piece_held
+                    and (self._is_full or self._pieces < relay.pieces))
+
+    @property
+    def _is_piece_held(self) -> bool:
+        """Whether a successor's words are being written, which a piece would write again."""
+        words = self._decoding and self._decoding.words
+        return bool(words and words.video is self.video.successor)
 
     @property
     def _recalling(self) -> list[Video]:
@@ -280,6 +332,14 @@ class Core:
         """Whether something is left to say of a video that has ended."""
         return self._config.narrate and not video.spoken
 
+    @property
+    def _again_due(self) -> Again | None:
+        """What has been said, where its weight says whether the newest step is news."""
+        video = self.video
+        if self.paused or video.spoken or video.gate.weighs is None or not video.steps:
+            return None
+        return Again(video, video.gate.weighs, len(video.steps))
+
     def _turns(self, riding: Perceive | None = None) -> list[Turn]:
         """Who speaks in the next decode step; one video's speakers side by side."""
         narration = self._narration_turn(riding)
@@ -295,7 +355,7 @@ class Core:
     def _narration_turn(self, riding: Perceive | None) -> Turn | None:
         """The narrator's turn, if it may speak: the schedule says what its token sees."""
         video = self.video
-        if not self._config.narrate or self.paused:
+        if not self._config.narrate or self.paused or not video.gate.awake:
             return None
         budget = video.budget
         if riding is not None and riding.video is video:
@@ -383,18 +443,32 @@ class Core:
             video.past.perceived(video.steps[-1])
         if not is_current:
             return  # Its frames were dropped when it was forgotten; answers in its pass saw it.
-        current = self.video
+        current, self._step_tokens = self.video, given.tokens
         self._decodes_first = self.wait_k if self._frames.complete else 0
         current.ended = job.last
         if job.last:
             current.successor = None
         current.budget.perceived(len(current.steps), current.ended)
+        current.gate.stepped(given.changed)
         self._tell(StepPerceived(
             index=video.base + index, stamp_ns=frames[-1].stamp_ns, frames=len(frames),
             received_ns=frames[-1].received_ns, fed_ns=frames[-1].fed_ns,
             started_ns=given.started_ns, preprocessed_ns=given.preprocessed_ns,
             vision_ns=given.vision_ns, perceived_ns=given.perceived_ns,
             overlap_ns=self._overlap_ns(given), video=video.number, tokens=given.tokens))
+        self._rest()
+
+    def _rest(self) -> None:
+        """Have nothing said about steps that are no news."""
+        video = self.video
+        if video.gate.awake or video.gate.weighs is not None:
+            return
+        video.budget.rest()
+        # Nobody is to see them: the first word about a later one has not been late.
+        video.sights.count = max(video.sights.count, video.base + len(video.steps))
+        if video.ended and not video.spoken:
+            video.spoken = True
+            self._tell_text(NARRATION, self._moment_of(video), reason='stop')
 
     def _carried(self, given: Carried) -> None:
         job = given.job
@@ -438,6 +512,14 @@ class Core:
                     self._narrate(turn, spoken, moment)
                 else:
                     self._answer(turn.question, spoken, moment)
+        if job.again and self._is_weighed(job.again):
+            self.video.gate.weighed(job.again.said, given.surprise)
+            self._rest()
+
+    def _is_weighed(self, again: Again) -> bool:
+        """Whether the weight of tokens still matters, to this stream or the one before it."""
+        gate = self.video.gate
+        return again.video.gate is gate and gate.weighs is not None
 
     def _is_live(self, turn: Turn) -> bool:
         if turn.question is None:
@@ -458,12 +540,14 @@ class Core:
         video.words.append(Word(spoken.token, turn.owner, turn.sees))
         video.fed += 1
         video.unfinished = bool(spoken.unfinished)
+        video.said += spoken.delta if self._carries_text else ''
         if spoken.sentence and self._relay and self._relay.sentences:
             video.told.append((video.base + turn.owner, spoken.sentence))
         if spoken.unfinished or spoken.sentence:
             video.past.spoken(spoken.token, video.base + turn.owner, video.unfinished)
         resting, reason = budget.in_rest, 'length'
         budget.spend()
+        delta, sentence = video.gate.said(spoken)
         if spoken.kind == 'silence' and resting:
             budget.rest()
             reason = 'stop'
@@ -474,12 +558,15 @@ class Core:
                 budget.close()
             else:
                 budget.rest()
+        if not video.gate.awake and video.gate.weighs is None:
+            budget.rest()
+            reason = 'stop'
         if budget.ended and budget.left <= 0:
             video.spoken = True
-            self._tell_text(NARRATION, moment, spoken.delta,
-                            spoken.sentence or spoken.unfinished, reason)
-        elif spoken.delta or spoken.sentence:
-            self._tell_text(NARRATION, moment, spoken.delta, spoken.sentence)
+            self._tell_text(NARRATION, moment, delta or video.gate.let_go(),
+                            sentence or spoken.unfinished, reason)
+        elif delta or sentence:
+            self._tell_text(NARRATION, moment, delta, sentence)
 
     def _answer(self, question: Question, spoken: Spoken, moment: _Moment) -> None:
         question.spoken += 1
@@ -501,7 +588,8 @@ class Core:
         relevant = fatal
         for job in given.jobs:
             if isinstance(job, Decode):
-                relevant |= any(map(self._is_live, job.turns))
+                relevant |= any(map(self._is_live, job.turns)) or bool(
+                    job.again and self._is_weighed(job.again))
             elif self._concerns(job):
                 relevant = True
                 self._drop('bad', _count(job))
@@ -536,6 +624,9 @@ class Core:
         video = self.video
         if self._decoding and any(turn.question is None for turn in self._decoding.turns):
             return False  # Its token goes on from the lane that is to be left.
+        if any(isinstance(job, Perceive) and job.video is video and job.also is None
+               for job in self._perceiving):
+            return False  # The step would be in the lane that is to be left alone.
         if not self._config.narrate or video.spoken or self._is_full and self._frames.complete:
             return True
         # What is said next has to be about a step that the successor has.
@@ -592,7 +683,12 @@ class Core:
         self._drop('reset', self._looked_at)
         if self._config.narrate and not old.spoken:
             self._tell_text(NARRATION, self._moment_of(old), reason=reason)
-        self.video = self._make_video(old.number + 1)
+        self.video, self._step_tokens = self._make_video(old.number + 1), 0
+        if self._carries_text and reason == 'capacity':
+            said = old.said_before + old.said
+            self.video.said_before = (said if len(said) <= 2 * CARRIED_CHARACTERS else
+                                      said[:CARRIED_CHARACTERS] + said[-CARRIED_CHARACTERS:])
+            self.video.elapsed = old.elapsed + len(old.steps)
         self._tell(Restarted(reason, self.video.number))
 
     def _close(self, reason: str) -> None:
@@ -621,12 +717,14 @@ class Core:
 
     def _make_video(self, number: int) -> Video:
         config = self._config
-        schedule = make_schedule(config.schedule, self.wait_k, config.schedule_seed)
+        schedule = make_schedule(config.schedule, self.wait_k, config.schedule_seed,
+                                 *self._per_turn)
         cap = CAP_STEPS * self.wait_k if config.schedule == 'live' else None
         self._streams += 1
         relay = self._relay
         return Video(number, self.prompt, NarrationBudget(schedule, cap, config.max_rest_tokens),
-                     self._streams, past=Past(config.recall_steps, relay.memory if relay else 0))
+                     self._streams, past=Past(config.recall_steps, relay.memory if relay else 0),
+                     gate=gate_of(config))
 
     def _moment_of(self, video: Video) -> _Moment:
         sighted = min(video.sights.count - video.base, len(video.steps))

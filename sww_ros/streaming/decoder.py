@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+import math
 import platform
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from sww_ros.streaming.attention import Plan, Rows
+from sww_ros.streaming.family import Seen
 from sww_ros.streaming.kv import Allocate, Lane, LaneView, SideLane
 
 
@@ -26,16 +29,18 @@ class Chunk:
     Rows to append to a lane.
 
     `embeds` (n, hidden); `positions` int64 (3, n). All rows see the rows of `context`, a view of
-    another lane, and, causally, their own lane. With `predict` the step returns the logits of the
-    last row. The context may be ahead of its lane (`Lane.ahead`) by what another chunk of the
-    same step appends.
+    another lane, and, causally, their own lane. The step returns the logits of the last `predict`
+    rows. The context may be ahead of its lane (`Lane.ahead`) by what another chunk of the
+    same step appends. `deep` (layers, n, hidden) is added to the rows after each of the first
+    layers.
     """
 
     lane: Lane
     embeds: torch.Tensor
     positions: torch.Tensor
     context: LaneView | None = None
-    predict: bool = False
+    predict: int = 0
+    deep: torch.Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -46,7 +51,9 @@ class LanguageModel(Protocol):
     """
     The language model of a family, cut where its rows are cached; n is the rows of a step.
 
-    `heads` queries share `kv_heads` keys and values of `head_dim` numbers. Tensors are of `dtype`.
+    `heads` queries share `kv_heads` keys and values of `head_dim` numbers. Tensors are of `dtype`,
+    but for the matrices of layers where these are quantized. `fused` is how many weights of a layer
+    are put together in matrices, beside their own places, while it is made.
     """
 
     hidden: int
@@ -56,6 +63,8 @@ class LanguageModel(Protocol):
     layer_count: int
     dtype: torch.dtype
     device: torch.device
+    quantize: str
+    fused: int
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of int64 token ids, (n, hidden)."""
@@ -73,6 +82,9 @@ class LanguageModel(Protocol):
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, vocabulary) of the last layer's output."""
 
+    def matrices(self) -> Sequence[Weights]:
+        """Return all matrices of all layers."""
+
 
 class Decoder:
     """A language model over append-only lanes."""
@@ -81,7 +93,13 @@ class Decoder:
         self.model = model
         self.hidden, self.layer_count = model.hidden, model.layer_count
         self.heads, self.kv_heads, self.head_dim = model.heads, model.kv_heads, model.head_dim
-        self.dtype, self.device = model.dtype, model.device
+        self.dtype, self.device, self.quantize = model.dtype, model.device, model.quantize
+
+    @property
+    def precision(self) -> str:
+        """The types of its weights, in words."""
+        dtype = str(self.dtype).removeprefix('torch.')
+        return dtype if self.quantize == 'none' else f'{self.quantize} with {dtype}'
 
     def new_lane(self, rows: int, allocate: Allocate | None = None, margin: int = 0) -> Lane:
         """
@@ -101,13 +119,25 @@ class Decoder:
         """Return the embeddings of token ids, (n, hidden)."""
         return self.model.embed(torch.as_tensor(ids, dtype=torch.long, device=self.device))
 
+    def rows_of(self, before: Sequence[int], seen: Seen, after: Sequence[int] = (),
+                ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return `embeds` and `deep` of a chunk: what is seen of a step between token ids."""
+        rows, deep = seen.rows, seen.deep
+        if seen.places is not None:
+            rows, deep = rows[seen.places], deep if deep is None else deep[:, seen.places]
+        if deep is not None:
+            deep = F.pad(deep, (0, 0, len(before), len(after)))  # Nothing is added to text.
+        parts = [self.embed(before)] * bool(before) + [rows]
+        return torch.cat(parts + [self.embed(after)] * bool(after)), deep
+
     @torch.inference_mode()
     def step(self, chunks: Sequence[Chunk]) -> list[torch.Tensor | None]:
         """
         Run one forward pass and publish every chunk's rows.
 
-        Returns, per chunk, the logits of its last row (vocabulary,) or None. No two chunks of
-        one call may extend the same lane.
+        Returns, per chunk, the logits of its last row (vocabulary,), of its last rows (rows,
+        vocabulary) if it asks for more, or None. No two chunks of one call may extend the same
+        lane.
         """
         if len({id(chunk.lane) for chunk in chunks}) != len(chunks):
             raise ValueError('two chunks of one step extend the same lane')
@@ -115,22 +145,30 @@ class Decoder:
         plan = Plan(rows, self.heads // self.kv_heads)
         x = _joined([chunk.embeds for chunk in chunks], 0)
         turn = self.model.rotary(_joined([chunk.positions for chunk in chunks], 1))
+        deep = [(each, chunk.deep) for chunk, each in zip(chunks, rows) if chunk.deep is not None]
         for layer in range(self.layer_count):
             q, kv = self.model.project(layer, x, turn)
             plan.write(layer, kv)
             x = self.model.finish(layer, x, plan.read(layer, q))
+            for each, added in deep:
+                if layer < len(added):
+                    x[each.start:each.stop] += added[layer]
         logits = self._logits(chunks, rows, x)
         plan.publish()  # Last, so that a step that fails can be computed again, in parts too.
         return logits
 
     def _logits(self, chunks: Sequence[Chunk], rows: Sequence[Rows],
                 x: torch.Tensor) -> list[torch.Tensor | None]:
-        last = [each.stop - 1 for chunk, each in zip(chunks, rows) if chunk.predict]
+        last = [row for chunk, each in zip(chunks, rows)
+                for row in range(each.stop - chunk.predict, each.stop)]
         if not last:
             return [None] * len(chunks)
         x = x if len(last) == len(x) else x[last]
-        logits = iter(self.model.logits(x).unbind())
-        return [next(logits) if chunk.predict else None for chunk in chunks]
+        found = iter(self.model.logits(x).split(
+            [int(chunk.predict) for chunk in chunks if chunk.predict]))
+        return [None if not chunk.predict else next(found) if chunk.predict > 1 else next(found)[0]
+                for chunk in chunks]
+
 
 def _rows(chunks: Sequence[Chunk]) -> list[Rows]:
     """Number the rows of a step through; an empty context is none."""
@@ -158,36 +196,55 @@ more, which for a small matrix is most of it. In bf16 both are oneDNN; packed sp
 """
 
 
-def _can_pack(weight: torch.Tensor) -> bool:
-    if (weight.device.type != 'cpu' or weight.dtype not in _MANY
-            or not torch.backends.mkldnn.is_available()
+def _packed_from(numel: int, dtype: torch.dtype, device: torch.device) -> float:
+    """
+    Return from how many rows on the packed form of a matrix is used; infinity: there is none.
+
+    Beside it there is the plain form, for fewer rows.
+    """
+    if (device.type != 'cpu' or dtype not in _MANY or not torch.backends.mkldnn.is_available()
             or platform.machine().lower() not in ('x86_64', 'amd64')):
-        return False
+        return math.inf
     # Processors without AVX-512 lack bf16 products.
-    return weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return math.inf
+    return 0 if numel >= _LARGE else _MANY[dtype] / numel
+
+
+class Weights(Protocol):
+    """What rows are multiplied by: a `Matrix`, or one of whole numbers (`quantize.py`)."""
+
+    numel: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x (rows, in) times the matrix, plus the bias if there is one."""
+
+    def added_to(self, base: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return `base` (rows, out) plus x times the matrix; for one without bias."""
+
+    def bytes_on(self, device: torch.device) -> int:
+        """Return what its weights take on a device, in all forms that they have there [bytes]."""
 
 
 class Matrix:
     """A matrix (out, in) with an optional bias, in a plain form, a packed one, or both if small."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self._plain, self._bias, self._packed = weight.t(), bias, None
-        # The rows from which the packed form is used.
-        self._from = 0
-        if _can_pack(weight):
-            # Packed for few rows: as fast for many, and faster for one than packed for one.
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
-            if weight.numel() >= _LARGE:
-                self._plain = None
-            else:
-                self._from = _MANY[weight.dtype] / weight.numel()
+        self.numel, self._dtype, self._bias = weight.numel(), weight.dtype, bias
+        self._from = _packed_from(self.numel, weight.dtype, weight.device)
+        self._plain = weight.t() if self._from else None
+        # Packed for few rows: as fast for many, and faster for one than packed for one.
+        self._packed = (torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
+                        if self._from < math.inf else None)
 
-    def _packs(self, x: torch.Tensor) -> bool:
-        return self._packed is not None and x.shape[0] >= self._from
+    def bytes_on(self, device: torch.device) -> int:
+        """Return what its weights take on a device, in all forms that they have there [bytes]."""
+        both = 0 < _packed_from(self.numel, self._dtype, device) < math.inf
+        return self.numel * self._dtype.itemsize * (2 if both else 1)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return x (rows, in) times the matrix, plus the bias."""
-        if self._packs(x):
+        if x.shape[0] >= self._from:
             return torch.ops.mkldnn._linear_pointwise.default(
                 x, self._packed, self._bias, 'none', [], '')
         if self._bias is None:
@@ -196,6 +253,6 @@ class Matrix:
 
     def added_to(self, base: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return `base` (rows, out) plus x times the matrix, in one call; for one without bias."""
-        if self._packs(x):
+        if x.shape[0] >= self._from:
             return torch.ops.mkldnn._linear_pointwise.binary(x, base, self._packed, None, 'add')
         return torch.addmm(base, x, self._plain)

@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.jobs import Decode, Failed, Input, Job, Ticked
 from sww_ros.streaming.processes import ChildError, ChildGone
-from sww_ros.streaming.rules import AHEAD, RULES, Rota, Rule, perception
+from sww_ros.streaming.rules import AHEAD, RULES, Rota, Rule, looked_at, perception
 from sww_ros.streaming.runner import ModelRunner, describe, run_together
 
 
@@ -201,7 +201,12 @@ class Scheduler:
     # What the executor asks.
 
     def take(self, rule: Rule, wait: bool = True) -> Sequence[Job]:
-        """Wait for jobs, and send the cores their ticks meanwhile; none once all are closed."""
+        """
+        Wait for jobs, and send the cores their ticks meanwhile; none once all are closed.
+
+        Pixels are made before steps are taken: of what comes meanwhile some goes into their pass.
+        """
+        looked: set[Core] = set()
         with self.changed:
             while not self._is_over and (self._lasts or any(
                     not core.closed for core in self._turns.cores)):
@@ -209,6 +214,10 @@ class Scheduler:
                 due = min(self._deadlines(), key=itemgetter(0), default=None)
                 if due and due[0] <= now:
                     due[1].tell(Ticked())
+                elif ahead := [core for core in looked_at(rule, self._turns.cores)
+                               if core not in looked]:
+                    looked.update(ahead)
+                    self._look_ahead(ahead)
                 elif handed := self._turns.take(rule, now):
                     self._owners.update((job, self._seats[core]) for core, job in handed)
                     return [job for _, job in handed]
@@ -217,6 +226,16 @@ class Scheduler:
                 else:
                     self.changed.wait((due[0] - now) / 1e9 if due else None)
         return ()
+
+    def _look_ahead(self, cores: Sequence[Core]) -> None:
+        """Have the pixels of steps made that wait, and the lock let go meanwhile."""
+        due = [(self._seats[core].runner, core.video, core.frames_due) for core in cores]
+        self.lock.release()
+        try:
+            for runner, video, frames in due:
+                runner.look_ahead(video, frames)
+        finally:
+            self.lock.acquire()
 
     def _deadlines(self) -> Iterator[tuple[int, Seat]]:
         for core, seat in self._seats.items():

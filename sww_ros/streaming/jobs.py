@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sww_ros.streaming.gate import Gate, Weighed
 from sww_ros.streaming.recall import Past, StepInfo
 from sww_ros.streaming.schedule import NarrationBudget
 
@@ -61,12 +62,15 @@ class Video:
 
     `told` are the narration's last sentences, each after the step of the video that it belongs to;
     `before` those that were said before the stream's own steps, to be put into its prefix.
+    `said_before` is the text of `elapsed` steps of streams that it begins anew after, for
+    checkpoints that are told, and `said` its own.
 
     `opened` says that its prefix is in the cache, `ended` that its last step is perceived,
     `spoken` that its narration is over, `unfinished` that it is within a sentence. `words` are
     what its narration has said, the first `fed` of which its own cache has been given. `past` is
-    what is remembered of the video over all its streams. A stream that is made for one answer, of
-    steps that have left the stream `beside` it, is to have those `recalled`.
+    what is remembered of the video over all its streams, `gate` has its narration rest. A stream
+    that is made for one answer, of steps that have left the stream `beside` it, is to have those
+    `recalled`.
     """
 
     number: int
@@ -87,7 +91,11 @@ class Video:
     alone: bool = False
     told: list[tuple[int, str]] = field(default_factory=list)
     before: str = ''
+    said_before: str = ''
+    said: str = ''
+    elapsed: int = 0
     past: Past = field(default_factory=Past)
+    gate: Gate = field(default_factory=Gate)
     recalled: tuple[StepInfo, ...] = ()
     beside: Video | None = None
     work: Any = None
@@ -187,19 +195,29 @@ class Turn:
     owner: int
 
 
+class Again(NamedTuple):
+    """What a video's narration has said, to be weighed as if it had seen `sees` steps then."""
+
+    video: Video
+    said: Weighed
+    sees: int
+
+
 @dataclass(frozen=True, eq=False)
 class Decode:
     """
     One decode step over all speakers that have something to say, neighbours by video.
 
     With `riding` it goes into the pass that perceives a step, which its turns may see. `words`
-    are due in the lane of a stream that has just taken over, or of one that will.
+    are due in the lane of a stream that has just taken over, or of one that will. With `again`,
+    what was said before is weighed beside them.
     """
 
     turns: tuple[Turn, ...]
     started_ns: int
     riding: Perceive | None = None
     words: Words | None = None
+    again: Again | None = None
 
 
 Job = Open | Perceive | Carry | Decode
@@ -271,7 +289,8 @@ class Perceived:
     """
     A job is done: the step, of so many visual tokens, is in the cache.
 
-    The next decode step can read it.
+    The next decode step can read it. `changed` is the share of its visual tokens that are unlike
+    those of the step before, where it is measured.
     """
 
     job: Perceive
@@ -280,6 +299,7 @@ class Perceived:
     vision_ns: int = 0
     perceived_ns: int = 0
     tokens: int = 0
+    changed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -308,11 +328,16 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A job is done: what each turn has come to, None where its head is not all fed yet."""
+    """
+    A job is done: what each turn has come to, None where its head is not all fed yet.
+
+    `surprise` is what weighing has come to, as `Gate.weighed` takes it.
+    """
 
     job: Decode
     spoken: tuple[Spoken | None, ...]
     decoded_ns: int = 0
+    surprise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -361,6 +386,11 @@ class PendingFrames:
             self._steps.append([])
         self._steps[-1].append(frame)
         return dropped
+
+    @property
+    def first(self) -> tuple[Frame, ...]:
+        """The frames of the next step, which is complete; they stay."""
+        return tuple(self._steps[0])
 
     def take(self) -> tuple[Frame, ...]:
         """Take the frames of the next step, which is complete."""

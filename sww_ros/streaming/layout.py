@@ -49,6 +49,7 @@ class ClipShape:
     """
     The sizes of one clip: its text in tokens, step i of its video `grids[i]` merged tokens.
 
+    `around[i]` tokens of text stand before and after those of step i; none do where it is empty.
     `head` is the assistant prefix; `tail` says whether the video ends with the last step.
     Question i sees the first `questions[i]` steps; its lane has `question` rows. `late_start`
     counts steps of video, and their narration, before those of the clip; `max_steps` is the
@@ -64,6 +65,12 @@ class ClipShape:
     question: int = 0
     late_start: int = 0
     max_steps: int = 0
+    around: Sequence[tuple[int, int]] = ()
+
+    @property
+    def steps(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Each step's grid, and its tokens of text before and after."""
+        return list(zip(self.grids, self.around or [(0, 0)] * len(self.grids)))
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ class Layout:
     The n rows of one clip: prefix, video, tail, head, narration, then question lanes.
 
     With interleaved positions each step's text follows its video, and the clip is causal. Index
-    arrays say which rows are what; `predicting[j]` is the row whose output is narration token j.
+    arrays say which rows are what, `visual` those of the steps with their text; `predicting[j]` is
+    the row whose output is narration token j.
     `positions` (3, n); `came` (rows without question lanes,) rises in the order in which a stream
     V_1 A_1 V_2 A_2 ... runs, and is the same within a V or A.
     """
@@ -198,8 +206,8 @@ def _place(scheme: Scheme, schedule: Schedule, clip: ClipShape, owners: Sequence
 
     timeline, placed = begin(), _Placed()
     track = timeline.narration()
-    for step, grid in enumerate(clip.grids, 1):
-        placed.video.append(timeline.step(*grid, clip.late_start + step - 1))
+    for step, (grid, around) in enumerate(clip.steps, 1):
+        placed.video.append(timeline.step(*grid, clip.late_start + step - 1, around))
         if clip.tail and step == steps:
             placed.tail = timeline.tail()
         text, count = [_NOTHING], owners.count(step)
@@ -215,17 +223,18 @@ def _place(scheme: Scheme, schedule: Schedule, clip: ClipShape, owners: Sequence
             text.append(track.place(1, step))
         placed.text.append(np.concatenate(text, axis=1))
     if not streams:
-        placed.asked = {count: _place_after_end(begin(), clip.grids[:count], clip.question)
+        placed.asked = {count: _place_after_end(begin(), clip.steps[:count], clip.question)
                         for count in set(clip.questions)}
     return placed
 
 
-def _place_after_end(timeline: Timeline, grids: Sequence[tuple[int, int]],
+def _place_after_end(timeline: Timeline,
+                     steps: Sequence[tuple[tuple[int, int], tuple[int, int]]],
                      tokens: int) -> np.ndarray:
     """Place the tail of a video and a question about it."""
-    for grid in grids:
-        timeline.step(*grid)
-    return np.concatenate([timeline.tail(), timeline.answer(len(grids)).place(tokens, 1)], axis=1)
+    for grid, around in steps:
+        timeline.step(*grid, text=around)
+    return np.concatenate([timeline.tail(), timeline.answer(len(steps)).place(tokens, 1)], axis=1)
 
 
 def describe(case: dict) -> dict:

@@ -23,6 +23,8 @@ _CAMERA = (480, 640)
 QUICK_S = 0.3
 """What takes less is measured again, as the first time is rarely the usual one."""
 _REPEATS = 3
+CARRIED_TOKENS = 1024
+"""Room for what was said before, where that is carried."""
 SENTENCE_TOKENS = 32
 """Room for a sentence that was said before; longer ones are rare."""
 
@@ -52,6 +54,13 @@ def working_size(checkpoint: Checkpoint, config: SessionConfig,
     return fit_size(*frame, settings)
 
 
+def step_rows(checkpoint: Checkpoint, config: SessionConfig) -> int:
+    """Return how many rows a step takes at most: visual tokens, and the text around them."""
+    height, width = checkpoint.perception.grid(*working_size(checkpoint, config))
+    around = checkpoint.text_of_step(config.max_steps - 1, begun=True)
+    return height * width + sum(map(len, around))
+
+
 def video_rows(checkpoint: Checkpoint, config: SessionConfig) -> int:
     """
     Return how many rows a stream takes at most, narration included where it runs through them.
@@ -60,14 +69,17 @@ def video_rows(checkpoint: Checkpoint, config: SessionConfig) -> int:
 
     :param config: as `SessionConfig.resolved` returns it
     """
-    turns = checkpoint.turns
+    turns, steps, encode = checkpoint.turns, config.max_steps, checkpoint.encode
     around = turns.prefix(checkpoint.defaults.system, config.prompt)
-    height, width = checkpoint.perception.grid(*working_size(checkpoint, config))
-    step = height * width + sum(map(len, checkpoint.text_of_step(config.max_steps - 1)))
-    rows = len(checkpoint.encode(*around, '', turns.tail)) + config.max_steps * step
+    rows = len(encode(*around)) + len(encode(turns.tail)) + steps * step_rows(checkpoint, config)
     rows += SENTENCE_TOKENS * config.previous_sentences
+    if turns.steps_per_turn:
+        rows += len(encode('', config.prompt)) + len(encode(turns.next_turn)) * steps
+    if checkpoint.carries_text:
+        rows += CARRIED_TOKENS
     if SCHEMES[config.position_encoding].serial:
-        rows += len(checkpoint.encode(turns.assistant)) + config.wait_k * config.max_steps
+        spoken = config.wait_k * (steps // (turns.steps_per_turn or 1))
+        rows += len(encode(turns.assistant)) + spoken
     return rows
 
 
@@ -95,10 +107,11 @@ def _measure(checkpoint: Checkpoint, size: tuple[int, int]) -> Pace:
     views: list[LaneView] = []
 
     def perceive() -> None:
-        seen = perception.embed(perception.patches(frames, *size), *size).rows
-        lane = decoder.new_lane(len(prefix) + len(seen))
-        rows = torch.cat([decoder.embed(prefix), seen])
-        decoder.step([Chunk(lane, rows, torch.from_numpy(text_positions(0, len(rows))))])
+        seen = perception.embed(perception.patches(frames, *size), *size)
+        rows, deep = decoder.rows_of(prefix, seen)
+        lane = decoder.new_lane(len(rows))
+        decoder.step([Chunk(lane, rows, torch.from_numpy(text_positions(0, len(rows))),
+                            deep=deep)])
         views.append(lane.view())
 
     step_s = _seconds(perceive, decoder.device)
@@ -138,7 +151,9 @@ def advice(checkpoint: Checkpoint, wait_k: int, pace: Pace | None) -> str:
             f'{checkpoint.name!r} was not trained to stream: it was never taught when to be '
             'silent, nor to speak in pieces of a few tokens, so expect it to talk at every step, '
             'to break off and to repeat itself; fine-tune it first (docs/training.md)')
-    length_s = checkpoint.defaults.seconds_per_step
+    length_s, profile = checkpoint.defaults.seconds_per_step, checkpoint.profile
+    if profile:  # Its wait_k is the most that is ever said; it has to keep up with being silent.
+        wait_k = len(checkpoint.encode(profile.silence)) + 1
     if pace and max(pace.step_seconds, wait_k * pace.token_seconds) > length_s:
         found.append(
             f'this machine is too slow for it: {length_s:g} s of video takes about '

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sww_ros.frames import fitted_size
 from sww_ros.streaming.family import Seen, VisionTower
 
 
@@ -33,21 +33,11 @@ class PixelSettings:
 
 def fit_size(height: int, width: int, settings: PixelSettings) -> tuple[int, int]:
     """
-    Return the (height, width) a frame is scaled to: multiples of the unit within the pixel range.
+    Return the (height, width) a frame is scaled to, by `fitted_size`.
 
-    The rule is Qwen2-VL's own (its `smart_resize`).
+    :raises ValueError: for a frame that is too narrow
     """
-    unit = settings.unit
-    if max(height, width) > 200 * min(height, width):
-        raise ValueError(f'a frame of {width}x{height} pixels is too narrow to be perceived')
-    h, w = (max(unit, round(side / unit) * unit) for side in (height, width))
-    if h * w > settings.max_pixels:
-        scale = math.sqrt(height * width / settings.max_pixels)
-        h, w = (max(unit, math.floor(side / scale / unit) * unit) for side in (height, width))
-    elif h * w < settings.min_pixels:
-        scale = math.sqrt(settings.min_pixels / (height * width))
-        h, w = (math.ceil(side * scale / unit) * unit for side in (height, width))
-    return h, w
+    return fitted_size(height, width, settings.unit, settings.min_pixels, settings.max_pixels)
 
 
 def shrunk(frame: np.ndarray, settings: PixelSettings) -> np.ndarray:
@@ -109,12 +99,25 @@ def without_still(seen: Seen, before: torch.Tensor | None, still: float,
             torch.where(changed[:, None], seen.rows, before))
 
 
+CHANGED = 0.9
+"""A visual token whose cosine to that of the step before is below this has changed."""
+
+
+def share_changed(seen: Seen, before: Seen | None) -> float:
+    """Return the share of tokens that are unlike those of the step before; of a first one 1.0."""
+    if before is None:
+        return 1.0
+    alike = F.cosine_similarity(seen.rows.float(), before.rows.float(), dim=-1)
+    return float((alike < CHANGED).float().mean())
+
+
 class Perception:
-    """The vision side of a checkpoint: one step of video at a time."""
+    """The vision side of a checkpoint."""
 
     def __init__(self, tower: VisionTower, settings: PixelSettings) -> None:
         self._tower, self.settings = tower, settings
-        self.dtype, self.device = self._tower.dtype, self._tower.device
+        self.dtype, self.device, self.parameters = tower.dtype, tower.device, tower.parameters
+        self.deep_layers = tower.deep_layers
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of merged tokens for frames scaled to this size."""
@@ -140,5 +143,16 @@ class Perception:
         return pixels.reshape(rows * columns, -1).to(self.device, self.dtype)
 
     def embed(self, patches: torch.Tensor, height: int, width: int) -> Seen:
-        """Run the vision tower on one step's patches."""
+        """Run the vision tower on one step's patches, or on those of several in a row."""
         return self._tower(patches, *self.grid(height, width))
+
+    def embed_each(self, steps: Sequence[torch.Tensor], height: int, width: int) -> list[Seen]:
+        """Run the vision tower once on the patches of steps of one size; return each as seen."""
+        seen = self.embed(steps[0] if len(steps) == 1 else torch.cat([*steps]), height, width)
+        if len(steps) == 1:
+            return [seen]
+        # Copied: what is kept of one step would keep all of them.
+        parts = seen.rows.view(len(steps), -1, seen.rows.shape[-1])
+        deep = (None,) * len(steps) if seen.deep is None else seen.deep.chunk(len(steps), 1)
+        return [Seen(rows.clone(), deep=None if added is None else added.clone())
+                for rows, added in zip(parts, deep)]

@@ -53,7 +53,7 @@ def step_positions(first: int, tau: int, height: int, width: int) -> np.ndarray:
 
 
 def running_step(first: int, height: int, width: int, text: tuple[int, int] = (0, 0),
-                 ) -> tuple[np.ndarray, int]:
+                 tau: int = 0) -> tuple[np.ndarray, int]:
     """
     Lay out a step as a video of one step from `first` on, between its own text if it has any.
 
@@ -61,11 +61,12 @@ def running_step(first: int, height: int, width: int, text: tuple[int, int] = (0
     position before it.
 
     :param text: how many tokens of text go before and after the visual rows
+    :param tau: how many steps of the same video, which begins at `first`, are before it
     :return: positions of text, height x width merged tokens, text; and the next free position
     """
     base = first + text[0]
-    end = base + max(1, height, width)
-    parts = [text_positions(first, text[0]), step_positions(base, 0, height, width),
+    end = base + max(1 + tau, height, width)
+    parts = [text_positions(first, text[0]), step_positions(base, tau, height, width),
              text_positions(end, text[1])]
     return np.concatenate(parts, axis=1), end + text[1]
 
@@ -152,7 +153,8 @@ class Start:
     `granted` is how many narration tokens the schedule grants up to a number of steps,
     `head_tokens` the length of the assistant prefix, which goes before the first of them.
     `reserved_steps` is the longest that a video can be of which text is spoken before it has
-    ended; 0: nothing is. `gap` is where GIPE's text starts.
+    ended; 0: nothing is. `gap` is where GIPE's text starts. `joined` says how many steps before a
+    step, from 0, are in the same video of a turn, where turns have several.
     """
 
     first: int
@@ -162,6 +164,7 @@ class Start:
     head_tokens: int
     reserved_steps: int
     tail_tokens: int
+    joined: Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -305,10 +308,14 @@ class _Interleaved:
 
     def __init__(self, start: Start) -> None:
         self._start, self._running = start, Track(start.first)
+        self._steps = self._video = 0
 
     def step(self, height: int, width: int, frame: int | None = None,
              text: tuple[int, int] = (0, 0)) -> np.ndarray:
-        placed, self._running.next = running_step(self._running.next, height, width, text)
+        before, self._steps = self._start.joined(self._steps), self._steps + 1
+        first = self._video if before else self._running.next
+        placed, self._running.next = running_step(first, height, width, text, before)
+        self._video = first if before else first + text[0]
         return placed
 
     def tail(self) -> np.ndarray:
@@ -383,10 +390,11 @@ class Scheme:
 
     def timeline(self, first: int, granted: Callable[[int], int] = lambda steps: 0,
                  head_tokens: int = 0, reserved_steps: int = 0,
-                 tail_tokens: int = TAIL_TOKENS) -> Timeline:
+                 tail_tokens: int = TAIL_TOKENS,
+                 joined: Callable[[int], int] = lambda step: 0) -> Timeline:
         """Begin the layout of a stream; the parameters are those of `Start`."""
         return self.info.layout(Start(first, self.clock, self.gap, granted, head_tokens,
-                                      reserved_steps, tail_tokens))
+                                      reserved_steps, tail_tokens, joined))
 
 
 def make_scheme(name: str, clock: VideoClock | None = None, gap: int = GIPE_GAP) -> Scheme:

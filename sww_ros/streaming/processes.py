@@ -5,7 +5,7 @@ Two threads of one Python share one interpreter, which a small model keeps busy;
 not. The child is a fork: it has the weights without a copy of them, as neither side writes them.
 It perceives, and writes the visual lane into shared memory, where decode steps read it as they
 read any lane: rows below a published length never change. What else crosses is a JSON header and
-the pixels of a step. It has to prove that it computes before it is given work (`FORKS`).
+the pixels of a step. It has to prove that it computes before it is given work (`PROOFS_S`).
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ from sww_ros.streaming.runner import ModelRunner, describe
 from sww_ros.streaming.schedule import NarrationBudget, Offline
 from sww_ros.wire import Channel
 
-FORKS, PROOF_S = 4, 10.0
+PROOFS_S = (1.0, 3.0, 9.0, 27.0)
 """
-How often a child is made, and how long it may take to prove that it computes [s].
+How long each child that is made may take to prove that it computes [s], until one does.
 
 A fork copies the locks of native libraries as they are, held by threads that the child does not
-have: of MKL's allocator once in some hundred forks beside threads that end. A child that is past
-its first computation has no thread but its own, so none can hold one again.
+have: of MKL's allocator once in some 30 forks of an engine that has just loaded. A child that is
+past its first computation has no thread but its own, so none can hold one again. The small model
+proves it in 15 ms; one that needs seconds for a pass gets them in a later try.
 """
 STAGES = ('started_ns', 'preprocessed_ns', 'vision_ns', 'perceived_ns')
 FAR_FD = 1 << 20
@@ -77,18 +78,18 @@ class ForkingRunner(ModelRunner):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.pid, self._unread = 0, list[int]()
-        for _ in range(FORKS):
+        for limit_s in PROOFS_S:
             self._fork()
-            if self._channel.wait_readable(PROOF_S) and self._channel.receive():
+            if self._channel.wait_readable(limit_s) and self._channel.receive():
                 return
             os.kill(self.pid, signal.SIGKILL)
             self.close()
-        raise RuntimeError(f'the perceiving process did not begin to compute in {FORKS} tries of '
-                           f'{PROOF_S:g} s: set overlap to fused or threads')
+        raise RuntimeError(f'the perceiving process did not begin to compute in {len(PROOFS_S)} '
+                           f'tries of up to {PROOFS_S[-1]:g} s: set overlap to fused or threads')
 
     def _fork(self) -> None:
         self._socket, theirs = socket.socketpair()
-        self._channel = Channel(self._socket)
+        self._channel = Channel(self._socket, ahead=0)  # File descriptors come between messages.
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', DeprecationWarning)
             self.pid = os.fork()
@@ -171,7 +172,7 @@ class ForkingRunner(ModelRunner):
             each.patches += patches
         stream.kept.add(None, patches[0] if patches else None)
         self._follow(reply, *[each.lane for each in streams])
-        return [Perceived(job, *(reply[name] for name in (*STAGES, 'tokens')))]
+        return [Perceived(job, *(reply[name] for name in (*STAGES, 'tokens', 'changed')))]
 
     def _call(self, header: dict) -> dict:
         """Have the child do something, and wait for its reply."""
@@ -303,7 +304,7 @@ class _Child(ModelRunner):
         streams = [each.work for each in (video, also) if each]
         for stream in streams:
             stream.patches.clear()
-        self._reply({name: getattr(done, name) for name in (*STAGES, 'tokens')}
+        self._reply({name: getattr(done, name) for name in (*STAGES, 'tokens', 'changed')}
                     | dict(places=video.work.places), *[stream.lane for stream in streams])
 
     def _reply(self, header: dict, *lanes: Lane) -> None:

@@ -79,7 +79,7 @@ class Relay:
         video.told = video.told[max(0, len(said) - self.sentences):]
         return Video(video.number, video.prompt, video.budget, stream, video.base + first, first,
                      sights=video.sights, before=' '.join(said[-self.sentences:])
-                     if self.sentences else '', past=video.past)
+                     if self.sentences else '', past=video.past, gate=video.gate)
 
     def recalling(self, video: Video, stream: int, about: tuple[int, ...]) -> Video | None:
         """Return the stream to answer a question from, empty still, if it is about the past."""

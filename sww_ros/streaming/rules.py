@@ -16,6 +16,15 @@ The first core is the one whose turn it is to perceive. Decode steps of all go i
 """
 
 
+JOINT_TOKENS = 128
+"""
+Steps of several cores go into one pass while they have so many visual tokens together.
+
+Such a pass reads the weights once, and takes less than its steps would one by one. Of larger steps
+each has a pass of its own, so that the first is not told of as late as the last.
+"""
+
+
 class Rota:
     """
     Cores that share an executor, the one whose turn it is to perceive first.
@@ -36,9 +45,24 @@ class Rota:
         return handed
 
 
+def looked_at(rule: Rule, cores: Sequence[Core]) -> list[Core]:
+    """Return the cores, of several, whose steps a rule takes next: their pixels may be made now."""
+    if len(cores) < 2 or rule is generation:
+        return []
+    found: list[Core] = []
+    tokens = 0.0
+    for core in cores if rule is perception else _eager(cores):
+        tokens += core.tokens_due
+        if tokens > JOINT_TOKENS:
+            break
+        if core.frames_due:
+            found.append(core)
+    return found
+
+
 def perception(cores: Sequence[Core], now_ns: int) -> Handed:
     """Perceive, and between frames prepare the streams that come next."""
-    return _first(cores, Core.next_perception) or _first(cores, Core.next_piece)
+    return _steps(cores) or _first(cores, lambda core: core.next_piece())
 
 
 def generation(cores: Sequence[Core], now_ns: int) -> Handed:
@@ -48,21 +72,33 @@ def generation(cores: Sequence[Core], now_ns: int) -> Handed:
 
 def one_at_a_time(cores: Sequence[Core], now_ns: int) -> Handed:
     """Perceive a step as soon as it is there, between two tokens of a sentence."""
-    return (_first(_eager(cores), Core.next_perception) or generation(cores, now_ns)
-            or perception(cores, now_ns))
+    return (_steps(_eager(cores)) or generation(cores, now_ns) or perception(cores, now_ns))
 
 
 def fused(cores: Sequence[Core], now_ns: int) -> Handed:
-    """One pass for a step and the next token of every speaker, so that weights are read once."""
-    handed = _first(_eager(cores), Core.next_perception)
+    """One pass for steps and the next token of every speaker, so that weights are read once."""
+    handed = _steps(_eager(cores))
     if not handed:
         return generation(cores, now_ns) or perception(cores, now_ns)
-    (perceiving, job), = handed
-    if isinstance(job, Perceive):
+    perceived = {core: job for core, job in handed if isinstance(job, Perceive)}
+    if perceived:
         for core in cores:
-            riding = job if core is perceiving else None
-            if ridden := core.next_decode(now_ns, riding):
+            if ridden := core.next_decode(now_ns, perceived.get(core)):
                 handed.append((core, ridden))
+    return handed
+
+
+def _steps(cores: Sequence[Core]) -> Handed:
+    """Take the steps that wait, as many as one pass has room for; nobody is passed over."""
+    handed: Handed = []
+    tokens = 0.0
+    for core in cores:
+        due = core.tokens_due
+        if handed and tokens + due > JOINT_TOKENS:
+            break
+        if (job := core.next_perception(shared=len(cores) > 1)) is not None:
+            handed.append((core, job))
+            tokens += due
     return handed
 
 

@@ -9,6 +9,7 @@ before the step is spoken about: OSPE reserves its positions by it.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 import copy
 from typing import Protocol
 
@@ -36,16 +37,20 @@ class Schedule(Protocol):
 
 
 class Live:
-    """As fast as both sides can: K tokens a step, each sees all that is perceived."""
+    """
+    As fast as both sides can: K tokens a step, each sees all that is perceived.
 
-    def __init__(self, wait_k: int) -> None:
-        self.wait_k = wait_k
+    Or K for every `every` steps, once the last of them is there; for the `first` ones, if given.
+    """
+
+    def __init__(self, wait_k: int, every: int = 1, first: int = 0) -> None:
+        self.wait_k, self._every, self._first = wait_k, every, first or every
 
     def granted(self, steps: int) -> int:
-        return self.wait_k * steps
+        return self.wait_k * max(0, (steps - self._first) // self._every + 1)
 
     def step_of(self, index: int) -> int:
-        return index // self.wait_k + 1
+        return self._first + index // self.wait_k * self._every
 
     def sees(self, index: int, perceived: int) -> int:
         return perceived
@@ -110,10 +115,13 @@ class Offline:
         return self
 
 
-def make_schedule(name: str, wait_k: int, seed: int = 0) -> Schedule:
+def make_schedule(name: str, wait_k: int, seed: int = 0, every: int = 1,
+                  first: int = 0) -> Schedule:
     """
     Return the schedule called `name`.
 
+    :param every: steps for which `wait_k` tokens are granted, by `live` and `wait_k`
+    :param first: so many they are at the beginning; 0: as many
     :raises ValueError: for a name that no schedule has
     """
     if name not in SCHEDULES:
@@ -122,7 +130,25 @@ def make_schedule(name: str, wait_k: int, seed: int = 0) -> Schedule:
         return Offline()
     if name == 'random_wait_k':
         return RandomWaitK(wait_k, seed)
-    return Live(wait_k) if name == 'live' else WaitK(wait_k)
+    return (Live if name == 'live' else WaitK)(wait_k, every, first)
+
+
+def spread(due: Iterable[Sequence[int]], counts: Iterable[int], silence: int) -> list[int]:
+    """
+    Return the tokens of a narration that says all as soon as it may, silence where there is none.
+
+    What the last steps leave no time for is left out.
+
+    :param due: of each step the tokens that may be said from then on
+    :param counts: how many tokens each step grants
+    """
+    waiting: list[int] = []
+    said: list[int] = []
+    for tokens, count in zip(due, counts, strict=True):
+        waiting += tokens
+        now, waiting = waiting[:count], waiting[count:]
+        said += now + [silence] * (count - len(now))
+    return said
 
 
 class NarrationBudget:

@@ -8,7 +8,6 @@ from functools import partial
 import itertools
 import math
 import os
-import queue
 import threading
 import time
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from sww_ros.streaming.jobs import (
     Prompted,
     Reset,
 )
+from sww_ros.streaming.mailbox import Mailbox
 from sww_ros.streaming.pace import Pace, advice, measure, mismatch, working_size
 from sww_ros.streaming.perception import check_frame
 from sww_ros.streaming.positions import SCHEMES, Scheme, make_scheme
@@ -82,9 +82,6 @@ class Session:
             other, or a prompt of too many tokens
         """
         self.config = config = config or SessionConfig()
-        if bool(config.frame_width) != bool(config.frame_height):
-            raise ValueError('frame_width and frame_height must be given together, not '
-                             f'{config.frame_width} and {config.frame_height}')
         checkpoint.check_tokens('prompt', config.prompt, MAX_PROMPT_TOKENS)
         self._settings = settings = config.resolved(checkpoint)
         self._mismatch = mismatch(checkpoint, settings)
@@ -99,7 +96,10 @@ class Session:
         self.scheme = scheme
         self._core = Core(
             settings, prompt=settings.prompt, wait_k=settings.wait_k, max_steps=settings.max_steps,
-            frames_per_step=checkpoint.perception.settings.temporal_patch_size,
+            frames_per_step=checkpoint.frames_per_step,
+            steps_per_turn=checkpoint.turns.steps_per_turn or 1,
+            first_turn=checkpoint.turns.first_turn,
+            carries_text=checkpoint.carries_text,
             serial=scheme.serial, perceptions=AHEAD.get(self._overlap, 1),
             relay=Relay.plan(settings.max_steps, settings.capacity, settings.memory,
                              settings.previous_sentences))
@@ -109,7 +109,7 @@ class Session:
         # Who waits for rest is not woken with each token: it would take the interpreter from those
         # who wait for a job.
         self._rested = threading.Condition(self._scheduler.lock)
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._events = Mailbox()
         self._numbers, self._gave_up = itertools.count(1), ''
         self._runner = self._make_runner(checkpoint, settings, scheme)
         self._seat = Seat(self._core, self._runner, self._tell)
@@ -148,18 +148,19 @@ class Session:
         `warning` says what to expect of a checkpoint that was not trained to stream, or is too
         slow here.
         """
-        checkpoint, settings = self._checkpoint, self._checkpoint.perception.settings
-        seconds, pace = checkpoint.defaults.seconds_per_step, self._pace
+        checkpoint, pace = self._checkpoint, self._pace
+        seconds = checkpoint.defaults.seconds_per_step
         reserved = self.lane_bytes
         return dict(
-            model=checkpoint.name, parameters=checkpoint.parameters,
-            dtype=str(checkpoint.decoder.dtype).removeprefix('torch.'),
+            model=checkpoint.name, parameters=checkpoint.parameters, profile=checkpoint.asked,
+            dtype=checkpoint.decoder.precision,
             device=str(checkpoint.decoder.device), position_encoding=self.scheme.name,
             wait_k=self._core.wait_k, max_steps=self._core.max_steps,
             capacity=self._settings.capacity, memory=self._settings.memory,
             relay=_relay_in_words(checkpoint, self._settings, reserved), lane_bytes=reserved,
             repetition_penalty=self._settings.repetition_penalty,
-            schedule=self.config.schedule, overlap=self._overlap,
+            temperature=self._settings.temperature,
+            schedule=self.config.schedule, speak=self.config.speak, overlap=self._overlap,
             threads=max(1, self.config.threads),
             overlap_why=self._why, prompt=self._core.prompt,
             default_prompt=checkpoint.defaults.prompt,
@@ -167,13 +168,24 @@ class Session:
             warning=advice(checkpoint, self._core.wait_k, pace),
             step_seconds=pace.step_seconds if pace else 0.0,
             token_seconds=pace.token_seconds if pace else 0.0,
-            frames_per_step=settings.temporal_patch_size, seconds_per_step=seconds,
-            frame_rate=checkpoint.frame_rate)
+            frames_per_step=checkpoint.frames_per_step, seconds_per_step=seconds,
+            frame_rate=checkpoint.frame_rate, pixels=self._pixels())
+
+    def _pixels(self) -> list[int]:
+        """
+        Return how frames are scaled: what `fitted_size` takes, or height and width.
+
+        Who is far away makes them as small before they are sent.
+        """
+        settings, config = self._checkpoint.perception.settings, self.config
+        if config.frame_width:
+            return [*working_size(self._checkpoint, config)]
+        return [settings.unit, settings.min_pixels, settings.max_pixels]
 
     @property
     def lane_bytes(self) -> int:
         """What keys and values of the video take at most, which a relay has reserved."""
-        return lane_bytes(self._checkpoint, self._settings, self.scheme)
+        return lane_bytes(self._checkpoint, self._settings)
 
     @property
     def decode_steps(self) -> int:
@@ -240,13 +252,7 @@ class Session:
 
     def poll(self, timeout_s: float | None = None) -> Event | None:
         """Return the next event, or None after `timeout_s` seconds or once closed."""
-        try:
-            event = self._events.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        if event is None:
-            self._events.put(None)  # For whoever else listens, and for the next call.
-        return event
+        return self._events.poll(timeout_s)
 
     def events(self) -> Iterator[Event]:
         """Yield events until the session is closed, which a fatal trouble does."""
@@ -257,10 +263,7 @@ class Session:
 
     def drain(self) -> list[Event]:
         """Return all events that wait, without waiting."""
-        found = []
-        while (event := self.poll(0)) is not None:
-            found.append(event)
-        return found
+        return self._events.drain()
 
     def wait_idle(self, timeout_s: float = 60.0) -> bool:
         """Wait until all frames are perceived and all is said; False after `timeout_s`."""
@@ -287,8 +290,9 @@ class Session:
             raise ValueError('this session records no trace: set record_trace')
         found, stream = [], self._core.video.work
         while stream is not None:
-            found += [Trace.of(each, each.records) for each in (stream, *stream.recalled)
-                      if each.patches]
+            found += [Trace.of(each, each.records, self._settings.sampling,
+                               self._checkpoint.vocabulary.silence)
+                      for each in (stream, *stream.recalled) if each.patches]
             stream = stream.before
         return found[::-1]
 
@@ -297,7 +301,7 @@ class Session:
         self._tell(Closed())
         self._scheduler.leave(self._seat)
         self._runner.close()
-        self._events.put(None)
+        self._events.close()
 
     def __enter__(self) -> Session:
         return self
@@ -330,7 +334,7 @@ class Session:
         """
         settings = self._checkpoint.perception.settings
         blank = np.zeros((settings.unit * 2, settings.unit * 2, 3), np.uint8)
-        for left in reversed(range(settings.temporal_patch_size)):
+        for left in reversed(range(self._checkpoint.frames_per_step)):
             # Offline nothing is decoded before the video has ended.
             self.feed(blank, last=not left and self.config.schedule == 'offline')
         self.wait_idle(300.0)
@@ -352,8 +356,8 @@ def load_for(model: str, config: SessionConfig, shared: bool = False) -> Loaded:
     """
     from sww_ros.models.loading import load
     checkpoint = load(model, device=config.device, dtype=config.dtype,
-                      allow_download=config.allow_download,
-                      lane_bytes=partial(_lane_bytes, config=config))
+                      allow_download=config.allow_download, quantize=config.quantize,
+                      profile=config.profile, session=config)
     try:
         pace = measure(checkpoint, config)
     except RuntimeError as error:
@@ -372,11 +376,6 @@ def take_threads(checkpoint: Checkpoint, config: SessionConfig) -> None:
         torch.set_num_threads(max(1, config.threads))
 
 
-def _lane_bytes(checkpoint: Checkpoint, config: SessionConfig) -> int:
-    settings = config.resolved(checkpoint)
-    return lane_bytes(checkpoint, settings, _scheme_of(checkpoint, settings))
-
-
 def _relay_in_words(checkpoint: Checkpoint, settings: SessionConfig, reserved: int) -> str:
     """What happens to a stream that is full; `settings` as `resolved` returns them."""
     room = f'{reserved / 1e6:.1f} MB'
@@ -386,7 +385,8 @@ def _relay_in_words(checkpoint: Checkpoint, settings: SessionConfig, reserved: i
                 f'{_recall_in_words(checkpoint, settings)}')
     why = (', as its positions depend on the text'
            if SCHEMES[settings.position_encoding].serial else '')
-    return f'the video begins anew after {settings.max_steps} steps{why}, with {room} at most'
+    told = ', is told what was said before' if checkpoint.carries_text else ''
+    return f'the video begins anew after {settings.max_steps} steps{why}{told}, with {room} at most'
 
 
 def _recall_in_words(checkpoint: Checkpoint, settings: SessionConfig) -> str:
@@ -396,6 +396,7 @@ def _recall_in_words(checkpoint: Checkpoint, settings: SessionConfig) -> str:
     decoder, size = checkpoint.decoder, working_size(checkpoint, settings)
     row = decoder.embed([0])
     rows = settings.recall_steps * math.prod(checkpoint.perception.grid(*size))
+    rows *= 1 + checkpoint.perception.deep_layers
     return (f'; questions are answered from the last {settings.recall_steps} steps, which are '
             f'remembered in up to {rows * row.numel() * row.element_size() / 1e6:.1f} MB')
 

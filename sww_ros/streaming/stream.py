@@ -32,6 +32,11 @@ class KeptSteps:
         self._steps.append((seen, patches))
         self._count += 1
 
+    @property
+    def newest(self) -> Seen | None:
+        """The step that was added last, if any was that is known here."""
+        return self._steps[-1][0] if self._steps else None
+
     def __getitem__(self, step: int) -> tuple[Seen | None, torch.Tensor | None]:
         """
         Return a step of the video, from 0.
@@ -63,25 +68,30 @@ class Stream:
     The visual group of one video, written by whoever perceives and read by all.
 
     `text_of` gives the tokens that stand before and after the visual rows of a step, by its index
-    from 0; `tail` follows the last step of a video that ends. `ends` holds the rows of the lane
-    up to each step's last. `kept` are the newest steps of the video, for its other streams too;
-    `owed` are words that its narration has yet to repeat. `looks` (tokens, hidden) is what it was
-    last given of each place, where tokens may be left out, and `places` are those of its newest
-    step that were not, None for all. Where a trace is kept, `placed` are the rows of each step,
-    and `records` are the runs of the texts about this video, the narration's first;
-    `before` is the stream that this one relieves, `recalled` are those made for answers beside it.
+    from 0, whether it is the last, and whether the narration has begun; `tail` follows the last
+    step of a video that ends. `ends` holds the rows of the lane up to each step's last. `kept` are
+    the newest steps of the video, for its other streams too; `owed` are words that its narration
+    has yet to repeat. `looks` (tokens, hidden) is what it was last given of each place, where
+    tokens may be left out, and `places` are those of its newest step that were not, None for all.
+    `turns` is how many steps the first turn of the user has, and each later one, 0 where all are in
+    one; `in_turn` says that one is open, as more steps belong into it. Where a trace is kept,
+    `placed` are the rows of each step, and `records` are the runs of the texts about this video,
+    the narration's first; `before` is the stream that this one relieves, `recalled` are those made
+    for answers beside it.
     """
 
     decoder: Decoder
     scheme: Scheme
     timeline: Timeline
     prefix: list[int]
-    text_of: Callable[[int], tuple[list[int], list[int]]]
+    text_of: Callable[[int, bool, bool], tuple[list[int], list[int]]]
     tail: list[int]
     lane: Lane
     narration: TextLane
     schedule: Schedule
     kept: KeptSteps
+    turns: tuple[int, int] = (0, 0)
+    in_turn: bool = False
     owed: list[Word] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     placed: list[PlacedStep] = field(default_factory=list)
@@ -107,22 +117,22 @@ class Stream:
         positions the last token spoken goes before the step, in the same forward pass, and the
         step's own logits give the next token: give them to `perceived`.
         """
+        runs_on = self._runs_on
         step = self.place_step(last, None if seen.places is None else seen.places.tolist())
-        before, after = [*step.spoken, *step.before], step.after
-        rows = seen.rows if seen.places is None else seen.rows[seen.places]
-        parts = [self.decoder.embed(before)] * bool(before) + [rows]
-        parts += [self.decoder.embed(after)] * bool(after)
-        return Chunk(self.lane, torch.cat(parts), torch.from_numpy(step.positions),
-                     predict=bool(step.spoken))
+        rows, deep = self.decoder.rows_of([*step.spoken, *step.before], seen, step.after)
+        return Chunk(self.lane, rows, torch.from_numpy(step.positions),
+                     predict=runs_on, deep=deep)
 
     def place_step(self, last: bool = False, places: Sequence[int] | None = None) -> PlacedStep:
         """Note where the rows of the next step go; those of the tokens at `places`, or all."""
         spoken: list[int] = []
         placed = []
-        before, after = self.text_of(len(self.ends))
-        if self.scheme.serial and self.narration.begun:
+        before, after = self.text_of(len(self.ends), last, self._runs_on)
+        if self._runs_on:
             spoken, positions = self.narration.hand_over()
             placed.append(positions)
+        if self.scheme.serial:
+            self.narration.read([*before, *after])
         whole = self.timeline.step(*self.grid, text=(len(before), len(after)))
         visual = np.arange(whole.shape[1] - len(before) - len(after))
         if places is not None:
@@ -137,7 +147,15 @@ class Stream:
             self.placed.append(step)
         self.places = places
         self.ends.append(len(self.lane) + step.positions.shape[1])
+        first, more = self.turns
+        beyond = len(self.ends) - first
+        self.in_turn = not last and (beyond < 0 or more > 1 and beyond % more > 0)
         return step
+
+    @property
+    def _runs_on(self) -> bool:
+        """Whether the narration goes on in the rows of the next step."""
+        return self.scheme.serial and self.narration.begun
 
     def perceived(self, chunk: Chunk, logits: torch.Tensor | None) -> None:
         """Take over what the pass over `step_chunk` gave."""

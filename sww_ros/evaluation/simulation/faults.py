@@ -19,6 +19,7 @@ from sww_ros.evaluation.simulation.world import side_of
 from sww_ros.streaming import core as core_module
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.events import NARRATION
+from sww_ros.streaming.gate import Gate
 from sww_ros.streaming.jobs import (
     Decode,
     Decoded,
@@ -505,6 +506,27 @@ def _numbers_begin_anew(honest, core, reason):
 def _a_job_never_comes_back(honest, core, given, now_ns):
     """A decode step that has nothing to tell counts as running still."""
     events = honest(core, given, now_ns)
-    if isinstance(given, Decoded) and not events and given.job.turns[0].question:
+    if (isinstance(given, Decoded) and not events and given.job.turns
+            and given.job.turns[0].question):
         core._decoding = given.job
     return events
+
+
+@_fault(Core, '_narration_turn')
+def _a_narration_speaks_without_news(honest, core, riding):
+    """What rests until there is news goes on all the same."""
+    with _having(core.video, gate=Gate()):
+        return honest(core, riding)
+
+
+@_fault(Core, '_rest')
+def _a_video_without_news_never_ends(honest, core):
+    """Nothing is said of the last step, and nobody says that it was the last."""
+    with _having(core.video, ended=False):
+        honest(core)
+
+
+@_fault(Core, '_is_weighed')
+def _a_weight_counts_for_another_video(honest, core, again):
+    """What a forgotten video's words weigh wakes the next one."""
+    return True

@@ -1,10 +1,10 @@
 """
-What must hold of every schedule, whatever happens: each a small function over a reading.
+What must hold of every schedule, whatever happens: each a small function.
 
-Every public function of this file and of telling.py that returns `Iterator[str]` is an invariant.
-Those of questions, of the life of the core and of its relay stand here: each question ends once, by
-its cause; rest, failure, what runs at once, the end; and where one stream relieves another, nothing
-is lost, doubled or cut.
+Every public function of this file and of telling.py that returns `Iterator[str]` is an invariant,
+of a reading, or of each of its moments `Before`. Those of questions, of the life of the core and of
+its relay stand here: each question ends once, by its cause; rest, failure, what runs at once, the
+end; and where one stream relieves another, nothing is lost, doubled or cut.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 from sww_ros.evaluation.simulation import telling
 from sww_ros.evaluation.simulation.reading import Moment, Reading
@@ -85,6 +86,8 @@ def questions_end_by_their_cause(reading: Reading) -> Iterator[str]:
 
 def what_ends_all_leaves_nothing_open(reading: Reading) -> Iterator[str]:
     for moment in reading.told:
+        if not moment.open_after:
+            continue
         given, left = moment.given, {*moment.open_after}
         if type(given) is jobs.Cancelled and not moment.closed:
             left &= {given.question_id}
@@ -166,8 +169,8 @@ def questions_are_answered_in_order(reading: Reading) -> Iterator[str]:
 
 def a_step_lets_questions_in(reading: Reading) -> Iterator[str]:
     """Those that wait for it and find a place, even where it is the last of its video."""
-    for moment in reading.told:
-        if moment.open and moment.of(events.StepPerceived):
+    for moment, _ in reading.events_of(events.StepPerceived):
+        if moment.open:
             waiting = sum(asking.video is None for asking in moment.open.values())
             free = reading.settings.max_answers - (len(moment.open) - waiting)
             answered = sum(event.state == 'answering' for event in moment.of(events.QuestionState))
@@ -186,7 +189,8 @@ def waiting_for_a_video_has_an_end(reading: Reading) -> Iterator[str]:
                     and now - max(asking.asked_ns, blind_since) >= timeout_ns]
             if timeout_ns and late and not sees:
                 yield f'{late} still wait at {now}'
-        perceiving |= any(isinstance(job, jobs.Perceive) for job in moment.jobs)
+        if moment.jobs:
+            perceiving |= any(isinstance(job, jobs.Perceive) for job in moment.jobs)
         for event in moment.events:
             if isinstance(event, events.StepPerceived):
                 sees, perceiving = True, False
@@ -247,7 +251,7 @@ def a_failure_begins_anew_what_it_concerns(reading: Reading) -> Iterator[str]:
     """What failed is not tried again for ever; what was forgotten already changes nothing."""
     for moment in reading.inputs(jobs.Failed):
         fatal = any(event.fatal for event in moment.of(events.Trouble))
-        concerns = any(moment.live) or any(
+        concerns = any(moment.live) or moment.weighed or any(
             not isinstance(job, jobs.Decode) and not is_piece(job)
             and job.video.number == moment.video for job in moment.given.jobs)
         if bool(moment.restarts('error')) != (concerns and not fatal):
@@ -276,9 +280,10 @@ def after_the_end_there_is_nothing(reading: Reading) -> Iterator[str]:
 
 def prompts_and_resets_begin_anew(reading: Reading) -> Iterator[str]:
     """At once; and a video has the newest prompt."""
-    for moment in reading.inputs(jobs.Prompted, jobs.Reset):
-        if not moment.restarts('prompt' if type(moment.given) is jobs.Prompted else 'reset'):
-            yield f'{moment.what} begins nothing anew'
+    for kind, reason in ((jobs.Prompted, 'prompt'), (jobs.Reset, 'reset')):
+        for moment in reading.inputs(kind):
+            if not moment.restarts(reason):
+                yield f'{moment.what} begins nothing anew'
     for moment in reading.taken:
         for job in moment.of(jobs.Open):
             if job.video.prompt != moment.prompt:
@@ -323,15 +328,17 @@ class _Streams:
 
     def tell(self, moment: Moment) -> None:
         given = moment.given
-        if isinstance(given, jobs.Perceived):
+        kind = type(given)
+        if kind is jobs.Perceived:
             self.steps.update(each for each in (given.job.video, given.job.also) if each)
-        elif isinstance(given, jobs.Carried):
+        elif kind is jobs.Carried:
             self.steps[given.job.video] += 1
             self.given[given.job.video] += given.job.words
-        elif isinstance(given, jobs.Decoded):
+        elif kind is jobs.Decoded:
             self._decoded(moment)
-        elif isinstance(given, jobs.Failed):
-            self.is_alone |= any(is_piece(job) and not job.video.recalled for job in given.jobs)
+        elif kind is jobs.Failed:
+            # What fails of a video that was forgotten meanwhile changes nothing.
+            self.is_alone |= any(is_piece(job) and job.video is self.coming for job in given.jobs)
 
     def _decoded(self, moment: Moment) -> None:
         if words := moment.given.job.words:
@@ -364,48 +371,56 @@ def is_piece(job: jobs.Job) -> bool:
     return isinstance(job, jobs.Carry) or isinstance(job, jobs.Open) and job.source is not None
 
 
-def _followed(reading: Reading) -> Iterator[tuple[Moment, _Streams, jobs.Job | Restarted]]:
-    """Yield each job before it is taken, and each restart before it takes place."""
+class Before(NamedTuple):
+    """A job before it is taken, or a restart before it takes place; the streams as they are."""
+
+    reading: Reading
+    moment: Moment
+    streams: _Streams
+    what: jobs.Job | Restarted
+
+    @property
+    def hands_over(self) -> bool:
+        return isinstance(self.what, Restarted) and self.what.reason == 'relay'
+
+
+def _followed(reading: Reading) -> Iterator[Before]:
     streams = _Streams()
     for moment in reading.moments:
         for job in moment.jobs:
-            yield moment, streams, job
+            yield Before(reading, moment, streams, job)
             streams.take(job)
-        streams.tell(moment)
+        if moment.given is not None:
+            streams.tell(moment)
         for event in moment.events:
             if isinstance(event, Restarted):
-                yield moment, streams, event
+                yield Before(reading, moment, streams, event)
             streams.follow(event)
 
 
-def _hand_overs(reading: Reading) -> Iterator[tuple[Moment, _Streams]]:
-    for moment, streams, what in _followed(reading):
-        if isinstance(what, Restarted) and what.reason == 'relay':
-            yield moment, streams
-
-
-def no_sentence_is_cut_by_a_hand_over(reading: Reading) -> Iterator[str]:
+def no_sentence_is_cut_by_a_hand_over(before: Before) -> Iterator[str]:
     """But where a step waits and there is no room for it."""
-    settings = reading.settings
-    for moment, streams in _hand_overs(reading):
-        is_full = streams.steps[streams.current] >= settings.max_steps
+    if before.hands_over:
+        reading, moment, streams, _ = before
+        is_full = streams.steps[streams.current] >= reading.settings.max_steps
         if streams.unfinished and not moment.spoken and not (is_full and moment.frames_after):
             yield f'a sentence is cut with {streams.steps[streams.current]} steps'
 
 
-def no_step_is_skipped_by_a_hand_over(reading: Reading) -> Iterator[str]:
+def no_step_is_skipped_by_a_hand_over(before: Before) -> Iterator[str]:
     """What its schedule grants a step that is left behind has been said; but for lack of room."""
+    reading, moment, streams, _ = before
     settings = reading.settings
-    if settings.schedule not in ('wait_k', 'random_wait_k') or not settings.narrate:
+    if (not before.hands_over or moment.spoken or not settings.narrate
+            or settings.schedule not in ('wait_k', 'random_wait_k')
+            or settings.single_turn and streams.given_up
+            or streams.steps[streams.current] >= settings.max_steps):
         return
-    for moment, streams in _hand_overs(reading):
-        said = Counter(word.owner for word in streams.spoken)
-        for step in range(1 + streams.current.base, 1 + streams.coming.base):
-            due = reading.granted(step)
-            over = settings.single_turn and streams.given_up
-            if (said[step] < due and not over and step not in streams.given_up and not moment.spoken
-                    and streams.steps[streams.current] < settings.max_steps):
-                yield f'{said[step]} of {due} tokens were spoken about step {step}'
+    said = Counter(word.owner for word in streams.spoken)
+    for step in range(1 + streams.current.base, 1 + streams.coming.base):
+        due = reading.granted(step)
+        if said[step] < due and step not in streams.given_up:
+            yield f'{said[step]} of {due} tokens were spoken about step {step}'
 
 
 def a_hand_over_changes_nothing_for_a_listener(reading: Reading) -> Iterator[str]:
@@ -418,8 +433,9 @@ def a_hand_over_changes_nothing_for_a_listener(reading: Reading) -> Iterator[str
             yield f'{event.stream_id!r} ends with a hand-over'
 
 
-def what_is_perceived_is_in_the_stream_that_speaks_next(reading: Reading) -> Iterator[str]:
-    for _, streams in _hand_overs(reading):
+def what_is_perceived_is_in_the_stream_that_speaks_next(before: Before) -> Iterator[str]:
+    if before.hands_over:
+        streams = before.streams
         coming = streams.coming
         if coming is None:
             yield 'nobody was prepared to take over'
@@ -427,32 +443,32 @@ def what_is_perceived_is_in_the_stream_that_speaks_next(reading: Reading) -> Ite
             yield f'{there} of {streams.told} steps are there at a hand-over'
 
 
-def a_hand_over_waits_for_the_token_that_is_computed(reading: Reading) -> Iterator[str]:
-    for moment, streams in _hand_overs(reading):
-        if any(turn.question is None and turn.video is streams.current for job in moment.out
-               if isinstance(job, jobs.Decode) for turn in job.turns):
-            yield 'the narration is handed over while a token of it is computed'
+def a_hand_over_waits_for_the_token_that_is_computed(before: Before) -> Iterator[str]:
+    if before.hands_over and any(
+            turn.question is None and turn.video is before.streams.current
+            for job in before.moment.out if isinstance(job, jobs.Decode) for turn in job.turns):
+        yield 'the narration is handed over while a token of it is computed'
 
 
-def every_word_is_given_once_and_in_order(reading: Reading) -> Iterator[str]:
+def every_word_is_given_once_and_in_order(before: Before) -> Iterator[str]:
     """To the lane that goes on with the narration; each sees steps that are there."""
-    for _, streams, job in _followed(reading):
-        due: list[tuple[jobs.Video, tuple[jobs.Word, ...], bool]] = []
-        if isinstance(job, jobs.Carry) and not job.video.recalled:
-            due.append((job.video, job.words, False))
-        elif isinstance(job, jobs.Decode):
-            speaks = any(turn.question is None for turn in job.turns)
-            if speaks:
-                words = job.words if job.words and job.words.video is streams.current else None
-                due.append((streams.current, words.words if words else (), True))
-            if job.words and job.words.video is not streams.current:
-                due.append((job.words.video, job.words.words, False))
-        for stream, words, all_of_them in due:
-            given, spoken = [*streams.given[stream], *words], streams.due(stream)
-            if given != (spoken if all_of_them else spoken[:len(given)]):
-                yield f'{given} is given of {spoken}'
-            if any(word.sees > streams.steps[stream] for word in words):
-                yield f'{words} see more than {streams.steps[stream]} steps'
+    _, _, streams, job = before
+    due: list[tuple[jobs.Video, tuple[jobs.Word, ...], bool]] = []
+    if isinstance(job, jobs.Carry) and not job.video.recalled:
+        due.append((job.video, job.words, False))
+    elif isinstance(job, jobs.Decode):
+        speaks = any(turn.question is None for turn in job.turns)
+        if speaks:
+            words = job.words if job.words and job.words.video is streams.current else None
+            due.append((streams.current, words.words if words else (), True))
+        if job.words and job.words.video is not streams.current:
+            due.append((job.words.video, job.words.words, False))
+    for stream, words, all_of_them in due:
+        given, spoken = [*streams.given[stream], *words], streams.due(stream)
+        if given != (spoken if all_of_them else spoken[:len(given)]):
+            yield f'{given} is given of {spoken}'
+        if any(word.sees > streams.steps[stream] for word in words):
+            yield f'{words} see more than {streams.steps[stream]} steps'
 
 
 def a_narration_has_one_writer(reading: Reading) -> Iterator[str]:
@@ -460,71 +476,76 @@ def a_narration_has_one_writer(reading: Reading) -> Iterator[str]:
     for moment in reading.taken:
         together = [*moment.out, *moment.jobs]
         written = [job.video for job in together if isinstance(job, jobs.Carry)]
-        for job in together:
+        for job in together if written else ():
             if isinstance(job, jobs.Decode) and (
                     job.words and job.words.video in written
                     or any(turn.video in written for turn in job.turns)):
                 yield 'both sides write the narration of a stream'
 
 
-def a_step_waits_for_a_few_pieces_only(reading: Reading) -> Iterator[str]:
+def a_step_waits_for_a_few_pieces_only(before: Before) -> Iterator[str]:
     """But for those without which there is no room for it."""
+    reading, moment, streams, job = before
     settings = reading.settings
-    for moment, streams, job in _followed(reading):
-        if (not isinstance(job, Restarted) and is_piece(job)
-                and moment.frames >= settings.frames_per_step
-                and streams.steps[streams.current] < settings.max_steps
-                and streams.pieces >= settings.make_relay().pieces):
-            yield f'a step waits for {streams.pieces + 1} pieces'
+    if (not isinstance(job, Restarted) and is_piece(job)
+            and moment.frames >= settings.frames_per_step
+            and streams.steps[streams.current] < settings.max_steps
+            and streams.pieces >= settings.make_relay().pieces):
+        yield f'a step waits for {streams.pieces + 1} pieces'
 
 
-def a_stream_is_relieved_once_it_nears_its_capacity(reading: Reading) -> Iterator[str]:
+def a_stream_is_relieved_once_it_nears_its_capacity(before: Before) -> Iterator[str]:
     """By one that has so many of its steps as is said; and begins anew for lack of room no more."""
-    relay = reading.settings.make_relay()
-    for _, streams, what in _followed(reading):
-        if isinstance(what, Restarted):
-            if what.reason == 'capacity' and relay and not streams.is_alone:
-                yield 'it begins anew for lack of room'
-        elif isinstance(what, jobs.Open) and what.source is not None and not what.video.recalled:
-            steps = streams.steps[what.source]
-            carried = what.source.base + steps - what.video.base
-            if relay is None or not (relay.memory <= carried
-                                     <= relay.memory + steps - relay.capacity):
-                yield f'{carried} of {steps} steps are carried over'
-            if streams.coming is not None and not streams.is_alone:
-                yield 'two streams are prepared'
-            if streams.is_alone:
-                yield 'another one is prepared after the first has failed'
+    reading, _, streams, what = before
+    if isinstance(what, Restarted):
+        if (what.reason == 'capacity' and not streams.is_alone
+                and reading.settings.make_relay() is not None):
+            yield 'it begins anew for lack of room'
+    elif isinstance(what, jobs.Open) and what.source is not None and not what.video.recalled:
+        relay, steps = reading.settings.make_relay(), streams.steps[what.source]
+        carried = what.source.base + steps - what.video.base
+        if relay is None or not (relay.memory <= carried
+                                 <= relay.memory + steps - relay.capacity):
+            yield f'{carried} of {steps} steps are carried over'
+        if streams.coming is not None and not streams.is_alone:
+            yield 'two streams are prepared'
+        if streams.is_alone:
+            yield 'another one is prepared after the first has failed'
 
 
-def an_answer_recalls_what_has_left(reading: Reading) -> Iterator[str]:
+def an_answer_recalls_what_has_left(before: Before) -> Iterator[str]:
     """And begins when all of that is there."""
-    for _, streams, job in _followed(reading):
-        if isinstance(job, jobs.Open) and job.video.recalled:
-            end = job.video.base + len(job.video.recalled)
-            if not streams.current or end > streams.current.base:
-                yield f'the steps up to {end} are recalled, which are in the stream'
-        for turn in job.turns if isinstance(job, jobs.Decode) else ():
-            if turn.video.recalled and turn.sees != len(turn.video.recalled):
-                yield f'{turn.sees} of {len(turn.video.recalled)} recalled steps are seen'
+    _, _, streams, job = before
+    if isinstance(job, jobs.Open) and job.video.recalled:
+        end = job.video.base + len(job.video.recalled)
+        if not streams.current or end > streams.current.base:
+            yield f'the steps up to {end} are recalled, which are in the stream'
+    for turn in job.turns if isinstance(job, jobs.Decode) else ():
+        if turn.video.recalled and turn.sees != len(turn.video.recalled):
+            yield f'{turn.sees} of {len(turn.video.recalled)} recalled steps are seen'
 
 
-def streams_are_short(reading: Reading) -> Iterator[str]:
-    most = reading.settings.max_steps
-    for _, streams, job in _followed(reading):
-        if isinstance(job, (jobs.Perceive, jobs.Carry)):
-            for stream in (job.video, getattr(job, 'also', None)):
-                if stream and streams.steps[stream] >= most:
-                    yield f'a stream gets more than {most} steps'
+def streams_are_short(before: Before) -> Iterator[str]:
+    reading, _, streams, job = before
+    if isinstance(job, (jobs.Perceive, jobs.Carry)):
+        most = reading.settings.max_steps
+        for stream in (job.video, getattr(job, 'also', None)):
+            if stream and streams.steps[stream] >= most:
+                yield f'a stream gets more than {most} steps'
 
 
-Invariant = Callable[[Reading], Iterator[str]]
+Invariant = Callable[[Any], Iterator[str]]
 """Yields in words what breaks it."""
 
-INVARIANTS: tuple[Invariant, ...] = tuple(
-    each for room in (globals(), vars(telling))
-    for name, each in room.items() if not name.startswith('_')
-    and getattr(each, '__annotations__', {}).get('return') == 'Iterator[str]')
+
+def _invariants(of: str) -> tuple[Invariant, ...]:
+    """Return all of this file and of telling.py that take so called a parameter."""
+    return tuple(each for room in (globals(), vars(telling)) for name, each in room.items()
+                 if not name.startswith('_') and of in getattr(each, '__annotations__', ())
+                 and each.__annotations__.get('return') == 'Iterator[str]')
+
+
+INVARIANTS, OF_STREAMS = _invariants('reading'), _invariants('before')
 
 
 def violations(script: Script) -> list[str]:
@@ -539,5 +560,9 @@ def violations(script: Script) -> list[str]:
 
 def broken(reading: Reading) -> list[str]:
     """Return what does not hold of a reading."""
-    return [f'{invariant.__name__}: {words}' for invariant in INVARIANTS
-            for words in invariant(reading)]
+    found = [f'{invariant.__name__}: {words}' for invariant in INVARIANTS
+             for words in invariant(reading)]
+    for before in _followed(reading):
+        found += [f'{invariant.__name__}: {words}' for invariant in OF_STREAMS
+                  for words in invariant(before)]
+    return found

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from sww_ros.evaluation.simulation.world import Entry, Script, Taken, Told
 from sww_ros.streaming import events, jobs
+from sww_ros.streaming.gate import gate_of
 from sww_ros.streaming.schedule import Schedule, make_schedule
 
 
@@ -33,10 +34,12 @@ class Moment:
     Of an entry, `given` is the input that came, if one did, with the `events` that were told, or
     `jobs` those that were taken. `open` are questions by id, oldest first; `steps` are those told
     of the current `video`; `spoken` says that its narration is over. Of a decode step's turns,
-    `live` says whether they count, and `cached` how many steps of their stream there are to be
-    seen: those told, and one that came back late with a token of an answer in its pass. `base`
-    counts the steps of the video before its current stream; `out` are the jobs that are computed
-    beside those of the entry.
+    `live` says whether they count, `counted` is what was said in those, and `cached` how many
+    steps of their stream there are to be seen: those told, and one that came back late with a
+    token of an answer in its pass. `base` counts the steps of the video before its current stream,
+    `awake` says whether its narration may speak by its gate; `out` are the jobs that are computed
+    beside those of the entry. `weighed` says that what was said last was weighed, and that it
+    counts; `rests` that the narration has nothing to say of the steps so far.
     """
 
     entry: Entry
@@ -48,13 +51,17 @@ class Moment:
     closed: bool
     prompt: str
     base: int
+    awake: bool
     open: dict[str, Asking]
     frames: int
     open_after: dict[str, Asking] = field(default_factory=dict)
     frames_after: int = 0
+    rests: bool = False
+    weighed: bool = False
     cached: tuple[int, ...] = ()
     live: tuple[bool, ...] = ()
     given: jobs.Input | None = None
+    counted: Sequence[tuple[jobs.Turn, jobs.Spoken]] = ()
     events: Sequence[events.Event] = ()
     jobs: Sequence[jobs.Job] = ()
     out: Sequence[jobs.Job] = ()
@@ -68,20 +75,12 @@ class Moment:
 
     def of(self, kind: type) -> list:
         """Return the events of a kind, or the jobs."""
-        return [one for one in self.events or self.jobs if type(one) is kind]
+        found = self.events or self.jobs
+        return [one for one in found if type(one) is kind] if found else []
 
     def restarts(self, *reasons: str) -> list[events.Restarted]:
         """Return what began anew for one of some reasons."""
         return [event for event in self.of(events.Restarted) if event.reason in reasons]
-
-    @property
-    def counted(self) -> list[tuple[jobs.Turn, jobs.Spoken]]:
-        """Of a decode step that came back, what was said in turns that count."""
-        if type(self.given) is not jobs.Decoded or self.closed:
-            return []
-        return [(turn, spoken) for turn, live, spoken
-                in zip(self.given.job.turns, self.live, self.given.spoken)
-                if live and spoken is not None]
 
 
 class Reading:
@@ -99,6 +98,8 @@ class Reading:
         self.taken: list[Moment] = []
         self.rests: list[Moment] = []
         self.events: list[tuple[Moment, events.Event]] = []
+        self._events: dict[type, list[tuple[Moment, Any]]] = defaultdict(list)
+        self._inputs: dict[type, list[Moment]] = defaultdict(list)
         self.clips: dict[int, int] = {}
         self.steps_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self._video = self._steps = self._frames = self._clip = 0
@@ -110,10 +111,16 @@ class Reading:
         self._stream: jobs.Video | None = None
         self._coming: jobs.Video | None = None
         self._cached: Counter[jobs.Video] = Counter()
+        self._gate = gate_of(self.settings)
+        self.read(log)
+
+    def read(self, log: Sequence[Entry]) -> None:
+        """Go on with more of the log."""
         for entry in log:
             moment = Moment(entry, self._video, self._steps, self._spoken, self._ended,
                             self._paused, self._closed, self._prompt,
-                            self._stream.base if self._stream else 0, self._open, self._frames)
+                            self._stream.base if self._stream else 0, self._gate.awake,
+                            self._open, self._frames)
             if type(entry) is Told:
                 moment.given, moment.events = entry.given, entry.events
                 done = getattr(entry.given, 'jobs', None) or [getattr(entry.given, 'job', None)]
@@ -140,14 +147,13 @@ class Reading:
         """Return how many tokens of narration the schedule grants a step, counted from 1."""
         return self.schedule.granted(step) - self.schedule.granted(step - 1)
 
-    def inputs(self, *kinds: type) -> list[Moment]:
-        """Return the moments at which an input of one of some kinds came, before the end."""
-        return [moment for moment in self.told
-                if type(moment.given) in kinds and not moment.closed]
+    def inputs(self, kind: type) -> list[Moment]:
+        """Return the moments at which an input of a kind came, before the end."""
+        return self._inputs[kind]
 
     def events_of(self, kind: type) -> list[tuple[Moment, Any]]:
         """Return all events of a kind, each with when it was told."""
-        return [(moment, event) for moment, event in self.events if type(event) is kind]
+        return self._events[kind]
 
     def summary(self) -> tuple:
         """What is open, unaccounted for and over at the end of the log."""
@@ -180,8 +186,15 @@ class Reading:
     def _read(self, moment: Moment, entry: Told) -> None:
         given = entry.given
         kind = type(given)
+        if not self._closed:
+            self._inputs[kind].append(moment)
         if kind is jobs.Decoded:
             moment.live = tuple(map(self._is_live, given.job.turns))
+            if not self._closed:
+                moment.counted = [
+                    (turn, spoken) for turn, live, spoken
+                    in zip(given.job.turns, moment.live, given.spoken)
+                    if live and spoken is not None]
         elif kind is jobs.Failed:
             moment.live = tuple(self._is_live(turn) for job in given.jobs
                                 if hasattr(job, 'turns') for turn in job.turns)
@@ -192,10 +205,22 @@ class Reading:
             steps.append(((steps[-1][0] if steps else 0) + len(frames), frames[-1].stamp_ns))
         elif kind is jobs.Carried:
             self._cached[given.job.video] += 1
+        if moment.of(events.StepPerceived) and kind is jobs.Perceived:
+            self._gate.stepped(given.changed)
+            moment.rests = not self._gate.awake and self._gate.weighs is None
         if not self._closed:
             self._take_in(entry)
+            for turn, spoken in moment.counted:
+                if turn.question is None:
+                    self._gate.said(spoken)
+            moment.weighed = (not self._spoken and self._gate.weighs is not None and any(
+                again.video.number == self._video for again in _again(given)))
+            if moment.weighed and kind is jobs.Decoded:
+                self._gate.weighed(given.job.again.said, given.surprise)
+                moment.rests = not self._gate.awake and self._gate.weighs is None
         for event in entry.events:
             self.events.append((moment, event))
+            self._events[type(event)].append((moment, event))
             self._hear(event)
         if kind is jobs.Closed:
             self._closed = True
@@ -222,6 +247,7 @@ class Reading:
             case events.Restarted():
                 self._video, self._steps, self._spoken, self._ended = event.video, 0, False, False
                 self._stream = self._coming = None
+                self._gate = gate_of(self.settings)
             case events.StepPerceived():
                 self._steps += 1
                 self._frames -= event.frames
@@ -240,3 +266,9 @@ class Reading:
     def _end(self, question_id: str) -> None:
         if question_id in self._open:
             self._open = {key: value for key, value in self._open.items() if key != question_id}
+
+
+def _again(given: jobs.Input) -> list[jobs.Again]:
+    """What was weighed, or was to be, in the jobs that came back."""
+    done = getattr(given, 'jobs', None) or [getattr(given, 'job', None)]
+    return [job.again for job in done if isinstance(job, jobs.Decode) and job.again]

@@ -1,8 +1,8 @@
 """
 Several cores that share one executor, as the cameras of an engine do, each with its own script.
 
-Each one's log has to keep every invariant that a core alone keeps, and no step waits for more than
-one job of each of the others.
+Each one's log has to keep every invariant that a core alone keeps. No step waits for more than one
+job of each of the others, for the successor of another's stream, or where a pass has room for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from sww_ros.evaluation.simulation.world import (
     side_of,
 )
 from sww_ros.streaming.core import Core
-from sww_ros.streaming.rules import Rota, perception
+from sww_ros.streaming.jobs import Carry, Job, Open
+from sww_ros.streaming.rules import JOINT_TOKENS, Handed, Rota, perception
 
 SHARED = ('threads', 'serial', 'fused', 'crowd')
 """The executors that several cores may share."""
@@ -83,29 +84,46 @@ class Gathering:
     def _take(self, worker: int) -> None:
         rule = self._rules[worker]
         rested = [world.core.at_rest for world in self.worlds]
-        due = [_is_due(world.core, rule is perception) for world in self.worlds]
+        due = {core: (_is_due(core, rule is perception), core.tokens_due, core._perception_due)
+               for core in self._turns.cores}
         handed = self._turns.take(rule, self.worlds[0].now)
         parts = []
         for number, world in enumerate(self.worlds):
             if mine := [job for core, job in handed if core is world.core]:
                 world.note(mine, rested[number])
                 parts.append((world, Pass(mine, world.now)))
-                if side_of(mine[0]) == 'perception':
-                    self._count_turn(number, due)
-            if not due[number]:
-                self._waited[number].clear()
+        self._judge([(core, job) for core, job in handed if side_of(job) == 'perception'], due)
         if parts:
             self._held[worker].append(parts)
             self.shared_steps += sum(side_of(made.jobs[-1]) == 'decoding' for _, made in parts) > 1
 
-    def _count_turn(self, perceiving: int, due: Sequence[bool]) -> None:
-        self._waited[perceiving].clear()
+    def _judge(self, taken: Handed, due: dict[Core, tuple[bool, float, bool]]) -> None:
+        """
+        Note what is unfair to those who are left out of a pass.
+
+        :param due: of each core, in the order of their turns, whether its step is due, with how
+            many tokens, and whether there is one at all
+        """
+        perceiving = [self._number(core) for core, _ in taken]
+        left = [core for core, (is_due, *_) in due.items()
+                if is_due and self._number(core) not in perceiving]
         for number, waited in enumerate(self._waited):
-            if number != perceiving and due[number]:
-                waited[perceiving] += 1
-                if self._takes_turns and waited[perceiving] > 1:
-                    self.unfair.append(f'turns_are_fair: {number} waits for a second job of '
-                                       f'{perceiving}')
+            if number not in map(self._number, left):
+                waited.clear()
+                continue
+            waited.update(perceiving)
+            self.unfair += [f'turns_are_fair: {number} waits for a second job of {other}'
+                            for other, jobs in waited.items() if self._takes_turns and jobs > 1]
+        if left and taken:
+            room = JOINT_TOKENS - sum(due[core][1] for core, _ in taken)
+            who = f'{self._number(left[0])} waits for {perceiving}'
+            if due[left[0]][1] <= room:
+                self.unfair.append(f'steps_go_together: {who}, and there is room in the pass')
+            if any(_is_piece(job) and not due[core][2] for core, job in taken):
+                self.unfair.append(f'steps_go_before_pieces: {who}, who has no step itself')
+
+    def _number(self, core: Core) -> int:
+        return [world.core for world in self.worlds].index(core)
 
     def _hand_in(self, worker: int, fails: str, says: str) -> None:
         for world, made in self._held[worker].popleft() if self._held[worker] else ():
@@ -132,6 +150,11 @@ class Gathering:
             self._look()
             passes += 1
         return passes
+
+
+def _is_piece(job: Job) -> bool:
+    """Whether a job prepares a stream that comes next, or one for an answer."""
+    return isinstance(job, Carry) or (isinstance(job, Open) and job.source is not None)
 
 
 def _is_due(core: Core, regardless: bool) -> bool:

@@ -70,11 +70,12 @@ def _ends(moment: Moment) -> bool:
 
 def narration_ends_by_itself_at_the_end_alone(reading: Reading) -> Iterator[str]:
     """With stop or length where its video has ended, or with its one turn."""
+    rests = reading.settings.speak != 'trained'
     for moment, event in reading.events_of(TextDelta):
         if event.stream_id == NARRATION and event.finish_reason in ('stop', 'length'):
-            if type(moment.given) is not Decoded:
+            if type(moment.given) is not Decoded and not (rests and _ends(moment)):
                 yield f'the narration ends with {event.finish_reason!r} at {moment.what}'
-            if not moment.ended and not (
+            if not moment.ended and not (rests and _ends(moment)) and not (
                     reading.settings.single_turn and event.finish_reason == 'stop'):
                 yield f'the narration of video {event.video} ends before the video'
 
@@ -111,6 +112,8 @@ def answers_keep_to_their_video(reading: Reading) -> Iterator[str]:
 def what_counts_is_told(reading: Reading) -> Iterator[str]:
     """Word for word, of the step that it saw; and nothing of what came back too late."""
     for moment in reading.told:
+        if not (moment.events or moment.counted):
+            continue
         told = [(event.stream_id, event.delta, event.steps_seen, event.video)
                 for event in moment.of(TextDelta) if event.delta]
         due = [(turn.question.question_id if turn.question else NARRATION, spoken.delta,
@@ -144,7 +147,7 @@ def sentences_hold_all_that_was_said(reading: Reading) -> Iterator[str]:
 def answers_have_a_length(reading: Reading) -> Iterator[str]:
     most = reading.settings.max_answer_tokens
     counts: Counter[object] = Counter()
-    for moment in reading.told:
+    for moment in reading.inputs(Decoded):
         ends = {event.stream_id: event.finish_reason for event in moment.of(TextDelta)
                 if event.final}
         for turn, spoken in moment.counted:
@@ -183,6 +186,8 @@ def _accounts(reading: Reading) -> Iterator[tuple[Moment, _Account, int, Spoken 
     """Yield a video's account before each token, with its owner, and after each step (None)."""
     account, video = _Account(), 0
     for moment in reading.told:
+        if not (moment.events or moment.counted):
+            continue
         if moment.video != video:
             account, video = _Account(), moment.video
         for turn, spoken in moment.counted:
@@ -235,7 +240,7 @@ def what_may_be_said_is_said(reading: Reading) -> Iterator[str]:
         if account.ended:
             yield f'video {moment.video} has ended, and its narration has not'
         elif settings.schedule == 'live':
-            if account.since < settings.wait_k and not account.rested:
+            if account.since < settings.wait_k and not account.rested and moment.awake:
                 yield f'{account.since} tokens since the last step'
         elif settings.schedule != 'offline':
             for step in range(1 + moment.base, account.steps + 1):
@@ -354,12 +359,12 @@ def what_is_forgotten_is_not_perceived(reading: Reading) -> Iterator[str]:
     """No frame fed before a reset, a prompt or an error is taken after it."""
     newest = forgotten = 0
     for moment in reading.moments:
-        for job in moment.of(jobs.Perceive):
-            if job.frames[0].stamp_ns <= forgotten:
+        for job in moment.jobs:
+            if type(job) is jobs.Perceive and job.frames[0].stamp_ns <= forgotten:
                 yield f'frame {job.frames[0].stamp_ns} is perceived, though forgotten'
         if type(moment.given) is jobs.Fed:
             newest = moment.given.frame.stamp_ns
-        if moment.restarts('reset', 'prompt', 'error'):
+        if moment.events and moment.restarts('reset', 'prompt', 'error'):
             forgotten = newest
 
 
@@ -383,10 +388,12 @@ def overlap_is_the_time_of_both(reading: Reading) -> Iterator[str]:
     spans: list[tuple[int, int]] = []
     begun: dict[object, int] = {}
     for moment in reading.moments:
-        begun |= {job: moment.entry.now for job in moment.of(jobs.Decode) if job.riding is None}
+        for job in moment.jobs:
+            if type(job) is jobs.Decode and job.riding is None:
+                begun[job] = moment.entry.now
         if type(moment.given) is jobs.Decoded and moment.given.job in begun:
             spans.append((begun[moment.given.job], moment.entry.now))
-        for event in moment.of(StepPerceived):
+        for event in moment.of(StepPerceived) if moment.events else ():
             start, stop = event.started_ns, event.perceived_ns
             out = [(begun[job], stop) for job in moment.out if job in begun]
             due = sum(max(0, min(stop, end) - max(start, begin)) for begin, end in (*spans, *out))
@@ -396,9 +403,15 @@ def overlap_is_the_time_of_both(reading: Reading) -> Iterator[str]:
 
 def a_video_begins_with_a_step(reading: Reading) -> Iterator[str]:
     """Where nobody asks for another one: the last one is not left before."""
-    for moment in reading.told:
-        if moment.restarts('ended', 'capacity') and not moment.frames_after:
+    for moment, event in reading.events_of(Restarted):
+        if event.reason in ('ended', 'capacity') and not moment.frames_after:
             yield f'a video begins after {moment.video}, and there are no frames'
+
+
+def a_narration_that_rests_says_nothing(reading: Reading) -> Iterator[str]:
+    for moment in reading.taken:
+        if not moment.awake and any(turn.question is None for turn, _ in _turns(moment)):
+            yield 'the narration goes on without news'
 
 
 def only_what_counts_is_decoded(reading: Reading) -> Iterator[str]:
@@ -453,19 +466,26 @@ def each_step_is_sighted_once(reading: Reading) -> Iterator[str]:
     sighted: dict[int, int] = defaultdict(int)
     for moment in reading.told:
         turns = moment.given.job.turns if type(moment.given) is jobs.Decoded else ()
+        if not (turns or moment.events or moment.rests):
+            continue
+        speak = {turn.question.question_id if turn.question else NARRATION for turn in turns}
         before = dict(sighted) if turns else sighted
         # Steps that nobody saw before a stream was relieved are not seen after it.
         bases = [turn.video.base for turn in turns]
         for event in moment.events:
-            if isinstance(event, FirstSight):
+            if isinstance(event, StepPerceived) and moment.rests:
+                sighted[event.video] = event.index + 1  # Nobody is to see it.
+            elif isinstance(event, FirstSight):
                 if not turns or event.index != sighted[event.video] and not (
                         event.index > sighted[event.video] and event.index in bases):
                     yield f'{event} after {sighted[event.video]} steps'
                 sighted[event.video] = event.index + 1
             elif isinstance(event, TextDelta) and event.first_sight != (
-                    bool(turns) and event.steps_seen > before.get(event.video, 0)
+                    event.stream_id in speak and event.steps_seen > before.get(event.video, 0)
                     and event.finish_reason in ('', 'stop', 'length')):
                 yield f'{event} has the wrong first_sight'
+        if moment.rests:
+            sighted[moment.video] = max(sighted[moment.video], moment.steps)
         if not moment.closed:
             for turn, live in zip(turns, moment.live):
                 if live and sighted[turn.video.number] < turn.video.base + turn.sees:

@@ -59,6 +59,7 @@ class Settings(_Brief):
     question_timeout_s: float = 0.0
     single_turn: bool = False
     narrate: bool = True
+    speak: str = 'trained'
 
     def make_core(self) -> Core:
         return Core(_config(self), prompt='p0', wait_k=self.wait_k, max_steps=self.max_steps,
@@ -183,6 +184,8 @@ MOST_JOBS = 400
 EXECUTORS = {name: tuple(rules.values()) for name, rules in RULES.items()} | {
     'crowd': (one_at_a_time, fused, one_at_a_time)}
 """Those of the engine, and one whose workers take whatever there is: the core keeps them apart."""
+TOKENS = 50
+"""Of a step, so that two of them go into one pass, and not three."""
 _MOVE_NS = 1_000_000
 _SECOND_NS = 1_000_000_000
 
@@ -277,9 +280,11 @@ class World:
         self.log: list[Entry] = []
         self.now = _SECOND_NS
         self._rules = EXECUTORS[script.settings.overlap]
-        self._ahead = ahead_of(script.settings.overlap)
+        ahead = ahead_of(script.settings.overlap)
+        self._most = [ahead if rule is perception else 1 for rule in self._rules]
         self._held: list[deque[Pass]] = [deque() for _ in self._rules]
         self._frames = self._prompts = 0
+        self._rested: bool | None = None
 
     def play(self) -> list[Entry]:
         """Play the script to its end; return the log."""
@@ -296,7 +301,7 @@ class World:
             self.make(move)
             if self.script.eager:
                 self._look()
-            if self.core.at_rest and any(self._held) and not self.core.closed:
+            if any(self._held) and self._at_rest and not self.core.closed:
                 self.log.append(Rest(self.now, True, 0, True, busy=True))
 
     def come_to_rest(self) -> None:
@@ -338,16 +343,23 @@ class World:
             passes += 1
         self.log.append(Rest(self.now, self.core.at_rest, passes, self.core.video.opened))
 
+    @property
+    def _at_rest(self) -> bool:
+        """Whether the core rests, asked once until it is told something, or a job is taken."""
+        if self._rested is None:
+            self._rested = self.core.at_rest
+        return self._rested
+
     def _look(self) -> None:
         for worker in range(len(self._rules)):
             self._take(worker)
 
     def _take(self, worker: int) -> None:
-        held, rule = self._held[worker], self._rules[worker]
-        if len(held) >= (self._ahead if rule is perception else 1) or not self.tick():
+        held = self._held[worker]
+        if len(held) >= self._most[worker] or not self.tick():
             return
-        rested = self.core.at_rest
-        if taken := [job for _, job in rule([self.core], self.now)]:
+        rested = self._at_rest
+        if taken := [job for _, job in self._rules[worker]([self.core], self.now)]:
             held.append(Pass(taken, self.now))
             self.note(taken, rested)
 
@@ -363,12 +375,14 @@ class World:
 
     def note(self, taken: Sequence[jobs.Job], rested: bool) -> None:
         """Log jobs that were taken of the core, which said before whether it rests."""
-        self.log.append(Taken(self.now, taken, rested or self.core.at_rest))
+        self._rested = None
+        self.log.append(Taken(self.now, taken, rested or self._at_rest))
         for job in taken:
             if isinstance(job, jobs.Open):
                 job.video.work = _Lane(0, job.source.work.text) if job.source else _Lane(1)
 
     def _tell(self, given: jobs.Input) -> None:
+        self._rested = None
         try:
             self.log.append(Told(self.now, given, self.core.handle(given, self.now)))
         except ValueError:
@@ -377,6 +391,8 @@ class World:
     def make(self, move: Move) -> None:
         """Make one move."""
         match move:
+            case Finish(worker, fails, says):
+                self._hand_in(worker % len(self._rules), fails, says)
             case Feed(last):
                 self._frames += 1
                 self._tell(jobs.Fed(jobs.Frame(None, self._frames, self.now, self.now, last)))
@@ -397,8 +413,6 @@ class World:
                 self._tell(jobs.Closed())
             case Look(worker):
                 self._take(worker % len(self._rules))
-            case Finish(worker, fails, says):
-                self._hand_in(worker % len(self._rules), fails, says)
 
     def _hand_in(self, worker: int, fails: str, says: str) -> None:
         if held := self._held[worker]:
@@ -422,9 +436,12 @@ class World:
             case jobs.Carry():
                 return jobs.Carried(job)
             case jobs.Perceive():
-                return jobs.Perceived(job, since, since, since, self.now)
+                # As good as chance, and the same in every run.
+                changed = job.frames[-1].stamp_ns * 7 % 10 / 10
+                return jobs.Perceived(job, since, since, since, self.now, TOKENS, changed)
         return jobs.Decoded(job, tuple(_lane(turn).speak(says[index % len(says)])
-                                  for index, turn in enumerate(job.turns)), self.now)
+                                  for index, turn in enumerate(job.turns)), self.now,
+                            job.started_ns // _MOVE_NS * 7 % 10)
 
 
 def side_of(job: jobs.Job) -> str:
