@@ -42,6 +42,7 @@ setup(
         (f'share/{PACKAGE}', ['package.xml']),
         (f'share/{PACKAGE}/launch', sorted(glob('launch/*.py'))),
         (f'share/{PACKAGE}/config', sorted(glob('config/*'))),
+        (f'share/{PACKAGE}/layouts', sorted(glob('layouts/*'))),
     ],
     options={'build_scripts': {'executable': interpreter()}},
     install_requires=['setuptools'],

@@ -335,6 +335,8 @@ class Stand:
         wait_until(lambda: self.narrator.ended or told() is not None and seen() is not None)
         entry = dict(fault=name, lasted_s=round(end_s - begun_s, 2), recovery_s=told(),
                      seen_s=seen(), restarts=watch.restarts, alive=not self.narrator.ended,
+                     **({} if self.narrator.ended else dict(
+                         rss_mib=held(self.narrator.process.pid)['rss_mib'])),
                      **({} if noticed_s is None else dict(noticed_s=round(noticed_s, 2))),
                      **({} if not trouble else dict(trouble=trouble)))
         self.entries.append(entry)

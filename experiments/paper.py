@@ -77,7 +77,7 @@ class ClipScores:
 
 
 @dataclass(frozen=True)
-class _Clip:
+class ShapesClip:
     """One clip: its scene, frames (2 * STEPS of them), and when which question is asked."""
 
     scene: Scene
@@ -90,7 +90,7 @@ class _Clip:
         return ((frame, index) for index, frame in enumerate(self.frames[:2 * steps]))
 
     @staticmethod
-    def of(seed: int) -> _Clip:
+    def of(seed: int) -> ShapesClip:
         scene = generate(seed, STEPS + 1.0, max_objects=MAX_OBJECTS)
         rng = np.random.default_rng([seed, 3])
         phase = float(rng.random() * TICK_S)
@@ -98,8 +98,8 @@ class _Clip:
         asked = []
         for step in rng.choice(np.arange(1, STEPS + 1), QUESTIONS, replace=False):
             asked.append((int(step), make_question(scene, newest_frame_s(step - 1, phase), rng)))
-        return _Clip(scene, phase, [renderer.frame(phase + i * TICK_S) for i in range(2 * STEPS)],
-                     sorted(asked, key=lambda pair: pair[0]))
+        frames = [renderer.frame(phase + i * TICK_S) for i in range(2 * STEPS)]
+        return ShapesClip(scene, phase, frames, sorted(asked, key=lambda pair: pair[0]))
 
 
 def score_clips(model: str | Path, schedule: str, seeds: Iterable[int]) -> dict:
@@ -114,7 +114,7 @@ def score_clips(model: str | Path, schedule: str, seeds: Iterable[int]) -> dict:
     """
     checkpoint, tally = load(str(model)), ClipScores()
     for seed in tqdm(list(seeds), desc=schedule, unit='clip', disable=None):
-        clip = _Clip.of(seed)
+        clip = ShapesClip.of(seed)
         config = SessionConfig(
             schedule=schedule, schedule_seed=seed % 1_000_000,
             wait_k=RANDOM_K if schedule == 'random_wait_k' else WAIT_K,
@@ -126,17 +126,23 @@ def score_clips(model: str | Path, schedule: str, seeds: Iterable[int]) -> dict:
     return tally.summary()
 
 
-def _score_streaming(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
-                     tally: ClipScores) -> None:
-    answers, events = {}, []
+def play_streaming(checkpoint: Checkpoint, config: SessionConfig,
+                   clip: ShapesClip) -> tuple[list[TextDelta], dict[str, ShapesQuestion]]:
+    """Have a clip watched, and ask as it goes on; return what was said, and questions by id."""
+    asked, events = {}, []
     with Session(checkpoint, config) as session:
         for step, new in enumerate(play_steps(session, clip.stamped(STEPS), ends=False), 1):
             events += new
             for at, question in clip.asked:
                 if at == step:
-                    answers[session.ask(question.text)] = question
+                    asked[session.ask(question.text)] = question
             events += settle(session)
-    texts = _texts(events)
+    return _texts(events), asked
+
+
+def _score_streaming(checkpoint: Checkpoint, config: SessionConfig, clip: ShapesClip,
+                     tally: ClipScores) -> None:
+    texts, asked = play_streaming(checkpoint, config, clip)
     schedule = make_schedule(config.schedule, config.wait_k, config.schedule_seed)
     counts = [schedule.granted(step + 1) - schedule.granted(step) for step in range(STEPS)]
     silence = checkpoint.vocabulary.silence
@@ -144,11 +150,11 @@ def _score_streaming(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
                         counts)
     said = checkpoint.tokenizer.decode([token for token in ids if token != silence])
     _note(tally, clip, texts, said[:said.rfind('.') + 1].strip())
-    for question_id, question in answers.items():
+    for question_id, question in asked.items():
         tally.answers.mark(question, texts, question_id)
 
 
-def _score_offline(checkpoint: Checkpoint, config: SessionConfig, clip: _Clip,
+def _score_offline(checkpoint: Checkpoint, config: SessionConfig, clip: ShapesClip,
                    tally: ClipScores) -> None:
     with Session(checkpoint, config) as session:
         for end in {STEPS, *(at for at, _ in clip.asked)}:
@@ -169,7 +175,7 @@ def _texts(events: Iterable[Event]) -> list[TextDelta]:
     return [event for event in events if isinstance(event, TextDelta)]
 
 
-def _note(tally: ClipScores, clip: _Clip, texts: list[TextDelta], wanted: str,
+def _note(tally: ClipScores, clip: ShapesClip, texts: list[TextDelta], wanted: str,
           max_lateness: int = OWED_STEPS) -> None:
     """Judge a narration; its last sentence, if it was cut off, is not held against it."""
     spoken = utterances([(t.delta, t.sentence, t.step) for t in texts if t.stream_id == NARRATION])
@@ -183,7 +189,7 @@ TRAINING_STEPS, CLIPS, HIDDEN, LAYERS = 400, 48, 128, 4
 FIRST_SCENE, SCENES = 1000, 100
 METRICS = ('facts_true', 'facts_narrated', 'answers_right', 'grammatical', 'CIDEr', 'BLEU-1',
            'BLEU-4', 'METEOR', 'ROUGE-L')
-SHARES = ('facts_true', 'facts_narrated', 'answers_right', 'grammatical')
+SHARES = ('facts_true', 'facts_narrated', 'answers_right', 'grammatical', 'repeated', 'words_right')
 _PAPER = ('CIDEr', 'BLEU-1', 'BLEU-4', 'METEOR', 'ROUGE-L', 'BLEURT', 'fluency')
 _T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t for a 95 % interval, by degrees of freedom."""
@@ -259,14 +265,17 @@ def settings(clock: int) -> dict:
 
 
 def run_one(folder: Path, row: Row, seed: int, wanted: tuple[str, ...], scenes: int,
-            clock: int) -> None:
+            clock: int, curriculum: str = 'short') -> None:
     """
     Train one row with one seed and score it, as far as that is not done yet.
 
+    :param curriculum: which clips, one of those of sww_ros.shapes.train
     :raises ValueError: for a folder of another experiment
     """
     folder.mkdir(parents=True, exist_ok=True)
-    noted, mine = folder / 'settings.json', dict(settings(clock), seed=seed, title=row.title)
+    noted = folder / 'settings.json'
+    mine = dict(settings(clock), seed=seed, title=row.title,
+                **dict(curriculum=curriculum) if curriculum != 'short' else {})
     if not noted.exists():
         noted.write_text(json.dumps(mine) + '\n')
     elif (theirs := json.loads(noted.read_text())) != mine:
@@ -276,16 +285,18 @@ def run_one(folder: Path, row: Row, seed: int, wanted: tuple[str, ...], scenes: 
                    str(TRAINING_STEPS), '--clips', str(CLIPS), '--seed', str(seed), '--workers',
                    '1', '--hidden', str(HIDDEN), '--layers', str(LAYERS), '--log-every', '25',
                    '--save-every', '100', '--position-encoding', row.position_encoding,
-                   '--curriculum', 'short', '--tokens-per-second', str(clock),
+                   '--curriculum', curriculum, '--tokens-per-second', str(clock),
                    *(['--offline'] if row.offline else [])]
-        _run(command, folder.with_suffix('.log'))
+        run_command(command, folder.with_suffix('.log'))
     for schedule in wanted:
         if not _scores(folder, schedule, scenes):
-            _run([sys.executable, '-m', 'experiments.paper', '--score', str(folder),
-                  '--schedule', schedule, '--scenes', str(scenes)], folder.with_suffix('.log'))
+            run_command([sys.executable, '-m', 'experiments.paper', '--score', str(folder),
+                         '--schedule', schedule, '--scenes', str(scenes)],
+                        folder.with_suffix('.log'))
 
 
-def _run(command: list[str], log: Path) -> None:
+def run_command(command: list[str], log: Path) -> None:
+    """Run a command, what it prints added to a log; raises RuntimeError, which names it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, 'a') as out:
         done = subprocess.run(command, stdout=out, stderr=out,

@@ -24,8 +24,9 @@ from sww_ros.streaming.events import NARRATION, Event, QuestionState, Restarted,
 from sww_ros.streaming.session import Session
 
 OPTIONS = ('allow_download', 'prompt', 'position_encoding', 'position_gap', 'schedule',
-           'schedule_seed', 'wait_k', 'repetition_penalty', 'max_steps', 'capacity', 'memory',
-           'reserved_steps', 'max_rest_tokens', 'device', 'dtype')
+           'schedule_seed', 'wait_k', 'repetition_penalty', 'temperature', 'top_k', 'top_p',
+           'sampling_seed', 'max_steps', 'capacity', 'memory', 'reserved_steps',
+           'max_rest_tokens', 'device', 'dtype', 'quantize')
 """The settings of a session that the command line gives."""
 
 
@@ -160,9 +161,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _watch(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name in OPTIONS}
-    if options.trace:
-        # A run with a penalty cannot be replayed, so a trace leaves the checkpoint's out.
-        given['repetition_penalty'] = given.get('repetition_penalty') or 1.0
     config = SessionConfig(**given, record_trace=options.trace is not None)
     # Whatever is wrong with the rest is said before minutes go into a model.
     if options.trace:

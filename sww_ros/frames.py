@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+import math
 import struct
 from typing import TypeVar
 
@@ -107,6 +108,27 @@ class FrameSampler:
         self._last = stamp_ns
         self._due = stamp_ns + self._period
         return choice
+
+
+def fitted_size(height: int, width: int, unit: int, least: int, most: int) -> tuple[int, int]:
+    """
+    Return the (height, width) a frame is scaled to: multiples of the unit within the pixel range.
+
+    The rule is Qwen2-VL's own (its `smart_resize`).
+
+    :param least: the fewest pixels, `most` the most
+    :raises ValueError: for a frame that is too narrow
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f'a frame of {width}x{height} pixels is too narrow to be perceived')
+    h, w = (max(unit, round(side / unit) * unit) for side in (height, width))
+    if h * w > most:
+        scale = math.sqrt(height * width / most)
+        h, w = (max(unit, math.floor(side / scale / unit) * unit) for side in (height, width))
+    elif h * w < least:
+        scale = math.sqrt(least / (height * width))
+        h, w = (math.ceil(side * scale / unit) * unit for side in (height, width))
+    return h, w
 
 
 def header_of(raw: bytes) -> tuple[int, str]:

@@ -112,13 +112,14 @@ def image_to_rgb(msg: Any) -> np.ndarray:
     return np.ascontiguousarray(pixels.reshape(msg.height, msg.width, 3))
 
 
-def compressed_to_rgb(msg: Any) -> np.ndarray:
+def compressed_to_rgb(msg: Any, most: int = MAX_PIXELS) -> np.ndarray:
     """
     Return the pixels of a sensor_msgs/CompressedImage (jpeg, png), (height, width, 3) uint8 RGB.
 
     :param msg: the message, or anything with its fields `format` and `data`
-    :raises ValueError: for an empty or undecodable image, one of more than MAX_PIXELS, or
-        compressed depth
+    :param most: the most pixels that it may have
+    :raises ValueError: for an empty or undecodable image, one that is too large, or compressed
+        depth
     """
     if 'compressedDepth' in msg.format:
         raise ValueError(f'compressed image of format {msg.format!r} holds depth, not colors; '
@@ -128,9 +129,9 @@ def compressed_to_rgb(msg: Any) -> np.ndarray:
         raise ValueError(f'empty compressed image (format {msg.format!r}): it has no data')
     # First: a hundred broken bytes can say that they are a gigapixel, and are given the memory.
     width, height = _said_size(data.tobytes())
-    if width * height > MAX_PIXELS:
+    if width * height > most:
         raise ValueError(f'a compressed image of {width}x{height} pixels is too large: at most '
-                         f'{MAX_PIXELS} are taken')
+                         f'{most} are taken')
     try:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if width * height else None
     except cv2.error:

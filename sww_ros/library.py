@@ -14,13 +14,13 @@ import math
 import os
 from pathlib import Path
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 import weakref
 
 import numpy as np
 
 from sww_ros.frames import NANOSECONDS, with_last
-from sww_ros.streaming.config import BY_NAME, SessionConfig
+from sww_ros.streaming.config import BY_NAME, OF_ENGINE, SessionConfig
 from sww_ros.streaming.events import (
     NARRATION,
     Event,
@@ -33,6 +33,7 @@ from sww_ros.streaming.executors import Scheduler
 from sww_ros.streaming.session import Loaded, Session, load_for, take_threads
 
 if TYPE_CHECKING:
+    from sww_ros.engine.far import FarEngine
     from sww_ros.sources import PictureFolder, VideoFile
 
 SETTLE_S = 900.0
@@ -114,10 +115,6 @@ class Asker:
             yield from settle(self._session, lossless=False)
 
 
-OF_ENGINE = ('overlap', 'device', 'dtype', 'threads', 'allow_download')
-"""The settings that are the same for all sessions on one engine."""
-
-
 class Engine:
     """
     A model that is loaded once, for any number of sessions at a time.
@@ -141,16 +138,33 @@ class Engine:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
 
+    @overload
     @classmethod
-    def open(cls, model: str | os.PathLike = 'builtin',
-             config: SessionConfig | None = None) -> Engine:
+    def open(cls, model: str | os.PathLike = ..., config: SessionConfig | None = ...) -> Engine: ...
+
+    @overload
+    @classmethod
+    def open(cls, model: str | os.PathLike = ..., config: SessionConfig | None = ..., *,
+             engine: str, token: str = ..., authority: str = ...) -> FarEngine: ...
+
+    @classmethod
+    def open(cls, model: str | os.PathLike = 'builtin', config: SessionConfig | None = None, *,
+             engine: str = '', token: str = '', authority: str = '') -> Engine | FarEngine:
         """
-        Load a checkpoint ('builtin', a folder, a hub id).
+        Load a checkpoint ('builtin', a folder, a hub id), or use one that is loaded far away.
 
         :param config: what holds for all sessions, and for the rest what they have by default
-        :raises ValueError: in words, for a checkpoint or a setting that cannot be used
+        :param engine: wss://host:port of a pool (docs/scale.md), whose model it is then
+        :param token: what the pool knows whoever calls this by
+        :param authority: file of the certificate that vouches for the pool; empty: those that this
+            machine trusts
+        :raises ValueError: in words, for a checkpoint, an address or a setting that cannot be used
         """
         config = config or SessionConfig()
+        if engine:
+            from sww_ros.engine.far import FarEngine
+            from sww_ros.engine.link import Link
+            return FarEngine(Link(engine, token, authority=authority), config)
         if config.overlap == 'processes':
             raise ValueError("overlap 'processes' perceives for one session alone: several share "
                              'fused, threads or serial')

@@ -34,7 +34,7 @@ class Play:
             wait_k=wait_k, max_steps=relay.max_steps if relay else max_steps,
             frames_per_step=2, serial=serial, perceptions=perceptions, relay=relay)
         self.events: list[Event] = []
-        self.now = 0
+        self.now, self.changed, self.tokens = 0, 1.0, 0
 
     def tell(self, given: Input) -> list[Event]:
         self.now += 1
@@ -60,7 +60,7 @@ class Play:
         if isinstance(job, Open):
             return self.tell(Opened(job))
         if isinstance(job, Perceive):
-            return self.tell(Perceived(job))
+            return self.tell(Perceived(job, tokens=self.tokens, changed=self.changed))
         if isinstance(job, Carry):
             return self.tell(Carried(job))
         spoken = Spoken(kind, 'a' * (kind == 'text'), unfinished='a' * (kind == 'text'))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+import itertools
+import os
 from pathlib import Path
 import threading
 import time
@@ -14,10 +16,13 @@ import numpy as np
 from sww_ros.engine.client import EngineClient
 from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import TextDelta
+from sww_ros.streaming.events import FramesDropped, TextDelta
 
 START_S = 60.0
 HERE = Path(__file__).parent
+NAMES = (f'test_{os.getpid()}_{number}' for number in itertools.count())
+"""Of shared engines, one for each test, in a domain that is not those of nodes in tests."""
+DOMAIN = 0
 
 
 class Listener:
@@ -68,3 +73,17 @@ def listening(model: str = 'fake', **options) -> Iterator[Listener]:
 
 def frame(stamp_ns: int = 0) -> CameraFrame:
     return CameraFrame(lambda: np.zeros((48, 64, 3), np.uint8), stamp_ns, time.monotonic_ns())
+
+
+def speak(listener: Listener, steps: int = 1) -> None:
+    """Feed steps, and wait until all is said of them."""
+    said = len(listener.text('narration'))
+    for number in range(1, steps + 1):
+        listener.client.feed(frame())
+        listener.client.feed(frame())
+        listener.wait(lambda due=said + 3 * number: len(listener.text('narration')) >= due)
+    assert not listener.of(FramesDropped)
+
+
+def numbers(listener: Listener) -> list[int]:
+    return [delta.seq for delta in listener.text('narration')]

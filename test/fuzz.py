@@ -9,9 +9,10 @@ with exit code 1 at the first that breaks what has to hold: success, or an error
 from __future__ import annotations
 
 import argparse
+import asyncio
 import atexit
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 import faulthandler
 from functools import cache
@@ -23,8 +24,10 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import cv2
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -36,13 +39,16 @@ from sww_ros import nodes
 from sww_ros.engine.supervision import EngineError, Supervision
 from sww_ros.engine.worker import Worker
 from sww_ros.evaluation.random_model import SMALL, save_random
+from sww_ros.fleet.gateway import Gateway
+from sww_ros.fleet.meters import LocalMeter
+from sww_ros.fleet.robots import Robots
 from sww_ros.images import ENCODINGS, compressed_to_rgb, image_to_rgb
 from sww_ros.models.loading import CheckpointError, load
 from sww_ros.nodes.reporting import _duration, _time
 from sww_ros.streaming.config import SETTINGS, SessionConfig
 from sww_ros.streaming.events import Event, QuestionState, TextDelta, Trouble, event_to_dict
 from sww_ros.streaming.session import Session
-from sww_ros.wire import Channel, LostChannel
+from sww_ros.wire import Channel, LostChannel, packed, unpacked
 
 LONGEST_S = 300
 LARGEST = 1 << 30
@@ -196,6 +202,102 @@ def play_wire(data: st.DataObject) -> None:
         raise Broken('a question is left open')
 
 
+class Words:
+    """A WebSocket on which so many things are said, by whoever knows no more."""
+
+    def __init__(self, said: list[bytes | str]) -> None:
+        self._said, self.answers, self.code = [*said], [], 0
+
+    async def receive(self) -> bytes | str | None:
+        await asyncio.sleep(0)
+        return self._said.pop(0) if self._said else None
+
+    async def send(self, data: bytes) -> None:
+        self.answers.append(unpacked(data)[0])
+
+    async def close(self, code: int) -> None:
+        self.code = code
+
+
+class Here:
+    """Has a gateway's sessions be that of this process; what the engine is told is kept."""
+
+    loss = 'engine'
+
+    def __init__(self) -> None:
+        self.told: list[dict] = []
+        self._threads: list[threading.Thread] = []
+
+    def session(self, on_line: Callable[[str], None]) -> Here:
+        ours, theirs = socket.socketpair()
+        self.channel, self._worker = Channel(ours), Worker(Channel(theirs))
+        self._threads.append(threading.Thread(target=self._obey, args=[Channel(theirs)]))
+        self._threads[-1].start()
+        return self
+
+    def _obey(self, channel: Channel) -> None:
+        """Obey as the engine's process does, the session being one that is there."""
+        self._worker._session = session()
+        while (message := channel.receive()) is not None:
+            self.told.append({**message[0]})
+            if message[0].get('command') != 'open':
+                with suppress(OSError):  # Whoever said it has gone.
+                    self._worker._obey(*message)
+        channel.close()
+
+    def end(self) -> None:
+        self.channel.close()
+        for thread in self._threads:
+            thread.join()
+
+    def report(self) -> str:
+        return 'gone'
+
+
+def play_fleet(data: st.DataObject) -> None:
+    """What may be said at a gateway, by robots and by whoever is none."""
+    picture = cv2.imencode('.jpg', np.full((9, 16, 3), 77, np.uint8))[1].tobytes()
+    header = st.fixed_dictionaries({}, optional=dict(
+        command=st.sampled_from(['open', 'open', 'feed', 'feed', 'clock', 'ask', 'cancel', 'reset'])
+        | ANY, config=st.dictionaries(st.sampled_from([of.name for of in SETTINGS]), ANY) | ANY,
+        question=ANY | WORDS, question_id=ANY | WORDS, stamp_ns=ANY | STAMPS, received_ns=ANY,
+        last=ANY, shape=ANY, session=ANY, model=ANY, sent_ns=ANY))
+    said = [packed(dict(command='open', config={}))] * data.draw(st.integers(0, 1))
+    for _ in range(data.draw(st.integers(0, 6))):
+        message = bytearray(packed(data.draw(header), data.draw(st.just(picture) | st.binary())))
+        said.append(data.draw(st.text(max_size=9)) if not data.draw(st.integers(0, 9)) else
+                    mutated(data, message))
+    token = data.draw(st.just(FUZZ_TOKEN) | WORDS)
+    here, socket_ = Here(), Words(said)
+    gateway = Gateway(here, 'builtin', robots(), LocalMeter(), session='of:us')
+    with patch('sww_ros.fleet.gateway.WRONG_TOKEN_S', 0.0):
+        asyncio.run(gateway.attend(socket_, token))
+    opened = [each for each in here.told if each.get('command') == 'open']
+    if any((each['session'], each['model']) != ('of:us', 'builtin') for each in opened[:1]):
+        raise Broken('whoever came has said what is to run')
+    if socket_.code and socket_.answers[-1].get('type') != 'failed':
+        raise Broken('sent away without a word')
+    if gateway.visits or gateway._here.total():
+        raise Broken('it is still there')
+    for event in socket_.answers:
+        json.dumps(event).encode()
+    session().pause(False)
+    session().wait_idle(IDLE_S)
+    session().drain()
+
+
+FUZZ_TOKEN = 'a-token-of-this-robot'
+
+
+@cache
+def robots() -> Robots:
+    """Return the one robot that is known."""
+    file = folder().parent / f'{folder().name}-robots'
+    file.write_text(f'front {FUZZ_TOKEN}\n')
+    atexit.register(file.unlink)
+    return Robots(file)
+
+
 def receive_all(channel: Channel) -> None:
     """Read until the end, or what is no message."""
     while True:
@@ -344,7 +446,7 @@ def check_parameters(values: dict) -> None:
 
 TARGETS: dict[str, Callable[[st.DataObject], None]] = dict(
     images=play_images, wire=play_wire, questions=play_questions, checkpoints=play_checkpoints,
-    settings=play_settings)
+    settings=play_settings, fleet=play_fleet)
 
 
 def fuzz(target: str, examples: int, number: int) -> None:

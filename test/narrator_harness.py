@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import os
 from pathlib import Path
 import signal
@@ -85,15 +85,20 @@ class NarratorProcess:
 
 
 class Probe:
-    """Publishes frames, collects what the narrator says, and calls its services."""
+    """
+    Publishes frames, collects what the narrator says, and calls its services.
 
-    def __init__(self, narrator: str = '/narrator') -> None:
+    :param narrator: what comes before the names of topics and services
+    :param named: the name of the node, where that is another
+    """
+
+    def __init__(self, narrator: str = '/narrator', named: str = '') -> None:
         self._context = Context()
         rclpy.init(context=self._context)
         self.node = Node('probe', context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        self.narrator = narrator
+        self.narrator, self._named = narrator, named or narrator
         self.captions: list[TextChunk] = []
         self.answers: list[TextChunk] = []
         self.latencies: list[StepLatency] = []
@@ -133,11 +138,28 @@ class Probe:
 
     def begin_call(self, kind: type, name: str, **fields):
         """Call a service of the narrator and return the future of its response."""
-        if name not in self._clients:
+        is_new = name not in self._clients
+        if is_new:
             self._clients[name] = self.node.create_client(kind, f'{self.narrator}/{name}')
         client = self._clients[name]
         assert client.wait_for_service(PATIENCE_S), name
+        if is_new:
+            self.meet()
         return client.call_async(kind.Request(**fields))
+
+    def meet(self) -> None:
+        """
+        Return once the narrator knows all clients made so far.
+
+        That a client knows its server does not mean that the server knows it, and DDS loses what it
+        is sent before. It hears of clients in their order: who answers a later one knows those.
+        """
+        later = self.node.create_client(GetParameters, f'{self._named}/get_parameters')
+        assert later.wait_for_service(PATIENCE_S), 'get_parameters'
+        for _ in range(8):
+            with suppress(AssertionError):
+                self.result(later.call_async(GetParameters.Request()), PATIENCE_S / 8)
+                return
 
     def run(self, work: Callable):
         """
@@ -225,8 +247,8 @@ class Probe:
 
 
 @contextmanager
-def probing(narrator: str = '/narrator') -> Iterator[Probe]:
-    probe = Probe(narrator)
+def probing(narrator: str = '/narrator', named: str = '') -> Iterator[Probe]:
+    probe = Probe(narrator, named)
     try:
         yield probe
     finally:

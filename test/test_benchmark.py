@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import importlib.util
 import json
 from pathlib import Path
 from statistics import median
 
 import pytest
 
-from sww_ros.benchmark import full_load, harness, latency, overlap, step
+from sww_ros.benchmark import cameras, full_load, harness, latency, overlap, pool, step
 from sww_ros.benchmark.__main__ import FULL, MEASUREMENTS, QUICK, main
 from sww_ros.benchmark.harness import Span, TimedSession, frame_side, mean_seconds, noise, tireless
+from sww_ros.benchmark.passes import TIMED, timing
+from sww_ros.benchmark.watched import Phase
 from sww_ros.demo.record import full_load_in_words
+from sww_ros.engine.worker import open_request
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
+from sww_ros.fleet.simulated import Costs
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.jobs import Carry, Decode, Open, Perceive, Video
 
@@ -230,6 +237,83 @@ def test_a_step_is_around_a_hand_over_until_the_successor_alone_has_been_given_o
         (Perceive(old, (), False, new), 30), (Perceive(new, (), False), 40),
         (Perceive(new, (), False), 50))]
     assert latency.windows(spans) == [(10, 45)]
+
+
+def test_cameras_are_measured_beside_one_another(model: str, tmp_path: Path):
+    file = tmp_path / 'cameras.json'
+    assert main(['cameras', '--model', model, '--cameras', '1', '2', '--steps', '5', '--step-s',
+                 '0.2', '--json', str(file)]) == 0
+    result = json.loads(file.read_text())
+    said, found = result['summary'], result['cameras']
+    assert {name: each['steps'] for name, each in found.items()} == {'1': [5], '2': [5, 5]}
+    assert said['dropped'] == 0 and said['overlap'] == 'fused'
+    assert all(0 < each['latency']['p50_ms'] <= each['latency']['p99_ms']
+               for each in found.values())
+    assert 0 < found['1']['pss_mb'] and 0 < said['reserved_mb_a_camera']
+    costs = result['costs']
+    assert costs['step_tokens'] == 9 and costs['step_s'] > 0 and costs['piece_s'] > 0
+    assert result['relay']['capacity'] < result['relay']['max_steps']
+
+
+def test_a_camera_may_be_as_late_as_one_alone_and_the_perception_of_the_others():
+    def of(p99_ms: float, pss_mb: float) -> dict:
+        return dict(latency=dict(p99_ms=p99_ms), perception_ms=4.0, dropped=0, pss_mb=pss_mb,
+                    lanes_mb=3.0)
+
+    said = cameras.summarize({'8': of(38.1, 370.0), '1': of(10.0, 300.0), '2': of(13.9, 310.0)})
+    assert said['allowed_ms'] == {1: 10.0, 2: 14.0, 8: 38.0}
+    assert said['holds'] == {1: True, 2: True, 8: False}
+    assert (said['mb_a_camera'], said['reserved_mb_a_camera']) == (10.0, 3.0)
+
+
+def test_cameras_on_two_engines_are_measured_at_full_load_and_paced(model: str):
+    """The benchmark `pool` without one: that is in test_fleet.py."""
+    scenes = [[(dict(shape=[84, 84, 3]), pixels.tobytes()) for pixels in noise(5, 84, seed)]
+              for seed in (1, 2)]
+    request = open_request(TIMED, model, SessionConfig(overlap='fused', threads=1))
+    with timing() as passes, pool.engines(2) as connect:
+        found = asyncio.run(pool.watched(connect, request, scenes, dict(
+            full=Phase(0.2, 1.0, in_flight=2), paced=Phase(0.2, 1.0, step_s=0.25))))
+    assert min(found['full']['steps']) > 0
+    assert sum(found['paced']['steps']) <= 2 * 6
+    assert found['step_tokens'] == 9 and found['info']['capacity'] > 0
+    for each in (found['full'], found['paced']):
+        assert 0 < each['first_token']['p50_ms'] <= each['heard']['p99_ms'] < 60_000
+        assert each['cores']['engines'] > 0 and 'replicas' not in each['cores']
+    seen = sum(sum(found[name]['steps']) for name in ('full', 'paced'))
+    assert sum(each.steps for each in passes) >= seen, 'each step was in a pass that was timed'
+
+
+def test_what_two_engines_give_is_the_median_of_what_they_give_in_each_round():
+    def of(steps_per_s: float, cores: float, p50_ms: float) -> dict:
+        times = dict(p50_ms=p50_ms, p95_ms=p50_ms, p99_ms=2 * p50_ms)
+        return dict(full=dict(steps_per_s=steps_per_s, cores=dict(engines=cores)),
+                    paced=dict(fed=times, first_token=times, heard=times))
+
+    said = pool.summarize({
+        '1 engine': [of(100, 0.5, 7), of(50, 0.5, 8)], '2 engines': [of(200, 1, 7), of(90, 1, 9)],
+        'pool of 1': [of(80, 0.5, 9), of(40, 0.5, 9)], 'pool of 2': [of(120, 1, 9), of(72, 1, 9)]})
+    assert said['gain'] == dict(median=1.65, each=[1.5, 1.8])
+    assert said['gain_without_ray'] == dict(median=1.9, each=[2.0, 1.8])
+    assert said['core_ms_a_step']['1 engine'] == dict(engines=7.5)
+    assert said['first_token']['1 engine'] == dict(p50_ms=7.5, p95_ms=7.5, p99_ms=15.0)
+    # A step takes 10 ms and a token nothing, on two cameras half a second apart.
+    costs = Costs(0.01, ((1, 0.0),))
+    found = pool.predicted(dict(full=costs, paced=costs), None, 1, said, argparse.Namespace(
+        cameras=2, in_flight=2, step_s=1.0))
+    # Two are as slow beside one another as the one was: 7.5 ms a step.
+    assert found['2 engines']['steps_per_s']['predicted'] == pytest.approx(2 / 0.0075, rel=0.01)
+    found = found['1 engine']
+    assert found['steps_per_s'] == dict(predicted=100.0, measured=75, ratio=1.333)
+    assert found['first_token_p50_ms'] == dict(predicted=17.5, measured=7.5, ratio=2.333), (
+        'frames are on the way for 7.5 ms')
+
+
+def test_that_a_pool_needs_ray_is_said_before_anything_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(SystemExit):
+        main(['pool'])
+    assert 'a pool needs Ray: pip install -r requirements/fleet.txt' in capsys.readouterr().err
 
 
 def test_answers_beside_the_narration_are_compared_with_each_alone(model: str, tmp_path: Path):

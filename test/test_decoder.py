@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+import math
 import random
 
 import pytest
@@ -410,7 +411,7 @@ def test_a_step_with_every_matrix_packed(monkeypatch):
 
 
 def test_without_onednn_matrices_are_multiplied_plainly(monkeypatch):
-    monkeypatch.setattr(decoder_module, '_can_pack', lambda weight: False)
+    monkeypatch.setattr(decoder_module, '_packed_from', lambda *_: math.inf)
     played = start(torch.float32)
     video, texts = filled(played, 20), lanes(played, 3)
     played.step(*((text, 1, (video, 20)) for text in texts))

@@ -43,6 +43,8 @@ def wait_gone(pid: int, timeout_s: float = 10.0) -> bool:
 def test_frames_go_in_and_events_come_out(listener: Listener):
     client = listener.client
     assert client.info['frame_rate'] == 10.0
+    # Lines and events come by different ways.
+    listener.wait(lambda: listener.lines)
     assert listener.lines == ['loading fake']
     for stamp in range(1, 5):
         client.feed(frame(stamp))

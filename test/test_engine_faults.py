@@ -178,9 +178,9 @@ def admit_late(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -
     """Have something happen between the look whether an engine runs and the first question."""
     admit, happens = OpenAnswers.admit, iter([meanwhile])
 
-    def late(streams: OpenAnswers, question_id: str) -> bool:
+    def late(streams: OpenAnswers, *asked: str) -> bool:
         next(happens, lambda: None)()
-        return admit(streams, question_id)
+        return admit(streams, *asked)
 
     monkeypatch.setattr(OpenAnswers, 'admit', late)
 

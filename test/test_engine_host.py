@@ -1,26 +1,28 @@
-"""Several sessions in one engine's process: started, closed, killed, refused, measured."""
+"""Several sessions in one engine's process, of one node or several: all that becomes of them."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+import itertools
 import os
-from pathlib import Path
 import signal
 import time
 
-from engine_harness import HERE, START_S, Listener, frame
+from engine_harness import DOMAIN, HERE, NAMES, START_S, Listener, numbers, speak
 from fake_session import ENGINE
 import pytest
 from test_engine_client import wait_gone
 
 from sww_ros.engine.client import EngineClient, EngineError
-from sww_ros.engine.process import EngineHost
+from sww_ros.engine.process import EngineHost, Launcher
+from sww_ros.engine.shared import SharedHost
 from sww_ros.engine.supervision import Limits
 from sww_ros.frames import CameraFrame
 from sww_ros.shapes.checkpoint import FRAME_SIZE
+from sww_ros.shapes.endurance import pss_bytes
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, generate
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import FramesDropped, StepPerceived
+from sww_ros.streaming.events import StepPerceived
 
 MIB = 1 << 20
 
@@ -30,47 +32,41 @@ def fake_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
 
 
+@pytest.fixture(params=['in one node', 'by name'])
+def hosts(request: pytest.FixtureRequest) -> Iterator[Launcher]:
+    """Give what each further session shares a process by."""
+    if request.param == 'in one node':
+        return itertools.repeat(EngineHost())
+    name = next(NAMES)
+    return (SharedHost(name, DOMAIN) for _ in itertools.count())
+
+
 @contextmanager
-def sharing(count: int, model: str = 'fake', session: str = ENGINE, **options,
-            ) -> Iterator[list[Listener]]:
+def sharing(count: int, hosts: Iterator[Launcher], **options) -> Iterator[list[Listener]]:
     """Start sessions that share a process, and end them."""
-    host = options.pop('host', None) or EngineHost()
     with ExitStack() as stack:
         listeners = []
         for _ in range(count):
-            listeners.append(Listener(model, session=session, host=host, **options))
+            listeners.append(Listener('fake', session=ENGINE, host=next(hosts), **options))
             stack.callback(listeners[-1].client.close)
             listeners[-1].client.start(START_S)
         yield listeners
 
 
-def speak(listener: Listener, steps: int = 1) -> None:
-    """Feed steps, and wait until all is said of them."""
-    said = len(listener.text('narration'))
-    for number in range(1, steps + 1):
-        listener.client.feed(frame())
-        listener.client.feed(frame())
-        listener.wait(lambda due=said + 3 * number: len(listener.text('narration')) >= due)
-    assert not listener.of(FramesDropped)
-
-
-def numbers(listener: Listener) -> list[int]:
-    return [delta.seq for delta in listener.text('narration')]
-
-
-def test_sessions_share_a_process_that_ends_with_the_last_one():
-    with sharing(3) as listeners:
+def test_sessions_share_a_process_that_ends_with_the_last_one(hosts: Iterator[Launcher]):
+    with sharing(3, hosts) as listeners:
         pids = {listener.client.pid for listener in listeners}
         assert len(pids) == 1
         for count, listener in enumerate(listeners, 1):
             speak(listener, count)
         assert [len(listener.of(StepPerceived)) for listener in listeners] == [1, 2, 3]
+        listeners[0].wait(lambda: listeners[0].lines)
         assert [line for listener in listeners for line in listener.lines] == ['loading fake']
     assert wait_gone(*pids)
 
 
-def test_the_last_one_may_be_any_of_them():
-    with sharing(2) as (first, last):
+def test_the_last_one_may_be_any_of_them(hosts: Iterator[Launcher]):
+    with sharing(2, hosts) as (first, last):
         pid = first.client.pid
         first.client.close()
         speak(last)
@@ -79,8 +75,8 @@ def test_the_last_one_may_be_any_of_them():
         assert wait_gone(pid)
 
 
-def test_closing_one_leaves_no_gap_in_the_others():
-    with sharing(3) as (stays, goes, also):
+def test_closing_one_leaves_no_gap_in_the_others(hosts: Iterator[Launcher]):
+    with sharing(3, hosts) as (stays, goes, also):
         for listener in (stays, goes, also):
             speak(listener)
         goes.client.ask('long')
@@ -91,8 +87,8 @@ def test_closing_one_leaves_no_gap_in_the_others():
             assert not listener.lost and listener.client.restarts == 0
 
 
-def test_one_that_is_killed_comes_back_for_all():
-    with sharing(3) as listeners:
+def test_one_that_is_killed_comes_back_for_all(hosts: Iterator[Launcher]):
+    with sharing(3, hosts) as listeners:
         for listener in listeners:
             speak(listener)
         questions = [listener.client.ask('long') for listener in listeners]
@@ -111,8 +107,8 @@ def test_one_that_is_killed_comes_back_for_all():
             assert listener.client.restarts == 1
 
 
-def test_one_that_dies_by_what_another_asks_comes_back_for_both():
-    with sharing(2) as (asks, other):
+def test_one_that_dies_by_what_another_asks_comes_back_for_both(hosts: Iterator[Launcher]):
+    with sharing(2, hosts) as (asks, other):
         asks.client.ask('die')
         for listener in (asks, other):
             listener.wait(lambda listener=listener: len(listener.ready) == 2)
@@ -120,8 +116,8 @@ def test_one_that_dies_by_what_another_asks_comes_back_for_both():
         assert asks.client.pid == other.client.pid
 
 
-def test_a_session_that_gives_up_is_opened_again_beside_the_others():
-    with sharing(2) as (stays, fails):
+def test_a_session_that_gives_up_is_opened_again_beside_the_others(hosts: Iterator[Launcher]):
+    with sharing(2, hosts) as (stays, fails):
         for listener in (stays, fails):
             speak(listener)
         question = fails.client.ask('give up')
@@ -135,8 +131,8 @@ def test_a_session_that_gives_up_is_opened_again_beside_the_others():
         assert stays.client.pid == fails.client.pid
 
 
-def test_one_that_hangs_is_killed_and_comes_back_for_all():
-    with sharing(2, limits=Limits(silence=1.0)) as listeners:
+def test_one_that_hangs_is_killed_and_comes_back_for_all(hosts: Iterator[Launcher]):
+    with sharing(2, hosts, limits=Limits(silence=1.0)) as listeners:
         for listener in listeners:
             speak(listener)
         pid = listeners[0].client.pid
@@ -148,13 +144,12 @@ def test_one_that_hangs_is_killed_and_comes_back_for_all():
         assert wait_gone(pid) and len({each.client.pid for each in listeners}) == 1
 
 
-def test_a_session_that_cannot_be_opened_leaves_the_others_alone():
-    host = EngineHost()
-    with sharing(1, host=host) as (first,):
+def test_a_session_that_cannot_be_opened_leaves_the_others_alone(hosts: Iterator[Launcher]):
+    with sharing(1, hosts) as (first,):
         for options, words in (
                 (dict(model='fake', config=SessionConfig(prompt='bad')), 'such a prompt'),
                 (dict(model='other'), "runs the model 'fake', not 'other'")):
-            refused = Listener(**options, session=ENGINE, host=host)
+            refused = Listener(**options, session=ENGINE, host=next(hosts))
             with pytest.raises(EngineError, match=words):
                 refused.client.start(START_S)
         speak(first)
@@ -174,12 +169,6 @@ def test_a_model_that_takes_too_long_is_given_up():
     slow = Listener('slow', session=ENGINE, host=EngineHost())
     with pytest.raises(EngineError, match='was not loaded within 1 s'):
         slow.client.start(1.0)
-
-
-def pss(pid: int) -> int:
-    """Return the memory of a process, each shared page in its share [bytes]."""
-    lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith('Pss:'))
 
 
 def scene(seed: int, steps: int) -> Iterator[CameraFrame]:
@@ -214,6 +203,6 @@ def test_a_camera_more_takes_little():
             watch(listener, 50_000 + number, steps)
             listener.wait(lambda listener=listener: any(
                 delta.sentence for delta in listener.text('narration')))
-            taken.append(pss(client.pid))
+            taken.append(pss_bytes(client.pid))
     # With the first come the weights and the libraries; the lanes are counted here too.
     assert (taken[-1] - taken[0]) / (most - 1) <= 15 * MIB, taken

@@ -19,7 +19,7 @@ from sww_ros.streaming.events import (
     StepPerceived,
     TextDelta,
 )
-from sww_ros.wire import MAX_PAYLOAD_BYTES, PREFIX, Channel
+from sww_ros.wire import BUFFER_BYTES, MAX_PAYLOAD_BYTES, PREFIX, Channel
 
 SECOND = 1_000_000_000
 NOW = 9
@@ -50,6 +50,48 @@ def test_channel_carries_whole_messages_both_ways():
     assert a.receive() is None
     with pytest.raises(OSError):
         a.send({}, bytes(1 << 20))
+
+
+class CountedSocket:
+    """A socket, and how often it was called to send or to receive."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end, self.fileno, self.calls = end, end.fileno, 0
+
+    def sendall(self, data: bytes) -> None:
+        self.calls += 1
+        self._end.sendall(data)
+
+    def recv_into(self, room: memoryview) -> int:
+        self.calls += 1
+        return self._end.recv_into(room)
+
+
+def test_channel_has_small_messages_go_and_come_in_one_call_each():
+    """Or in fewer: each call waits for the interpreter, where another thread computes."""
+    ours, theirs = map(CountedSocket, socket.socketpair())
+    a, b = Channel(ours), Channel(theirs)
+    sizes = (0, 21_168, 5, 30_000)
+    for size in sizes:
+        a.send({'size': size}, bytes(size))
+    assert ours.calls == 4
+    for count, size in enumerate(sizes):
+        assert b.receive() == ({'size': size}, bytes(size))
+        assert b.wait_readable(0.0) == (count < 3), 'what has come is not forgotten'
+    assert theirs.calls == 1
+
+
+@pytest.mark.parametrize('size', [BUFFER_BYTES - 100, BUFFER_BYTES, BUFFER_BYTES + 1, 1_000_000])
+def test_channel_carries_messages_about_as_large_as_its_buffer(size: int):
+    a, b = (Channel(end) for end in socket.socketpair())
+    pixels = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    sender = threading.Thread(target=lambda: [a.send({'n': n}, pixels.data) for n in range(3)])
+    sender.start()
+    for n in range(3):
+        assert b.receive() == ({'n': n}, pixels.tobytes())
+    sender.join()
+    a.close()
+    assert b.receive() is None
 
 
 def test_channel_refuses_what_is_too_large():

@@ -90,8 +90,9 @@ def noise(steps: int, height: int = 56, width: int = 56, seed: int = 0) -> np.nd
 
 def player(checkpoint: Checkpoint, mode: str, live: bool = False, trace: bool = False,
            **options: object) -> Player:
-    chosen = Options(**{'repetition_penalty': 1.0, **options}).resolved(checkpoint)
-    return Player(checkpoint, replace(chosen.session(mode), record_trace=trace), live)
+    chosen = Options(session=replace(
+        Options().session, **{'repetition_penalty': 1.0, **options})).resolved(checkpoint)
+    return Player(checkpoint, replace(chosen.played(mode), record_trace=trace), live)
 
 
 # All of it.
@@ -198,7 +199,8 @@ def test_trouble_in_the_engine_costs_one_clip(small, monkeypatch):
         return honest(self, *arguments)
 
     monkeypatch.setattr(type(checkpoint.perception), 'embed', fails)
-    found = evaluate(checkpoint, clips, Options(max_rest_tokens=3), warn=told.append)
+    found = evaluate(checkpoint, clips, Options(session=replace(
+        Options().session, max_rest_tokens=3)), warn=told.append)
     (found,) = found['modes'].values()
     assert [clip['source'] for clip in found['clips']] == [clips[0].source, clips[2].source]
     assert found['skipped'] == [dict(
@@ -343,8 +345,8 @@ def test_real_shape_speaks_in_every_scheme():
     checkpoint = take_apart(model, tokenizer)
     clip = [replace(read_clips([CAPTIONS], prompt=checkpoint.defaults.prompt)[0], end_s=2.0)]
     for scheme in SCHEMES:
-        found = evaluate(checkpoint, clip, Options(
-            position_encoding=scheme, wait_k=2, max_rest_tokens=2))
+        found = evaluate(checkpoint, clip, Options(session=replace(
+            Options().session, position_encoding=scheme, wait_k=2, max_rest_tokens=2)))
         (found,) = found['modes'].values()
         assert found['scored'] == 1 and not found['skipped']
         assert sum(part['tokens'] for part in found['clips'][0]['said']) > 0

@@ -75,7 +75,8 @@ def test_clips_of_all_forms(tmp_path: Path):
     assert [clip.answer for clip in read_clips([mixed], prompt='?', report=report)] == ['A cat.']
     assert (report.kept, report.left_out) == (1, {'malformed': 1, 'without words': 1})
     mixed.write_text('{"video": "a.mp4"}\n')
-    with pytest.raises(ValueError, match='has one of bag, caption, instruction, question: give'):
+    with pytest.raises(ValueError, match='has one of bag, text_stream, caption, instruction, '
+                       'question: give'):
         read_clips([mixed], prompt='?')
     mixed.write_text('{"video": "a.mp4", "caption": "x", "question": "?!", "answer": "A cat."}\n')
     said = {form: read_clips([mixed], prompt='?', form=form)[0].prompt for form in ('', 'funqa')}

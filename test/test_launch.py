@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+import os
 from pathlib import Path
 import shutil
 import signal
@@ -31,6 +32,16 @@ OTHERS = {'image', 'namespace', 'name', 'params_file', 'use_sim_time', 'log_leve
 """The arguments of narrate.launch.py that are no parameters of the narrator."""
 
 DEMO_SETTINGS = (*shapes_camera.SETTINGS, *console.SETTINGS)
+IMPORTS = """
+import runpy
+
+import pytest
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    runpy.run_path(module_path)
+    return pytest.Module.from_parent(parent, path=module_path)
+"""
 TWICE = """
 from launch import LaunchDescription
 from launch.actions import IncludeLaunchDescription
@@ -59,6 +70,8 @@ def another_value(setting):
         return next(choice for choice in setting.choices if choice != setting.default)
     if setting.name == 'cameras':
         return 'front, rear'
+    if setting.name == 'engine':
+        return 'other'
     if setting.kind == 'string':
         return f'other {setting.name}: 7'
     return type(setting.default)(setting.low if setting.default != setting.low else setting.high)
@@ -305,6 +318,20 @@ def test_cameras_are_launched_as_one_is_with_a_topic_for_each(monkeypatch: pytes
 def test_bad_cameras_end_the_launch(monkeypatch: pytest.MonkeyPatch, given: dict, words: str):
     with pytest.raises(ValueError, match=words):
         FakeLaunch(monkeypatch, CAMERAS).include(**given)
+
+
+def test_a_file_that_skips_itself_skips_no_other_beside_launch_testing(tmp_path: Path):
+    """Its plugin imports the files while they are collected, as this one does."""
+    (tmp_path / 'imports.py').write_text(IMPORTS)
+    (tmp_path / 'test_absent.py').write_text("import pytest\n\npytest.importorskip('absent')\n")
+    (tmp_path / 'test_present.py').write_text('def test_here():\n    pass\n')
+    ended = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-rs', '-p', 'imports', '-p', 'conftest', '.'],
+        cwd=tmp_path, env=os.environ | dict(PYTHONPATH=os.pathsep.join(
+            [str(tmp_path), str(ROOT / 'test'), *sys.path])),
+        capture_output=True, text=True)
+    assert '1 passed, 1 skipped' in ended.stdout, ended.stdout + ended.stderr
+    assert "could not import 'absent'" in ended.stdout
 
 
 # With launch itself, where ROS 2 from apt brings it.

@@ -443,9 +443,12 @@ def test_a_file_that_is_not_there_is_told(tmp_path, capsys):
     assert 'No such file' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('around', [(0, 0), layouts.TIMED])
 @pytest.mark.parametrize('name', SCHEMES)
-def test_the_picture_shows_what_the_code_lays_out(name):
-    one = layouts.drawing(name)
+def test_the_picture_shows_what_the_code_lays_out(name, around):
+    one = layouts.drawing(name, around)
+    assert sum(count for group, count in one.groups if group[0] == 'T') == (
+        layouts.STEPS * sum(around))
     rows = sum(count for _, count in one.groups)
     assert one.positions.shape == (3, rows)
     assert one.mask.shape == (rows, rows)
@@ -454,7 +457,7 @@ def test_the_picture_shows_what_the_code_lays_out(name):
 
 def test_the_picture_is_drawn(tmp_path, capsys):
     pytest.importorskip('matplotlib')
-    assert layouts.main(['--out', str(tmp_path / 'layouts.png')]) == 0
+    assert layouts.main(['--out', str(tmp_path / 'layouts.png'), '--timed']) == 0
     assert (tmp_path / 'layouts.png').read_bytes().startswith(b'\x89PNG')
     assert layouts.main(['--out', str(tmp_path / 'no/such/folder.png')]) == 2
     assert 'No such file' in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A narrator with several cameras: a part for each, one engine for all."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 import os
 from pathlib import Path
 import signal
@@ -30,6 +31,10 @@ FAKE = [sys.executable, '-c',
         f'from sww_ros.nodes.narrator import main; main(session={ENGINE!r})']
 
 
+def watching(camera: str) -> AbstractContextManager[Probe]:
+    return probing(f'/narrator/{camera}', named='/narrator')
+
+
 @pytest.fixture
 def narrator(ros_domain: int, tmp_path: Path) -> Iterator[NarratorProcess]:
     with NarratorProcess(tmp_path / 'log.txt', 'cameras:=[front, rear]', 'model:=fake',
@@ -39,7 +44,7 @@ def narrator(ros_domain: int, tmp_path: Path) -> Iterator[NarratorProcess]:
 
 @pytest.fixture
 def probes(narrator: NarratorProcess) -> Iterator[tuple[Probe, Probe]]:
-    with probing('/narrator/front') as front, probing('/narrator/rear') as rear:
+    with watching('front') as front, watching('rear') as rear:
         narrator.wait_log('watching /rear/image')
         yield front, rear
 
@@ -119,7 +124,7 @@ def test_the_built_in_watches_two_cameras(ros_domain: int, tmp_path: Path):
     """The engine that a robot runs, not a fake one."""
     with NarratorProcess(tmp_path / 'log.txt', 'cameras:=front, rear', 'overlap:=fused',
                          command=[sys.executable, '-m', 'sww_ros.nodes.narrator']) as narrator, \
-            probing('/narrator/front') as front, probing('/narrator/rear') as rear:
+            watching('front') as front, watching('rear') as rear:
         narrator.wait_log('watching /rear/image')
         scene, began_s = Renderer(generate(7), 336, 336), time.monotonic()
 

@@ -43,6 +43,7 @@ def test_every_one_of_many_who_ask_at_once_gets_a_response(probe: Probe, calls: 
     clients = [probe.node.create_client(Ask, '/narrator/ask', qos_profile=DEEP)
                for _ in range(30)]
     assert all(client.wait_for_service(40.0) for client in clients)
+    probe.meet()
     request = Ask.Request(question='what is it', wait=True)
     futures = [clients[i % len(clients)].call_async(request) for i in range(calls)]
     responses = [probe.result(future) for future in futures]
@@ -58,6 +59,7 @@ def test_every_one_of_many_goals_at_once_is_rejected_or_comes_to_its_end(
     client = ActionClient(probe.node, AnswerQuestion, '/narrator/answer_question',
                           goal_service_qos_profile=DEEP, result_service_qos_profile=DEEP)
     assert client.wait_for_server(40.0)
+    probe.meet()
     goal = AnswerQuestion.Goal(question='what is it')
     futures = probe.run(lambda: [client.send_goal_async(goal) for _ in range(goals)])
     handles = [handle for future in futures if (handle := probe.result(future)).accepted]

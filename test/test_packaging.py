@@ -131,7 +131,7 @@ def test_executables_run_on_the_python_that_has_torch(executable: str):
     assert Path(first_line.removeprefix('#!')).parent == Path(sys.executable).parent
 
 
-@pytest.mark.parametrize('folder', ['config', 'launch'])
+@pytest.mark.parametrize('folder', ['config', 'launch', 'layouts'])
 def test_shared_files_are_installed(folder: str):
     installed = installed_prefix() / 'share/sww_ros' / folder
     written = sorted(path for path in (ROOT / folder).glob('*') if path.is_file())

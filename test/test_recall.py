@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sww_ros.evaluation.random_model import SMALL, random_checkpoint
+from sww_ros.evaluation.random_model import SMALL, SMALL_QWEN3, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import NARRATION, QuestionState, Restarted, TextDelta, Trouble
 from sww_ros.streaming.generation import TextAssembler
@@ -122,8 +122,10 @@ def test_a_step_waits_for_a_few_pieces_of_an_answer_only():
 
 
 @pytest.fixture(scope='module')
-def models():
-    return random_checkpoint(SMALL, 4, torch.float64, silence_token='<|silence|>')
+def models(request):
+    """A stock model and its checkpoint; of Qwen2.5-VL where a test does not ask for another."""
+    return random_checkpoint(getattr(request, 'param', SMALL), 4, torch.float64,
+                             silence_token='<|silence|>')
 
 
 def ask_about_the_past(session: Session, monkeypatch, steps: int) -> list:
@@ -153,9 +155,12 @@ CONFIG = dict(wait_k=2, max_steps=8, capacity=6, memory=3, max_pending_frames=64
               max_answer_tokens=4)
 
 
-@pytest.mark.parametrize(('overlap', 'scheme', 'still'), [
-    ('serial', 'gdpe', 0.0), ('serial', 'ospe', 0.0), ('processes', 'gdpe', 0.0),
-    ('processes', 'gipe', 0.9), ('threads', 'gdpe', 0.9), ('fused', 'gipe', 0.0)])
+@pytest.mark.parametrize(('models', 'overlap', 'scheme', 'still'), [
+    *((SMALL, *case) for case in [
+        ('serial', 'gdpe', 0.0), ('serial', 'ospe', 0.0), ('processes', 'gdpe', 0.0),
+        ('processes', 'gipe', 0.9), ('threads', 'gdpe', 0.9), ('fused', 'gipe', 0.0)]),
+    (SMALL_QWEN3, 'processes', 'gdpe', 0.9), (SMALL_QWEN3, 'fused', 'ospe', 0.0)],
+    indirect=['models'])
 def test_answers_from_recalled_steps_are_the_stock_models(
         models, monkeypatch, overlap, scheme, still):
     config = SessionConfig(overlap=overlap, position_encoding=scheme, still=still,
@@ -169,7 +174,8 @@ def test_answers_from_recalled_steps_are_the_stock_models(
     for trace in traces:
         verdict = replay(trace, models[0])
         assert verdict.differing == 0
-        assert float((trace.logits - verdict.logits).abs().max()) < 1e-9
+        if trace.logits is not None:  # A stream may be relieved before anything is said in it.
+            assert float((trace.logits - verdict.logits).abs().max()) < 1e-9
     asked = [event for event in events if isinstance(event, TextDelta)
              and event.stream_id != NARRATION and event.final]
     assert len(asked) == 15 and len({event.stream_id for event in asked}) == 15

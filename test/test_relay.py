@@ -168,6 +168,45 @@ def test_a_stream_is_relieved_between_two_sentences():
     assert play.steps() == [(0, index) for index in range(6)]
 
 
+def test_a_step_of_a_pass_for_several_comes_to_a_successor_by_a_piece():
+    play = relayed()
+    for _ in range(4):
+        step(play, 'text', 'text')
+    prepare(play)
+    step(play, 'text')
+    old, successor = play.core.video, play.core.video.successor
+    play.feed()
+    job = play.core.next_perception(shared=True)
+    assert job.also is None and len(successor.steps) == 3
+    decode = play.take_decode()
+    assert decode.words.video is successor
+    assert play.core.next_piece() is None, 'one thing but a decode step is out at a time'
+    play.done(decode, 'stop')
+    assert play.core.video is old, 'the step that is out would be missing'
+    decode = play.done(job) and play.take_decode()
+    assert decode.words is None
+    piece = play.core.next_piece()
+    assert isinstance(piece, Carry) and play.done(decode) and play.core.video is old
+    play.speak('stop', 1)
+    play.done(piece)
+    assert play.core.video is successor and len(successor.steps) == 4
+
+
+def test_a_piece_waits_for_words_that_are_written():
+    play = relayed()
+    for _ in range(4):
+        step(play, 'text', 'text')
+    prepare(play)
+    step(play, 'text')
+    play.feed()
+    decode = play.take_decode()
+    assert decode.words.video is play.core.video.successor
+    play.done(play.core.next_perception(shared=True))
+    assert play.core.next_piece() is None
+    play.done(decode)
+    assert isinstance(play.core.next_piece(), Carry)
+
+
 def test_a_step_that_finds_no_room_is_not_waited_for_by_a_sentence():
     play = relayed()
     for _ in range(6):

@@ -84,3 +84,12 @@ def test_documented_nodes_are_found_where_the_documents_say(module: str):
         capture_output=True, text=True, timeout=120)
     assert found.returncode == 1, found.stderr
     assert f'[{module}]: ROS cannot begin with these arguments' in found.stderr
+
+
+def test_each_public_class_has_a_name_of_its_own():
+    named: dict[str, list[str]] = {}
+    for path in [*FILES, *(ROOT / 'experiments').glob('*.py')]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+                named.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in named.items() if len(found) > 1} == {}

@@ -7,7 +7,7 @@ import pytest
 
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.schedule import SCHEDULES, NarrationBudget, make_schedule
+from sww_ros.streaming.schedule import SCHEDULES, NarrationBudget, make_schedule, spread
 from sww_ros.streaming.session import Session
 
 STREAMING = [name for name in SCHEDULES if name != 'offline']
@@ -17,6 +17,10 @@ STREAMING = [name for name in SCHEDULES if name != 'offline']
 def test_wait_k_is_the_training_rule(k, steps, index):
     """Token j sees steps 0..min(floor(j / K), F - 1), as the paper trains it."""
     assert make_schedule('wait_k', k).sees(index, steps) == min(index // k, steps - 1) + 1
+
+
+def test_what_is_due_is_said_as_soon_as_it_may_be():
+    assert spread([[1, 2, 3], [], [4], [5, 6]], [2, 2, 2, 1], 0) == [1, 2, 3, 0, 4, 0, 5]
 
 
 @given(name=st.sampled_from(STREAMING), k=st.integers(1, 6), seed=st.integers(0, 99))
@@ -117,3 +121,10 @@ def test_what_is_left_of_a_budget_is_spent_by_the_next_stream():
     assert rest.left == 7
     # What is owed about steps that are left behind is forfeited, and not more.
     assert budget.after(5).left == 3 and budget.after(5).owner == 1
+
+
+@pytest.mark.parametrize('name', ['live', 'wait_k'])
+def test_tokens_may_be_granted_for_several_steps_at_once(name):
+    schedule = make_schedule(name, 4, every=2)
+    assert [schedule.granted(steps) for steps in range(6)] == [0, 0, 4, 4, 8, 8]
+    assert [schedule.step_of(index) for index in (0, 3, 4, 8)] == [2, 2, 4, 6]

@@ -138,7 +138,7 @@ def test_what_is_left_open_is_what_the_checkpoint_says():
             found.max_steps, found.repetition_penalty) == ('Say.', 'gipe', 500, 2, 30, 1.0)
     given = SessionConfig(prompt='Look.', position_encoding='ospe', position_gap=7, wait_k=5,
                           max_steps=8, capacity=6, memory=3, previous_sentences=1, reserved_steps=9,
-                          frame_rate=4.0, repetition_penalty=1.5)
+                          frame_rate=4.0, repetition_penalty=1.5, temperature=0.5, top_k=9)
     assert given.resolved(checkpoint) == given
 
 

@@ -17,6 +17,7 @@ from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.evaluation.simulate import gather
 from sww_ros.shapes.score import Score
 from sww_ros.shapes.score import play as play_scene
+from sww_ros.streaming import rules
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.events import (
@@ -27,7 +28,17 @@ from sww_ros.streaming.events import (
     TextDelta,
     Trouble,
 )
-from sww_ros.streaming.rules import Rota, Rule, fused, one_at_a_time, perception
+from sww_ros.streaming.jobs import Perceive, Reset
+from sww_ros.streaming.kv import SideLane
+from sww_ros.streaming.rules import (
+    Rota,
+    Rule,
+    fused,
+    generation,
+    looked_at,
+    one_at_a_time,
+    perception,
+)
 from sww_ros.streaming.session import Loaded, Session
 from sww_ros.streaming.trace import replay
 
@@ -58,6 +69,15 @@ def feed_all(sessions: list[Session], steps: int = STEPS) -> None:
     for each in zip(*(frames(seed, steps) for seed in range(len(sessions)))):
         for session, frame in zip(sessions, each):
             session.feed(frame)
+    assert all(session.wait_idle(60) for session in sessions)
+
+
+def feed_at_once(engine: Engine, sessions: list[Session], given: list) -> None:
+    """Feed each session frames before a step of any is taken, and wait until all is said."""
+    with engine._scheduler.changed:
+        for session, own in zip(sessions, given, strict=True):
+            for frame in own:
+                session.feed(frame)
     assert all(session.wait_idle(60) for session in sessions)
 
 
@@ -128,11 +148,7 @@ def test_lanes_of_several_sessions_are_decoded_in_one_step(models, monkeypatch):
         # All is there before anybody may speak, so that all speak at the same time.
         for session in sessions:
             session.ask('what?')
-        with engine._scheduler.changed:
-            for session in sessions:
-                for frame in frames(0, 1):
-                    session.feed(frame)
-        assert all(session.wait_idle(60) for session in sessions)
+        feed_at_once(engine, sessions, [frames(0, 1)] * 3)
         spoken = sum(session.decode_steps for session in sessions)
         assert max(lanes) == 6, 'three narrations and three answers'
         assert engine.shared_steps > shared
@@ -165,6 +181,103 @@ def test_what_is_wrong_with_one_is_told_of_that_one_alone(models, monkeypatch, o
         assert sum(isinstance(event, StepPerceived) for event in events) == STEPS
         numbers = [event.seq for event in events if isinstance(event, TextDelta)]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_the_vision_tower_sees_small_steps_in_one_pass(models, monkeypatch, broken):
+    """If one of them is not to be seen, the others are seen by themselves."""
+    perception, seen = models[1].perception, []
+    bad, honest = np.zeros((56, 56, 3), np.uint8), perception.embed
+    unseen = perception.patches([bad, bad], 56, 56)
+
+    def embed(patches, height, width):
+        seen.append(len(patches) // len(unseen))
+        if any(torch.equal(part, unseen) for part in patches.split(len(unseen))):
+            raise RuntimeError('no memory')
+        return honest(patches, height, width)
+
+    with engine_of(models) as engine:
+        sessions = [engine.session() for _ in range(3)]
+        feed_all(sessions, 1)
+        all_of(sessions, object)
+        monkeypatch.setattr(perception, 'embed', embed)
+        feed_at_once(engine, sessions, [
+            frames(0, 1), [bad, bad] if broken else frames(0, 1), frames(0, 1)])
+        monkeypatch.setattr(perception, 'embed', honest)
+        assert seen == ([3, 1, 1, 1] if broken else [3])
+        steps = [sum(isinstance(event, StepPerceived) for event in session.drain())
+                 for session in sessions]
+        assert steps == [1, not broken, 1]
+
+
+def test_words_that_several_owe_their_next_streams_go_into_one_pass(models, monkeypatch):
+    passes, honest = [], Decoder.step
+
+    def step(self, chunks):
+        passes.append([isinstance(chunk.lane, SideLane) and not chunk.predict for chunk in chunks])
+        return honest(self, chunks)
+
+    with engine_of(models, capacity=4, memory=2, max_steps=8) as engine:
+        sessions = [engine.session() for _ in range(3)]
+        all_of(sessions, object)
+        monkeypatch.setattr(Decoder, 'step', step)
+        for pair in np.split(frames(0), STEPS):
+            feed_at_once(engine, sessions, [pair] * 3)
+        assert all(sum(isinstance(event, Restarted) for event in told) > 1
+                   for told in all_of(sessions, object))
+    before = [each for each in passes if all(each)]
+    assert max(map(len, before)) == 3
+
+
+@pytest.mark.parametrize('overlap', OVERLAPS)
+def test_what_comes_while_pixels_are_made_goes_into_the_same_pass(models, monkeypatch, overlap):
+    perception, waiting, seen = models[1].perception, [], []
+    cut, embed = perception.patches, perception.embed
+
+    def patches(given, *size):
+        if waiting:
+            feeder = Thread(target=lambda late: [second.feed(frame) for frame in late],
+                            args=[waiting.pop()])
+            feeder.start()
+            feeder.join(30)
+            assert not feeder.is_alive(), 'nobody is kept from feeding'
+        return cut(given, *size)
+
+    def counted(given, *size):
+        seen.append(len(given) // len(cut(frames(0, 1), *size)))
+        return embed(given, *size)
+
+    with engine_of(models, overlap) as engine:
+        first, second = engine.session(), engine.session()
+        feed_all([first, second], 1)
+        monkeypatch.setattr(perception, 'patches', patches)
+        monkeypatch.setattr(perception, 'embed', counted)
+        waiting.append(frames(1, 1))
+        for frame in frames(0, 1):
+            first.feed(frame)
+        assert first.wait_idle(60) and second.wait_idle(60)
+        assert seen == [2]
+
+
+def test_pixels_that_cannot_be_made_are_told_of_one_alone(models, monkeypatch):
+    perception, honest, bad = models[1].perception, models[1].perception.patches, frames(7, 1)[0]
+
+    def patches(given, *size):
+        if any(frame is bad for frame in given):
+            raise RuntimeError('no memory')
+        return honest(given, *size)
+
+    with engine_of(models) as engine:
+        sessions = [engine.session() for _ in range(3)]
+        feed_all(sessions, 1)
+        all_of(sessions, object)
+        monkeypatch.setattr(perception, 'patches', patches)
+        feed_at_once(engine, sessions, [frames(0, 1), [bad, bad], frames(0, 1)])
+        told = all_of(sessions, object)
+        assert [sum(isinstance(event, StepPerceived) for event in each) for each in told] == [
+            1, 0, 1]
+        assert [[event.message for event in each if isinstance(event, Trouble)]
+                for each in told] == [[], ['RuntimeError: no memory'], []]
 
 
 def test_one_that_gives_up_is_closed_alone(models, monkeypatch):
@@ -290,6 +403,64 @@ def test_steps_are_perceived_in_turn_whoever_has_more_of_them():
     assert numbers == [0, 1, 2, 0, 1, 2, 0, 1, 0, 0, 0]
 
 
+@pytest.mark.parametrize('rule', [perception, one_at_a_time, fused])
+def test_small_steps_that_wait_go_into_one_pass(rule):
+    """So many as have little more than the tokens of one; of whose size is not known, one."""
+    plays = [Play(narrate=False) for _ in range(4)]
+    turns = Rota(play.core for play in plays)
+
+    def passes(tokens: int) -> list[int]:
+        for play in plays:
+            play.tokens = tokens
+            play.feed()
+        found = []
+        while done := done_by_turns(turns, plays, rule):
+            found.append(sum(kind is Perceive for _, kind in done))
+        return found
+
+    assert passes(64) == [0] * 4 + [1] * 4, 'prefixes first, and then nothing is known'
+    assert passes(65) == [2, 2]
+    assert passes(32) == [1] * 4
+    assert passes(32) == [4]
+    plays[2].tell(Reset())
+    assert passes(32) == [2, 0, 1, 1], 'nobody is passed over'
+
+
+@pytest.mark.parametrize('rule', [perception, one_at_a_time, fused])
+def test_pixels_are_made_of_those_steps_that_the_next_pass_takes(rule):
+    plays = [Play(narrate=False) for _ in range(4)]
+    cores = [play.core for play in plays]
+
+    def looked(tokens: int) -> list[int]:
+        for play in plays:
+            play.tokens = tokens
+            play.feed()
+            play.perceive()  # Of steps to come the size is known then.
+        for play in plays[1:]:
+            play.feed()
+        found = [cores.index(core) for core in looked_at(rule, cores)]
+        handed = rule(cores, 0)
+        assert found == [cores.index(core) for core, _ in handed]
+        for core, job in handed:
+            plays[cores.index(core)].done(job)
+        for play in plays:
+            play.tell(Reset())
+        return found
+
+    assert looked(32) == [1, 2, 3]
+    assert looked(50) == [1, 2]
+    assert looked(128) == [1]
+    for play in plays:
+        play.perceive()
+        play.feed()
+    assert looked_at(rule, cores) == [], 'of a first step the size is not known'
+    plays[0].tokens = 9
+    plays[0].perceive()
+    plays[0].feed()
+    assert looked_at(rule, cores[:1]) == [], 'there is nobody to go along'
+    assert looked_at(generation, cores) == []
+
+
 @pytest.mark.parametrize('rule', [one_at_a_time, fused])
 def test_a_camera_of_which_nothing_is_said_does_not_wait_for_the_words_of_another(rule):
     silent, talker = Play(narrate=False), Play(max_answer_tokens=1000)
@@ -311,7 +482,15 @@ def test_cores_that_share_an_executor_keep_all_that_one_alone_keeps():
     assert sum(gather(seed).shared_steps for seed in range(40)) > 100
 
 
-def test_unfair_turns_are_found(monkeypatch):
-    monkeypatch.setattr(Rota, 'take', lambda self, rule, now_ns: rule(self.cores, now_ns))
-    assert any('waits for a second job' in words
-               for seed in range(40) for words in gather(seed).violations)
+def _pieces_first(cores, steps=rules._steps):
+    return rules._first(cores, Core.next_piece) or steps(cores)
+
+
+@pytest.mark.parametrize('where, member, wrong, words', [
+    (Rota, 'take', lambda self, rule, now_ns: rule(self.cores, now_ns), 'waits for a second job'),
+    (rules, '_steps', lambda cores: rules._first(cores, Core.next_perception),
+     'there is room in the pass'),
+    (rules, '_steps', _pieces_first, 'has no step itself')])
+def test_unfair_turns_are_found(monkeypatch, where, member, wrong, words):
+    monkeypatch.setattr(where, member, wrong)
+    assert any(words in broken for seed in range(100) for broken in gather(seed).violations)

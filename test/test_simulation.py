@@ -4,6 +4,7 @@ The core under simulation: whatever happens to it in whichever order, its invari
 And the simulation itself is proved able to fail: it finds every fault put into the core.
 """
 
+from itertools import product
 from pathlib import Path
 import subprocess
 import sys
@@ -15,8 +16,18 @@ from sww_ros.evaluation import simulate
 from sww_ros.evaluation.simulate import MOST_INPUTS, random_script, shrink
 from sww_ros.evaluation.simulation import world
 from sww_ros.evaluation.simulation.faults import FAULTS, seeded
-from sww_ros.evaluation.simulation.invariants import INVARIANTS, violations
-from sww_ros.evaluation.simulation.world import Feed, Finish, Pause, Script, Settings
+from sww_ros.evaluation.simulation.invariants import INVARIANTS, OF_STREAMS, violations
+from sww_ros.evaluation.simulation.reading import Reading
+from sww_ros.evaluation.simulation.world import (
+    Ask,
+    Feed,
+    Finish,
+    Forget,
+    Pause,
+    Script,
+    Settings,
+    World,
+)
 
 # Two minutes of computing on two quiet cores, in a fixture; on busy ones several times that.
 pytestmark = pytest.mark.timeout(1500)
@@ -67,7 +78,29 @@ def test_the_faults_of_the_past_are_among_those_seeded(result):
 
 
 def test_each_invariant_has_a_name_of_its_own():
-    assert len({invariant.__name__ for invariant in INVARIANTS}) == len(INVARIANTS)
+    every = [*INVARIANTS, *OF_STREAMS]
+    assert len({invariant.__name__ for invariant in every}) == len(every) > 50
+
+
+def test_states_that_count_as_alike_go_on_alike():
+    """So that only one of them has to be gone on from; a reset more or less makes no difference."""
+    settings = Settings(max_steps=2, wait_k=1, max_answers=1)
+    states: dict[tuple, int] = {}
+    follows: dict[tuple, int] = {}
+    for count in range(6):
+        for moves in product((Feed(), Ask(), Forget(), Finish(), Finish(1)), repeat=count):
+            run = World(Script(settings, moves))
+            run.make_moves()
+            states[moves] = state = simulate._state(run, Reading(run.script, run.log))
+            if moves:
+                assert follows.setdefault((states[moves[:-1]], moves[-1]), state) == state
+    assert states[Forget(), Feed(), Finish()] == states[Forget(), Forget(), Feed(), Finish()]
+    assert len({*states.values()}) > 50
+
+
+def test_no_step_waits_for_a_piece_that_has_to_wait_itself():
+    """A successor's words were being written: nobody took its piece, nor the step behind that."""
+    assert simulate.gather(4443).violations == []
 
 
 def test_a_seed_is_a_schedule():

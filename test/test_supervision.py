@@ -159,6 +159,21 @@ def test_the_wait_before_a_restart_grows_and_is_short_again_after_a_long_life(pl
     assert play.machine.wait_s == 1.0
 
 
+def test_the_next_engine_computes_as_the_one_before_chose_unless_that_died_young():
+    chosen = {'overlap': 'processes', 'threads': 1, 'overlap_why': 'it is the quickest here'}
+    play = Play(overlap='auto')
+    assert play.launch().overlap == 'auto'
+    play.machine.became_ready(chosen)
+    for _ in range(2):
+        play.machine.now_ns += LONG_LIFE_NS + 1
+        play.die()
+        kept = play.launch(1.0)
+        assert (kept.overlap, kept.threads) == ('processes', 1)
+        play.machine.became_ready(chosen | dict(overlap_why=''))
+    play.die()
+    assert play.launch(2.0).overlap == 'auto'
+
+
 def test_without_a_backoff_an_engine_that_dies_is_not_launched_again():
     play = Play(backoff_s=())
     play.run()

@@ -17,7 +17,8 @@ from sww_ros.streaming.events import (
     Trouble,
 )
 from sww_ros.streaming.generation import TextLane
-from sww_ros.streaming.positions import SCHEMES
+from sww_ros.streaming.positions import SCHEMES, Track
+from sww_ros.streaming.sampling import Sampling
 from sww_ros.streaming.session import Session
 from sww_ros.streaming.trace import replay
 
@@ -47,10 +48,10 @@ def scripted(models, monkeypatch):
     def script(ends) -> None:
         honest = TextLane.choose
 
-        def choose(self, logits, silence):
+        def choose(self, logits, *of):
             logits = logits.clone()
             logits[stop if ends(self.spoken) else letter] = 1e6
-            return honest(self, logits, silence)
+            return honest(self, logits, *of)
 
         monkeypatch.setattr(TextLane, 'choose', choose)
 
@@ -192,12 +193,13 @@ def test_the_repetition_penalty_is_that_of_transformers(models):
     checkpoint = models[1]
     prefix, head = [5, 7, 9], [11, 13]
     stock = RepetitionPenaltyLogitsProcessor(1.15)
-    lane = TextLane('a', checkpoint.decoder, checkpoint.decoder.new_lane(8), None, head,
-                    checkpoint.tokenizer, repetition_penalty=1.15, before=prefix)
+    lane = TextLane('a', checkpoint.decoder, checkpoint.decoder.new_lane(8), Track(0), head,
+                    checkpoint.assembler(), Sampling(repetition_penalty=1.15), before=prefix)
     said, generator = [], torch.Generator().manual_seed(1)
     for _ in range(50):
         logits = torch.randn(40, generator=generator)
         wanted = stock(torch.tensor([prefix + head + said]), logits[None])[0].argmax()
+        lane.chunk(None, 0, 1)  # What is fed counts.
         said.append(lane.choose(logits, silence=-1))
         assert said[-1] == int(wanted)
     assert len(set(said)) > 20

@@ -28,14 +28,14 @@ environment_key() {
 }
 
 # Prints a key of all that colcon builds from. Python modules are linked, so their edits are live
-# without a build; of launch and config files, which are linked one by one, the names count.
+# without a build; of launch files, config and layouts, which are linked one by one, the names count.
 build_key() {
   (
     cd "$SWW_ROOT"
     shopt -s nullglob
-    echo "$1" launch/* config/*
+    echo "$1" launch/* config/* layouts/*
     cat colcon_defaults.yaml package.xml setup.* resource/* sww_interfaces/*.* sww_interfaces/*/*.*
-    linkable || cat launch/* config/* /dev/null
+    linkable || cat launch/* config/* layouts/* /dev/null
   ) | sha256sum | cut -d ' ' -f 1
 }
 

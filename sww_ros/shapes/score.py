@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sww_ros.library import ClipError, play_steps, settle
+from sww_ros.settings import add_option
 from sww_ros.shapes import long_scenes
 from sww_ros.shapes.grammar import QUESTION_KINDS, ShapesQuestion, make_question
 from sww_ros.shapes.scene import generate
@@ -30,7 +31,7 @@ from sww_ros.shapes.truth import (
     standing_questions,
     utterances,
 )
-from sww_ros.streaming.config import SessionConfig
+from sww_ros.streaming.config import BY_NAME, QUANTIZATIONS, SessionConfig
 from sww_ros.streaming.events import NARRATION, Event, Restarted, TextDelta
 from sww_ros.streaming.session import Session
 
@@ -102,10 +103,14 @@ def play(session: Session, seed: int, max_objects: int, score: Score,
 
 
 def run(model: str, first_seed: int, count: int, max_objects: int,
-        prompts: Sequence[str] = (NARRATE,)) -> Score:
-    """Play `count` scenes of consecutive seeds, each prompt in turn, with a fresh session."""
+        prompts: Sequence[str] = (NARRATE,), **settings: str) -> Score:
+    """
+    Play `count` scenes of consecutive seeds, each prompt in turn, with a fresh session.
+
+    :param settings: of that session
+    """
     score = Score()
-    with Session.open(model, SessionConfig(overlap='threads')) as session:
+    with Session.open(model, SessionConfig(overlap='threads', **settings)) as session:
         for seed in tqdm(range(first_seed, first_seed + count), desc=f'{max_objects} objects',
                          unit='scene', disable=None):
             play(session, seed, max_objects, score, prompts[seed % len(prompts)])
@@ -136,10 +141,15 @@ def main() -> None:
                         help='with --seconds, of a session: compare these instead')
     parser.add_argument('--frame-rate', type=float, nargs='*', default=[],
                         help='with --seconds, of a session: compare these instead')
+    parser.add_argument('--quantize', nargs='*', default=[], choices=QUANTIZATIONS,
+                        help='of a session: compare these instead, on short scenes')
+    add_option(parser, BY_NAME['dtype'], default='')
     parser.add_argument('--json', type=Path, help='file for the figures')
     arguments = parser.parse_args()
-    score = score_carried if arguments.carried else score_long
-    result = score(arguments) if arguments.seconds else score_short(arguments)
+    score = (score_quantized if arguments.quantize else
+             score_short if not arguments.seconds else
+             score_carried if arguments.carried else score_long)
+    result = score(arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + '\n')
 
@@ -187,6 +197,17 @@ def _session_config(arguments: argparse.Namespace, memory: int) -> SessionConfig
 def _scenes(arguments: argparse.Namespace) -> dict:
     return dict(model=arguments.model, first_seed=arguments.first_seed, count=arguments.count,
                 max_objects=arguments.max_objects, seconds=arguments.seconds)
+
+
+def score_quantized(arguments: argparse.Namespace) -> dict:
+    """Play the same scenes in several precisions; print the summaries, return all figures."""
+    found = {}
+    for quantize in arguments.quantize:
+        table = run(arguments.model, arguments.first_seed, arguments.count, arguments.max_objects,
+                    dtype=arguments.dtype, quantize=quantize).table()
+        print(quantize, json.dumps(table['summary'], indent=1))
+        found[quantize] = table
+    return dict(_scenes(arguments), dtype=arguments.dtype, quantize=found)
 
 
 def score_short(arguments: argparse.Namespace) -> dict:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import json
 import math
 from pathlib import Path
@@ -183,7 +183,13 @@ def draw_short(progress: float, clips: int, rng: np.random.Generator) -> BatchRe
     return BatchRecipe(clips=clips, steps=8, max_objects=objects)
 
 
-CURRICULA = dict(builtin=draw_recipe, short=draw_short)
+def draw_lengths(progress: float, clips: int, rng: np.random.Generator) -> BatchRecipe:
+    """The same with clips of 1 to 8 steps, as a stock checkpoint has seen clips of any length."""
+    steps = 8 if rng.random() < 0.4 else int(rng.integers(1, 8))
+    return replace(draw_short(progress, clips, rng), steps=steps)
+
+
+CURRICULA = dict(builtin=draw_recipe, short=draw_short, lengths=draw_lengths)
 
 
 def build_optimizers(model: ModelWithHeads) -> list[torch.optim.Optimizer]:

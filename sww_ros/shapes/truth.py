@@ -29,6 +29,7 @@ from sww_ros.shapes.grammar import (
 )
 from sww_ros.shapes.scene import TICK_S, Fact, Scene, generate
 from sww_ros.streaming.events import TextDelta
+from sww_ros.streaming.schedule import spread
 
 NARRATE = 'What happens?'
 """The standing question that asks for everything."""
@@ -83,15 +84,9 @@ def narration_ids(scene: Scene, steps: int, phase_s: float, prompt: str, silence
 
     :param counts: tokens of each step
     """
-    queue: list[int] = []
-    ids = []
-    for step, facts in enumerate(facts_by_step(scene, steps, phase_s, prompt)):
-        count = counts[step]
-        for fact in facts:
-            queue += encode(' ' + fact.claim.sentence)
-        spoken, queue = queue[:count], queue[count:]
-        ids += spoken + [silence] * (count - len(spoken))
-    return ids
+    due = ([token for fact in facts for token in encode(' ' + fact.claim.sentence)]
+           for facts in facts_by_step(scene, steps, phase_s, prompt))
+    return spread(due, counts, silence)
 
 
 def description_ids(scene: Scene, steps: int, phase_s: float, prompt: str, encode) -> list[int]:
