@@ -25,7 +25,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from sww_interfaces.msg import StepLatency, TextChunk
 from sww_interfaces.srv import Ask, SetPrompt
-from sww_ros.frames import NANOSECONDS
+from sww_ros.frames import NANOSECONDS, FrameChoice, FrameSampler
 from sww_ros.images import compressed_to_rgb, image_to_rgb, jpeg_of
 from sww_ros.node import TEXT_QOS, EndingNode, declare, run
 from sww_ros.settings import Setting
@@ -69,7 +69,7 @@ class Tab:
         self.name, self._node, self._feed = name, node, node.feed
         self._number = node.feed.add_tab(name)
         self._tell = partial(node.feed.publish, self._number)
-        self._next_frame_s = 0.0
+        self._sampler = FrameSampler(node.values['frame_rate'])
 
     @property
     def watched(self) -> bool:
@@ -85,12 +85,9 @@ class Tab:
     def judge(self, array: DiagnosticArray) -> None:
         """Take what /diagnostics says."""
 
-    def _is_frame_due(self, now_s: float) -> bool:
-        due = now_s >= self._next_frame_s
-        if due:
-            period_s = 1 / self._node.values['frame_rate']
-            self._next_frame_s = max(self._next_frame_s + period_s, now_s)
-        return due
+    def _is_frame_due(self) -> bool:
+        """Whether browsers have room for a frame now, by the rate at which they are sent."""
+        return self._sampler.choose(time.monotonic_ns()) is FrameChoice.TAKE
 
     def _show(self, stamp_s: float, pixels: np.ndarray) -> None:
         width = self._node.values['frame_width']
@@ -205,7 +202,7 @@ class LiveTab(Tab):
                 raw=True)
 
     def _take_image(self, kind: type, read: Callable[[Any], np.ndarray], data: bytes) -> None:
-        if not self._is_frame_due(time.monotonic()):
+        if not self._is_frame_due():
             return
         message = deserialize_message(data, kind)
         try:
@@ -242,7 +239,7 @@ class RecordedTab(Tab):
         for message in self._recording.between(self._told_s, self._at_s):
             self._tell(**message)
         self._told_s = self._at_s
-        if self.watched and self._is_frame_due(now_s):
+        if self.watched and self._is_frame_due():
             pixels = self._recording.frame(self._at_s)
             if pixels is not None:
                 self._show(self._at_s, pixels)
