@@ -12,13 +12,14 @@ import time
 
 from fake_session import SESSION
 import numpy as np
+from waiting import PATIENCE_S
 
 from sww_ros.engine.client import EngineClient
 from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FramesDropped, TextDelta
 
-START_S = 60.0
+START_S = PATIENCE_S
 HERE = Path(__file__).parent
 NAMES = (f'test_{os.getpid()}_{number}' for number in itertools.count())
 """Of shared engines, one for each test, in a domain that is not those of nodes in tests."""
@@ -45,7 +46,7 @@ class Listener:
                 self._changed.notify_all()
         return take
 
-    def wait(self, condition, timeout_s: float = 30.0) -> None:
+    def wait(self, condition, timeout_s: float = PATIENCE_S) -> None:
         with self._changed:
             assert self._changed.wait_for(condition, timeout_s), (self.events[-5:], self.lost)
 

@@ -26,20 +26,23 @@ SESSION = 'fake_session:FakeSession.open'
 ENGINE = 'fake_session:FakeEngine.open'
 FRAMES_PER_STEP = 2
 TOKEN_S = 0.01
-LONG_ANSWER_TOKENS = 500
+LONG_ANSWER_TOKENS = 6000
+"""A minute's worth: nobody waits for its end."""
 LATE_S = 7.0
+POLL_S = 0.01
 DEFAULT_PROMPT = 'Describe.'
+UNTIL = 'until '
 
 
 class FakeSession:
     """
     Says one sentence of three tokens per step, and answers with the question's words.
 
-    The model's name chooses what goes wrong: 'bad' does not load, 'slow' takes its time, 'busy'
-    computes without a pause and holds the GIL, 'stuck' does not close, 'tidy' closes slowly and
-    says when it has, 'lagging' perceives one frame in four. The question 'die' kills the process,
-    'long' is answered at length, 'late' after LATE_S, 'prompt' with the prompt, 'unseen' ends as
-    one of which nothing was seen, and at 'give up' the session does.
+    The model's name chooses what goes wrong: 'bad' does not load, 'until FILE' once that is there,
+    'stuck' does not close, 'tidy' closes slowly and says when it has, 'lagging' perceives one frame
+    in four. The question 'die' kills the process, 'long' is answered at length, 'late' after
+    LATE_S, 'until FILE' once that is there, 'prompt' with the prompt, 'unseen' ends as one of which
+    nothing was seen, and at 'give up' the session does.
     """
 
     def __init__(self, model: str, config: SessionConfig) -> None:
@@ -55,11 +58,7 @@ class FakeSession:
         self._restart()
         self._stop = threading.Event()
         self.work = None
-        self._threads = [threading.Thread(target=self._narrate, daemon=True)]
-        if model == 'busy':
-            self._threads.append(threading.Thread(target=self._burn, daemon=True))
-        for thread in self._threads:
-            thread.start()
+        threading.Thread(target=self._narrate, daemon=True).start()
         self.info = {
             'model': model, 'position_encoding': 'gdpe', 'wait_k': 3, 'frames_per_step': 2,
             'seconds_per_step': 0.2, 'frame_rate': 10.0, 'parameters': 0, 'dtype': 'float32',
@@ -71,8 +70,7 @@ class FakeSession:
         sys.stderr.write(f'loading {model}\n')
         if model == 'bad':
             raise ValueError(f'the checkpoint {model} has no config.json')
-        if model == 'slow':
-            time.sleep(3.0)
+        wait_for(model)
         return cls(model, config)
 
     def feed(self, frame, stamp_ns=0, received_ns=0):
@@ -163,6 +161,7 @@ class FakeSession:
     def _answer(self, question_id, question):
         if question == 'late':
             time.sleep(LATE_S)
+        wait_for(question)
         words = {'long': ['on'] * LONG_ANSWER_TOKENS,
                  'prompt': self._prompt.split()}.get(question, question.split())
         for seq, word in enumerate(words):
@@ -173,9 +172,11 @@ class FakeSession:
             time.sleep(TOKEN_S)
         self._tell(question_id, len(words), '', ' '.join(words), final='stop')
 
-    def _burn(self):
-        while not self._stop.is_set():
-            sum(range(100_000))
+
+def wait_for(name: str) -> None:
+    """Wait for the file of 'until FILE'."""
+    while name.startswith(UNTIL) and not os.path.exists(name.removeprefix(UNTIL)):
+        time.sleep(POLL_S)
 
 
 class FakeEngine:

@@ -25,6 +25,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
+from waiting import PATIENCE_S, wait_until
 
 from sww_interfaces.action import AnswerQuestion
 from sww_interfaces.msg import StepLatency, TextChunk
@@ -32,9 +33,6 @@ from sww_interfaces.srv import Ask
 from sww_ros.demo.processes import children, is_gone
 
 HERE = Path(__file__).parent
-PATIENCE_S = 40.0
-"""How long anything may take on a machine that is busy with other work."""
-
 FAKE = [sys.executable, '-c',
         f'from sww_ros.nodes.narrator import main; main(session={SESSION!r})']
 
@@ -264,11 +262,3 @@ def picture(height: int = 48, width: int = 64) -> Image:
 def stamp_of(message) -> int:
     """Return the stamp of a message with a header [ns]."""
     return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = PATIENCE_S,
-               explain: Callable[[], object] = lambda: 'it did not come true') -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, explain()
-        time.sleep(0.02)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from waiting import PATIENCE_S
 
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
@@ -25,14 +26,14 @@ def feed(session: Session, steps: int = 1, last: bool = False) -> None:
     """Feed whole steps, and wait until all is said of them."""
     for left in reversed(range(2 * steps)):
         session.feed(FRAME, last=last and not left)
-    assert session.wait_idle(30)
+    assert session.wait_idle(PATIENCE_S)
 
 
 def until(session: Session, condition) -> list[Event]:
     """All events up to the first that meets the condition."""
     events: list[Event] = []
     while not events or not condition(events[-1]):
-        event = session.poll(30)
+        event = session.poll(PATIENCE_S)
         assert event is not None, f'not among {events}'
         events.append(event)
     return events

@@ -7,14 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
+from waiting import PATIENCE_S, wait_until
 
 from sww_ros.terminal import Line, PlainDisplay, Transcript, make_display, seconds_since, wall_clock
-
-PATIENCE_S = 60.0
 
 
 def when(seconds: float) -> SimpleNamespace:
@@ -148,7 +146,7 @@ def test_terminal_shows_growing_lines_and_keeps_whole_ones():
     display.clock = seconds_since(0)
     display.line(Line('narration', 'The [red] square stops.', 10 ** 9, latency_s=0.5, tokens=3))
     display.grow([Line('narration', 'A circle', 2 * 10 ** 9)])
-    time.sleep(0.3)
+    wait_until(lambda: 'A circle' in stream.getvalue())
     display.close()
     shown = stream.getvalue()
     assert 'The [red] square stops.' in shown and 'A circle' in shown
@@ -186,10 +184,7 @@ def test_console_prints_what_a_narrator_says(ros_domain: int):
     try:
         caption = node.create_publisher(TextChunk, 'narrator/caption', 10)
         answer = node.create_publisher(TextChunk, 'narrator/answer', 10)
-        end = time.monotonic() + PATIENCE_S
-        while not (caption.get_subscription_count() and answer.get_subscription_count()):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        wait_until(lambda: caption.get_subscription_count() and answer.get_subscription_count())
         caption.publish(TextChunk(stream_id='narration', seq=0, delta='A red'))
         answer.publish(TextChunk(stream_id='q1', seq=0, delta='Yes.'))
         answer.publish(TextChunk(stream_id='q1', seq=1, is_final=True, finish_reason='stop'))

@@ -63,14 +63,14 @@ def test_what_is_run_in_the_end_is_there(file: Path):
         name, _, text = value.partition(':=')
         assert option == '-p' and BY_NAME[name].check(text)
     run = subprocess.run([ROOT / script, 'python', '-c', 'import sww_ros.nodes.narrator'],
-                         cwd=ROOT, timeout=120)
+                         cwd=ROOT, timeout=300)
     assert run.returncode == 0
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.name)
 def test_the_set_up_runs_and_finds_all_done(file: Path):
     assert 'scripts/setup' in of(file, 'RUN')
-    run = subprocess.run(['scripts/setup'], cwd=ROOT, text=True, capture_output=True, timeout=250)
+    run = subprocess.run(['scripts/setup'], cwd=ROOT, text=True, capture_output=True, timeout=600)
     assert run.returncode == 0 and 'setup: ready' in run.stdout, run.stdout + run.stderr
 
 

@@ -99,7 +99,7 @@ def clone(tmp_path):
 def build(clone: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict'], cwd=clone,
                           env=dict(os.environ, NO_MKDOCS_2_WARNING='1'), text=True,
-                          capture_output=True, timeout=250)
+                          capture_output=True, timeout=600)
 
 
 def test_the_site_is_built_with_the_api_reference(clone):

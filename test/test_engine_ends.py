@@ -10,8 +10,9 @@ import threading
 
 from engine_harness import HERE, START_S, Listener, listening
 from fake_session import SESSION
-from narrator_harness import is_gone, wait_until
+from narrator_harness import is_gone
 import pytest
+from waiting import wait_until
 
 from sww_ros.engine import client as client_module
 
@@ -52,7 +53,7 @@ def test_a_stopped_engine_does_not_outlive_its_killed_parent(
     try:
         wait_until(lambda: state_of(engine) == 'T')
         parent.kill()
-        wait_until(lambda: is_gone(engine), 10.0)
+        wait_until(lambda: is_gone(engine))
     finally:
         if not is_gone(engine):
             os.kill(engine, signal.SIGKILL)

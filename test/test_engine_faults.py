@@ -10,9 +10,10 @@ import threading
 
 from engine_harness import HERE, START_S, Listener, frame, listening
 from fake_session import SESSION
-from narrator_harness import is_gone, wait_until
+from narrator_harness import is_gone
 import numpy as np
 import pytest
+from waiting import PATIENCE_S, wait_until
 
 from sww_ros import wire
 from sww_ros.engine import client as client_module
@@ -46,7 +47,7 @@ def test_a_frame_that_cannot_be_sent_is_told_and_the_next_thing_is_sent(
         listener: Listener, monkeypatch: pytest.MonkeyPatch, load, words: str):
     monkeypatch.setattr(wire, 'MAX_PAYLOAD_BYTES', 1000)
     listener.client.feed(CameraFrame(load, 1, 0))
-    listener.wait(lambda: listener.of(Trouble), 5.0)
+    listener.wait(lambda: listener.of(Trouble))
     assert words in listener.of(Trouble)[0].message
     assert FramesDropped('bad', 1) in listener.events
     assert listener.wait_final(listener.client.ask('are you there?')).finish_reason == 'stop'
@@ -57,16 +58,16 @@ def test_feeding_waits_for_no_listener():
 
     def hold(event: Event) -> None:
         held.set()
-        released.wait(30.0)
+        released.wait(PATIENCE_S)
 
     client = EngineClient('fake', SessionConfig(), session=SESSION, on_event=hold)
     client.start(START_S)
     feeder = threading.Thread(target=lambda: [client.feed(frame(stamp)) for stamp in range(100)])
     try:
         client.ask('what?')
-        assert held.wait(10.0)
+        assert held.wait(PATIENCE_S)
         feeder.start()
-        feeder.join(10.0)
+        feeder.join(PATIENCE_S / 2)
         assert not feeder.is_alive(), 'the thread of the camera waits'
     finally:
         released.set()
@@ -203,10 +204,10 @@ def test_a_resume_while_the_engine_restarts_is_not_undone(
 
     monkeypatch.setattr(Channel, 'send', late)
     listener.wait(lambda: len(listener.ready) == 2)
-    assert resumed.wait(10.0)
+    assert resumed.wait(PATIENCE_S)
     for stamp in range(2):
         client.feed(frame(stamp))
-    listener.wait(lambda: listener.of(StepPerceived), 5.0)
+    listener.wait(lambda: listener.of(StepPerceived))
 
 
 def test_a_restarted_engine_is_paused_before_it_gets_a_frame(listener: Listener):
@@ -214,11 +215,11 @@ def test_a_restarted_engine_is_paused_before_it_gets_a_frame(listener: Listener)
 
     def slow() -> np.ndarray:
         loading.set()
-        restarted.wait(30.0)
+        restarted.wait(PATIENCE_S)
         return np.zeros((48, 64, 3), np.uint8)
 
     client.feed(CameraFrame(slow, 1, 0))
-    assert loading.wait(10.0)
+    assert loading.wait(PATIENCE_S)
     client.pause(True)
     os.kill(client.pid, signal.SIGKILL)
     listener.wait(lambda: len(listener.ready) == 2)

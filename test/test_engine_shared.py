@@ -9,13 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 from engine_harness import DOMAIN, HERE, NAMES, START_S, Listener, numbers, speak
 from fake_session import ENGINE
 import pytest
-from test_engine_client import wait_gone
+from waiting import PATIENCE_S, wait_until
 
+from sww_ros.demo.processes import is_gone
 from sww_ros.engine import shared
 from sww_ros.engine.client import EngineError
 from sww_ros.engine.keeper import Keeper
@@ -78,13 +78,6 @@ def parent(pid: int) -> int:
     return int(Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[1])
 
 
-def wait_unreachable(path: Path) -> None:
-    end_s = time.monotonic() + 10.0
-    while path.exists():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
-
-
 def test_of_two_that_come_at_once_one_starts_the_engine(
         both: tuple[Listener, Listener], path: Path):
     first, second = both
@@ -95,7 +88,7 @@ def test_of_two_that_come_at_once_one_starts_the_engine(
     for listener in both:
         speak(listener)
         listener.client.close()
-    assert wait_gone(keeper)
+    wait_until(lambda: is_gone(keeper))
     assert not path.exists(), 'nothing is left'
 
 
@@ -121,7 +114,8 @@ def test_when_its_keeper_is_killed_it_comes_back_for_all(both: tuple[Listener, L
                                  'it for all who share it']
         speak(listener)
         assert numbers(listener) == list(range(7)), 'the end that was cut is one of them'
-    assert wait_gone(pid) and len({listener.client.pid for listener in both}) == 1
+    wait_until(lambda: is_gone(pid))
+    assert len({listener.client.pid for listener in both}) == 1
 
 
 def test_what_a_dead_one_has_left_is_not_in_the_way(name: str, path: Path):
@@ -133,7 +127,7 @@ def test_what_a_dead_one_has_left_is_not_in_the_way(name: str, path: Path):
         speak(listener)
     finally:
         listener.client.close()
-    wait_unreachable(path)
+    wait_until(lambda: not path.exists())
 
 
 def test_one_that_cannot_be_started_is_told_in_words(
@@ -182,9 +176,9 @@ def test_another_user_is_not_answered():
             listener.listen()
             other = subprocess.Popen(
                 [sys.executable, '-c', CONNECT_AS_NOBODY, str(path)], stdout=subprocess.PIPE)
-            assert select.select([listener], [], [], 30.0)[0]
+            assert select.select([listener], [], [], PATIENCE_S)[0]
             Keeper(listener, path).run()
-            assert other.communicate(timeout=30)[0] == b'True\n'
+            assert other.communicate(timeout=PATIENCE_S)[0] == b'True\n'
     finally:
         path.unlink(missing_ok=True)
         folder.rmdir()

@@ -18,8 +18,8 @@ from fake_session import ENGINE  # noqa: E402
 from fleet_kit import CERTIFICATE, KEY, TOKENS, opening, said_to  # noqa: E402
 import numpy as np  # noqa: E402
 import ray  # noqa: E402
+from waiting import wait_until  # noqa: E402
 
-from experiments.faults import wait_until  # noqa: E402
 from experiments.outages import Proxy, Robot  # noqa: E402
 from sww_ros.benchmark.pool import watched  # noqa: E402
 from sww_ros.benchmark.watched import Far, Phase  # noqa: E402
@@ -30,9 +30,6 @@ from sww_ros.fleet.robots import Robots  # noqa: E402
 from sww_ros.images import jpeg_of  # noqa: E402
 from sww_ros.streaming.config import SessionConfig  # noqa: E402
 from sww_ros.wire import packed  # noqa: E402
-
-AGAIN_S = 60.0
-"""How long it may take until all narrate again on a machine that is busy; alone it takes 2 s."""
 
 
 @pytest.fixture(scope='module')
@@ -68,19 +65,17 @@ def test_sessions_are_placed_by_load_and_come_back_when_a_replica_is_killed(url:
             robots[-1].client.start(START_S)
             speak(robots[-1])
         for robot in robots:
-            robot.client.ask('late', 'late')
+            robot.client.ask('long', 'long')
         assert len(replicas()) == 2
         ray.kill(ray.get_actor(replicas()[0], namespace='serve'))
-        killed_s = time.monotonic()
-        lost: list[Listener] = []
-        while len(lost) < 2:
-            assert time.monotonic() - killed_s < AGAIN_S
-            lost = [robot for robot in robots if robot.lost]
-            time.sleep(0.02)
+        wait_until(lambda: sum(bool(robot.lost) for robot in robots) >= 2)
+        lost = [robot for robot in robots if robot.lost]
         for robot in robots:
-            assert robot.wait_final('late').finish_reason == ('error' if robot in lost else 'stop')
+            robot.client.cancel('long')  # It has ended where the robot was lost.
+            assert robot.wait_final('long').finish_reason == (
+                'error' if robot in lost else 'cancelled')
         for robot in lost:
-            robot.wait(lambda robot=robot: len(robot.ready) == 2, AGAIN_S)
+            robot.wait(lambda robot=robot: len(robot.ready) == 2)
         for robot in robots:
             robot.events[:] = [each for each in robot.events if each.type != 'dropped']
             speak(robot)
@@ -97,13 +92,13 @@ def test_cameras_at_full_load_and_paced_are_measured_on_a_pool(url: str):
         return await Far.to(url, TOKENS['front'], tls_to(str(CERTIFICATE)))
 
     found = asyncio.run(watched(connect, dict(command='open', config={}), [picture] * 2, dict(
-        full=Phase(0.2, 1.0, in_flight=2), paced=Phase(0.2, 1.0, step_s=0.2))))
+        full=Phase(0.2, 3.0, in_flight=2), paced=Phase(0.2, 3.0, step_s=1.0))))
     for name in ('full', 'paced'):
         each = found[name]
         assert min(each['steps']) > 0 and not each['dropped'], name
         assert 0 < each['first_token']['p50_ms'] <= each['heard']['p99_ms'], name
         assert {'cameras', 'engines', 'replicas', 'proxy', 'ray'} <= {*each['cores']}, name
-    assert sum(found['paced']['steps']) <= 2 * 6 < sum(found['full']['steps'])
+    assert sum(found['paced']['steps']) <= 2 * 4 < sum(found['full']['steps'])
 
 
 def test_robots_are_told_of_their_own_scene_again_after_a_cut_and_a_killed_replica(url: str):
@@ -122,24 +117,24 @@ def test_robots_are_told_of_their_own_scene_again_after_a_cut_and_a_killed_repli
             stack.callback(robot.client.close)
             robot.start()
             stack.callback(robot.stop)
-        assert wait_until(lambda: told_after(0.0), AGAIN_S)
+        wait_until(lambda: told_after(0.0))
         for robot in robots:
             robot.ask()
         proxy.sever()
-        assert wait_until(lambda: all(robot.losses for robot in robots), AGAIN_S)
+        wait_until(lambda: all(robot.losses for robot in robots))
         proxy.mend()
         mended_s = time.monotonic()
-        assert wait_until(lambda: told_after(mended_s), AGAIN_S)
+        wait_until(lambda: told_after(mended_s))
         losses = [robot.losses for robot in robots]
         for robot in robots:
             robot.ask()
         ray.kill(ray.get_actor(replicas()[0], namespace='serve'))
-        assert wait_until(lambda: [robot.losses for robot in robots] != losses, AGAIN_S)
+        wait_until(lambda: [robot.losses for robot in robots] != losses)
         killed_s = time.monotonic()
-        assert wait_until(lambda: told_after(killed_s), AGAIN_S)
+        wait_until(lambda: told_after(killed_s))
         for robot in robots:
             robot.stop()
-        assert wait_until(lambda: all(robot.is_answered for robot in robots), AGAIN_S)
+        wait_until(lambda: all(robot.is_answered for robot in robots))
         assert [robot.foreign for robot in robots] == [[]] * 4
         assert all(len(robot.asked) >= 2 for robot in robots)
 

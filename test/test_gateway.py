@@ -1,13 +1,12 @@
 """What robots meet at a gateway: who is let in, what is refused in words, and who goes on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 import itertools
 import os
 from pathlib import Path
 import socket
-import time
 import urllib.error
 import urllib.request
 
@@ -15,6 +14,7 @@ from engine_harness import HERE, START_S, speak
 from fleet_kit import OPENING, TOKENS, Served, narrated_to, opening, said_to, serving
 import numpy as np
 import pytest
+from waiting import PATIENCE_S, wait_until
 
 from sww_ros.engine.client import EngineError
 from sww_ros.engine.fallback import OF_HERE
@@ -54,22 +54,15 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture
 def served(kept: Served) -> Served:
     """Give it once whoever was there before has gone."""
-    wait_for(lambda: kept.gateway._here.total() == 1)
+    wait_until(lambda: kept.gateway._here.total() == 1)
     return kept
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 60.0
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
 
 
 def get(served: Served, path: str, token: str = '') -> tuple[int, str]:
     request = urllib.request.Request(
         served.url.replace('ws', 'http', 1) + path, headers={'Authorization': f'Bearer {token}'})
     try:
-        with urllib.request.urlopen(request, timeout=30) as reply:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -164,7 +157,7 @@ def test_of_one_robot_and_of_all_only_so_many_are_let_in(served: Served):
         rear = stack.enter_context(narrated_to(served, 'rear'))
         speak(rear)
         assert served.meter._counters['refused', str(CROWDED)] == 1
-    wait_for(lambda: served.gateway._here['front'] == 0)
+    wait_until(lambda: served.gateway._here['front'] == 0)
     with narrated_to(served) as again:
         speak(again)
 
@@ -195,7 +188,8 @@ def test_a_thousand_connections_do_not_keep_a_robot_out(served: Served):
 def test_a_stranger_who_says_nothing_is_sent_away(
         served: Served, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr('sww_ros.fleet.server.STRANGER_S', 0.2)
-    with socket.create_connection(('localhost', served.server.port), timeout=30) as stranger:
+    with socket.create_connection(
+            ('localhost', served.server.port), timeout=PATIENCE_S) as stranger:
         try:
             assert stranger.recv(1) == b''
         except ConnectionResetError:
@@ -228,7 +222,7 @@ def test_health_and_metrics_are_told(served: Served):
                      'perceived_seconds_bucket{le="+Inf"}'):
             assert now[f'sww_{name}'] - before.get(f'sww_{name}', 0) == 1, name
         assert now['sww_tokens_total'] - before.get('sww_tokens_total', 0) == 3
-    wait_for(lambda: told()['sww_sessions'] == 1)
+    wait_until(lambda: told()['sww_sessions'] == 1)
 
 
 def test_it_does_not_listen_to_others_without_tls(served: Served):

@@ -8,11 +8,11 @@ import threading
 
 from engine_harness import HERE, frame, listening
 import hanging_session
-from narrator_harness import wait_until
 import numpy as np
 import pytest
 from supervision_kit import DELTA, SECOND, STEP, Play
 from supervision_kit import frame as a_frame
+from waiting import PATIENCE_S, wait_until
 
 from sww_ros.demo.processes import children, is_gone
 from sww_ros.engine import client as client_module
@@ -163,8 +163,11 @@ def test_an_engine_that_is_ending_or_closed_is_left_to_whoever_ends_it(play: Pla
 
 # With processes.
 
+LIMIT_S = 4.0
+"""A busy machine may keep an engine from a sign of life, or its work, for a second or two."""
+
 def test_an_engine_stopped_for_ever_is_killed_and_another_takes_its_place():
-    with listening(limits=Limits(silence=1.5)) as listener:
+    with listening(limits=Limits(silence=LIMIT_S)) as listener:
         client, pid = listener.client, listener.client.pid
         listener.wait(lambda: client.restarts == 0)
         long = client.ask('long')
@@ -174,7 +177,7 @@ def test_an_engine_stopped_for_ever_is_killed_and_another_takes_its_place():
         assert listener.wait_final(long).finish_reason == 'error'
         listener.wait(lambda: len(listener.ready) == 2)
         assert listener.lost[0].startswith(
-            'the engine hung and was killed: it gave no sign of life for 1.5 s')
+            f'the engine hung and was killed: it gave no sign of life for {LIMIT_S:g} s')
         assert is_gone(pid)
         for stamp in range(2):
             client.feed(frame(stamp))
@@ -184,7 +187,7 @@ def test_an_engine_stopped_for_ever_is_killed_and_another_takes_its_place():
 
 def test_a_perceiving_process_that_hangs_ends_with_its_engine():
     config = SessionConfig(overlap='processes')
-    with listening(limits=Limits(work=1.5), config=config,
+    with listening(limits=Limits(work=LIMIT_S), config=config,
                    session=hanging_session.SESSION) as listener:
         client, pid = listener.client, listener.client.pid
         perceiver, = children(pid)
@@ -196,8 +199,8 @@ def test_a_perceiving_process_that_hangs_ends_with_its_engine():
                 os.kill(perceiver, signal.SIGSTOP)
                 for stamp in range(2, 4):
                     client.feed(frame(stamp))
-                listener.wait(lambda: len(listener.ready) == 2, 60.0)
-        assert 'the job perceive took longer than 1.5 s' in listener.lost[0]
+                listener.wait(lambda: len(listener.ready) == 2)
+        assert f'the job perceive took longer than {LIMIT_S:g} s' in listener.lost[0]
         assert FramesDropped('engine', 2) in listener.events
         wait_until(lambda: is_gone(perceiver) and is_gone(pid))
 
@@ -220,17 +223,17 @@ def test_a_session_says_which_job_is_in_progress_and_since_when(
 
     def hangs(*arguments: object) -> object:
         entered.set()
-        assert go_on.wait(30.0)
+        assert go_on.wait(PATIENCE_S)
         return embed(*arguments)
 
     monkeypatch.setattr(checkpoint.perception, 'embed', hangs)
     with Session(checkpoint, SessionConfig(overlap=overlap)) as session:
         for _ in range(2):
             session.feed(np.zeros((84, 84, 3), np.uint8))
-        assert entered.wait(30.0)
+        assert entered.wait(PATIENCE_S)
         what, since_ns = session.work
         assert 'perceive' in what
         assert session.work == (what, since_ns), 'it is the same piece of work'
         go_on.set()
-        assert session.wait_idle(30.0)
+        assert session.wait_idle(PATIENCE_S)
         wait_until(lambda: session.work is None)

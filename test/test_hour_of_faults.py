@@ -5,15 +5,12 @@ from pathlib import Path
 import subprocess
 import sys
 
-import pytest
-
 from experiments import outages
 from experiments.faults import broken, first_after, kinds
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.timeout(600)
 def test_the_narrator_outlives_every_kind_of_fault(ros_domain: int, tmp_path: Path):
     file = tmp_path / 'faults.json'
     run = subprocess.run(

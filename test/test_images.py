@@ -4,7 +4,6 @@ from array import array
 from pathlib import Path
 import re
 import resource
-import time
 from types import SimpleNamespace
 
 import cv2
@@ -148,12 +147,6 @@ def test_last_row_may_lack_its_padding():
 def test_rgb_is_not_copied():
     msg = message(picture(640, 480), 'rgb8')
     assert np.shares_memory(image_to_rgb(msg), np.frombuffer(msg.data, np.uint8))
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        image_to_rgb(msg)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 1e-3
 
 
 @pytest.mark.parametrize('fields, words', [

@@ -17,9 +17,10 @@ import subprocess
 import sys
 import types
 
-from narrator_harness import PATIENCE_S, probing, wait_until
+from narrator_harness import probing
 import pytest
 from rclpy.parameter import parameter_value_to_python
+from waiting import PATIENCE_S, wait_until
 import yaml
 
 from sww_ros.nodes import SETTINGS, console, shapes_camera

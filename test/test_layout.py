@@ -410,7 +410,7 @@ def test_the_command_end_to_end(tmp_path):
     file = tmp_path / 'cases.json'
     file.write_text(json.dumps([CASE_A, CASE_B]))
     result = subprocess.run([sys.executable, '-m', 'sww_ros.streaming.layout', str(file)],
-                            capture_output=True, text=True, cwd=ROOT, timeout=120)
+                            capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert (result.returncode, result.stderr) == (0, '')
     assert json.loads(result.stdout) == [describe(CASE_A), describe(CASE_B)]
 

@@ -6,8 +6,9 @@ import importlib
 import json
 from pathlib import Path
 
-from narrator_harness import NarratorProcess, Probe, probing, wait_until
+from narrator_harness import NarratorProcess, Probe, probing
 import pytest
+from waiting import wait_until
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]

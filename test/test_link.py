@@ -112,9 +112,9 @@ def test_after_a_cut_the_stream_goes_on_and_questions_end(proxy: Proxy):
     try:
         robot.client.start(START_S)
         speak(robot)
-        robot.client.ask('late', 'late')
+        robot.client.ask('long', 'long')
         proxy.sever()
-        assert robot.wait_final('late').finish_reason == 'error'
+        assert robot.wait_final('long').finish_reason == 'error'
         robot.client.feed(frame())
         robot.wait(lambda: any(each.reason == 'link' for each in robot.of(FramesDropped)))
         proxy.mend()
@@ -127,20 +127,22 @@ def test_after_a_cut_the_stream_goes_on_and_questions_end(proxy: Proxy):
         robot.client.close()
 
 
-def test_a_question_of_which_nothing_was_said_is_asked_again(proxy: Proxy):
+def test_a_question_of_which_nothing_was_said_is_asked_again(proxy: Proxy, tmp_path: Path):
+    go = tmp_path / 'go'
     robot = over(proxy, ask_again=True)
     try:
         robot.client.start(START_S)
-        robot.client.ask('late', 'late')
+        robot.client.ask(f'until {go}', 'late')
         robot.client.ask('long', 'long')
-        robot.client.ask('late', 'back')
+        robot.client.ask(f'until {go}', 'back')
         robot.wait(lambda: robot.text('long'))
         robot.client.cancel('back')
         proxy.sever()
         assert robot.wait_final('long').finish_reason == 'error', 'half of it was heard'
         assert robot.wait_final('back').finish_reason == 'error', 'it was taken back'
         proxy.mend()
-        assert robot.wait_final('late').sentence == 'late'
+        go.touch()
+        assert robot.wait_final('late').sentence == f'until {go}'
     finally:
         robot.client.close()
 
@@ -159,9 +161,9 @@ def test_robots_come_back_to_a_gateway_that_is_started_again(
     monkeypatch.setattr('sww_ros.fleet.server.END_S', 0.2)
     with serving(tmp_path) as served, narrated_to(served) as robot:
         speak(robot)
-        robot.client.ask('late', 'late')
+        robot.client.ask('long', 'long')
         served.server.close()
-        assert robot.wait_final('late').finish_reason == 'error'
+        assert robot.wait_final('long').finish_reason == 'error'
         served.server = GatewayServer(served.gateway, served.meter, port=served.server.port)
         served.server.start()
         robot.wait(lambda: len(robot.ready) == 2)

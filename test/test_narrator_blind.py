@@ -8,11 +8,15 @@ from pathlib import Path
 import signal
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from narrator_harness import NarratorProcess, Probe, picture, probing, wait_until
+from narrator_harness import NarratorProcess, Probe, picture, probing
 import pytest
 from sensor_msgs.msg import CompressedImage, Image
+from waiting import wait_until
 
 from sww_ros.nodes.diagnostics import ERROR, WARN
+
+SELDOM = 3
+"""Lines about one trouble: one in 30 s, while it is found five times a second."""
 
 
 @contextmanager
@@ -69,16 +73,16 @@ def test_stamps_that_stand_still(ros_domain: int, tmp_path: Path):
         narrator.wait_log('must stamp each frame')
         values = {value.key: int(value.value) for value in camera(diagnostics).values
                   if value.key.startswith('frames')}
-        assert values['frames dropped (stamp)'] >= 5
+        assert values['frames dropped (stamp)'] >= 1
         assert 'frames dropped (rate)' not in values
-        assert narrator.log.count('the stamps stand still') == 1
+        assert narrator.log.count('the stamps stand still') <= SELDOM
 
 
 def test_a_model_that_is_slower_than_the_camera(ros_domain: int, tmp_path: Path):
     with watched(tmp_path, 'model:=lagging') as (narrator, probe, diagnostics):
         film_until(probe, diagnostics, picture, WARN, 'the model is too slow')
         narrator.wait_log('smaller model')
-        assert narrator.log.count('the model is too slow') == 1
+        assert narrator.log.count('the model is too slow') <= SELDOM
 
 
 @pytest.mark.parametrize('hours, words', [(1, 'ahead of'), (-1, 'behind')])
@@ -88,7 +92,7 @@ def test_stamps_of_another_clock(ros_domain: int, tmp_path: Path, hours: int, wo
         film_until(probe, diagnostics, stamped(lambda now: now + shift, probe), WARN,
                    f'3600 s {words} the clock')
         narrator.wait_log('use_sim_time')
-        assert narrator.log.count(f'{words} the clock') == 1
+        assert narrator.log.count(f'{words} the clock') <= SELDOM
 
 
 @pytest.mark.parametrize('awaited, published, topic', [

@@ -10,17 +10,11 @@ import time
 
 from diagnostic_msgs.msg import DiagnosticArray
 from fake_session import ENGINE
-from narrator_harness import (
-    PATIENCE_S,
-    NarratorProcess,
-    Probe,
-    picture,
-    probing,
-    wait_until,
-)
+from narrator_harness import NarratorProcess, Probe, picture, probing
 import pytest
 from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool, Trigger
+from waiting import PATIENCE_S, wait_until
 
 from sww_interfaces.msg import TextChunk
 from sww_ros.nodes import camera_names

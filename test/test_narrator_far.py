@@ -6,17 +6,10 @@ from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from fleet_kit import CERTIFICATE, TOKENS, Served, serving
-from narrator_harness import (
-    HERE,
-    PATIENCE_S,
-    NarratorProcess,
-    Probe,
-    picture,
-    probing,
-    wait_until,
-)
+from narrator_harness import HERE, NarratorProcess, Probe, picture, probing
 import pytest
 from test_narrator_cameras import FAKE, numbers
+from waiting import PATIENCE_S, wait_until
 
 from experiments.outages import Proxy
 

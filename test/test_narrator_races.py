@@ -10,10 +10,11 @@ from unittest.mock import MagicMock
 from fake_session import SESSION
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState
-from narrator_harness import NarratorProcess, probing, wait_until
+from narrator_harness import NarratorProcess, probing
 import pytest
 from rclpy.action import CancelResponse, GoalResponse
 from unique_identifier_msgs.msg import UUID
+from waiting import PATIENCE_S, wait_until
 
 from sww_interfaces.action import AnswerQuestion
 from sww_interfaces.msg import TextChunk
@@ -43,7 +44,7 @@ narrator.main(session={SESSION!r})
 
 
 def test_ctrl_c_before_the_engine_is_made_loads_no_model(ros_domain: int, tmp_path: Path):
-    with NarratorProcess(tmp_path / 'log.txt', 'model:=slow',
+    with NarratorProcess(tmp_path / 'log.txt', 'model:=until /never',
                          command=[sys.executable, '-c', CONFIGURES_LATE]) as narrator:
         narrator.wait_log('configuring')
         assert narrator.stop(signal.SIGINT) == 0
@@ -52,7 +53,8 @@ def test_ctrl_c_before_the_engine_is_made_loads_no_model(ros_domain: int, tmp_pa
 
 
 def test_a_prompt_set_while_the_model_loads_is_kept(ros_domain: int, tmp_path: Path):
-    with NarratorProcess(tmp_path / 'log.txt', 'model:=slow', 'prompt:=say nothing',
+    go = tmp_path / 'go'
+    with NarratorProcess(tmp_path / 'log.txt', f'model:=until {go}', 'prompt:=say nothing',
                          'autostart:=false') as narrator, probing() as probe:
         future = probe.begin_call(ChangeState, 'change_state',
                                   transition=Transition(id=Transition.TRANSITION_CONFIGURE))
@@ -60,6 +62,7 @@ def test_a_prompt_set_while_the_model_loads_is_kept(ros_domain: int, tmp_path: P
         assert probe.state() == State.TRANSITION_STATE_CONFIGURING
         assert not probe.set_parameter('prompt', 'count the squares')
         assert not future.done()
+        go.touch()
         assert probe.result(future).success
         assert probe.change(Transition.TRANSITION_ACTIVATE)
         assert probe.ask('prompt', wait=True).answer == 'count the squares'
@@ -122,6 +125,6 @@ def test_a_cancel_that_meets_the_start_of_its_goal_ends_it(
     assert served['goal_callback'](goal.request) == GoalResponse.ACCEPT
     serving = threading.Thread(target=served['execute'], args=[goal], daemon=True)
     serving.start()
-    serving.join(5.0)
+    serving.join(PATIENCE_S)
     assert responses == [CancelResponse.ACCEPT]
     assert goal.ended == ('aborted' if dies else 'cancelled')

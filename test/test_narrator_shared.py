@@ -5,27 +5,17 @@ import os
 from pathlib import Path
 import signal
 import sys
-import time
 
-from narrator_harness import (
-    PATIENCE_S,
-    NarratorProcess,
-    Probe,
-    children,
-    is_gone,
-    picture,
-    probing,
-    wait_until,
-)
+from narrator_harness import NarratorProcess, Probe, children, is_gone, picture, probing
 import pytest
 from test_narrator_cameras import FAKE, numbers
+from waiting import PATIENCE_S, wait_until
 
 from sww_ros.engine.shared import KEEPER
 from sww_ros.models.loading import builtin_path
 
 NAME = 'shared'
 SIDES = ('left', 'right')
-BACK_S = 10.0
 
 
 def narrator_of(side: str, folder: Path, *parameters: str, model: str = 'fake',
@@ -103,12 +93,12 @@ def test_it_ends_with_narrators_that_are_killed(
     wait_until(lambda: is_gone(engine) and not keepers(ros_domain))
 
 
-def test_an_engine_that_is_killed_comes_back_for_both_within_ten_seconds(
+def test_an_engine_that_is_killed_comes_back_for_both(
         ros_domain: int, narrators: tuple[NarratorProcess, NarratorProcess],
         probes: tuple[Probe, Probe]):
     for probe in probes:
         film(probe, 3)
-    engine, killed_s = engine_of(ros_domain), time.monotonic()
+    engine = engine_of(ros_domain)
     os.kill(engine, signal.SIGKILL)
     for narrator in narrators:
         wait_until(lambda narrator=narrator: narrator.log.count('the model fake runs on') == 2,
@@ -117,7 +107,6 @@ def test_an_engine_that_is_killed_comes_back_for_both_within_ten_seconds(
     for probe in probes:
         film(probe, 3)
         assert numbers(probe) == list(range(len(probe.captions)))
-    assert time.monotonic() - killed_s < BACK_S
     assert engine_of(ros_domain) != engine
     assert [narrator.stop() for narrator in narrators] == [0, 0]
 

@@ -7,12 +7,14 @@ import signal
 
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Duration
+from fake_session import LONG_ANSWER_TOKENS
 from lifecycle_msgs.msg import Transition
-from narrator_harness import NarratorProcess, Probe, picture, probing, wait_until
+from narrator_harness import NarratorProcess, Probe, picture, probing
 import pytest
 from rclpy.action import ActionClient
 from rclpy.qos import QoSProfile
 from std_srvs.srv import SetBool, Trigger
+from waiting import PATIENCE_S, wait_until
 
 from sww_interfaces.action import AnswerQuestion
 from sww_interfaces.msg import TextChunk
@@ -42,7 +44,7 @@ def probe(narrator: NarratorProcess) -> Iterator[Probe]:
 def test_every_one_of_many_who_ask_at_once_gets_a_response(probe: Probe, calls: int):
     clients = [probe.node.create_client(Ask, '/narrator/ask', qos_profile=DEEP)
                for _ in range(30)]
-    assert all(client.wait_for_service(40.0) for client in clients)
+    assert all(client.wait_for_service(PATIENCE_S) for client in clients)
     probe.meet()
     request = Ask.Request(question='what is it', wait=True)
     futures = [clients[i % len(clients)].call_async(request) for i in range(calls)]
@@ -58,7 +60,7 @@ def test_every_one_of_many_goals_at_once_is_rejected_or_comes_to_its_end(
         narrator: NarratorProcess, probe: Probe, goals: int):
     client = ActionClient(probe.node, AnswerQuestion, '/narrator/answer_question',
                           goal_service_qos_profile=DEEP, result_service_qos_profile=DEEP)
-    assert client.wait_for_server(40.0)
+    assert client.wait_for_server(PATIENCE_S)
     probe.meet()
     goal = AnswerQuestion.Goal(question='what is it')
     futures = probe.run(lambda: [client.send_goal_async(goal) for _ in range(goals)])
@@ -73,13 +75,17 @@ def test_every_one_of_many_goals_at_once_is_rejected_or_comes_to_its_end(
 
 
 def test_a_goal_has_a_time_limit(probe: Probe):
-    assert not probe.set_parameter('ask_timeout', 0.5)
-    handle = probe.result(probe.goals.send_goal_async(AnswerQuestion.Goal(question='long')))
-    response = probe.result(handle.get_result_async(), 4.0)  # The answer takes 5 s or longer.
-    assert response.status == GoalStatus.STATUS_ABORTED
-    result = response.result
-    assert result.finish_reason == TextChunk.FINISH_TIMEOUT
-    assert result.answer.startswith('on on') and 0 < result.tokens < 500
+    for seconds in (0.5, 5.0, 50.0):  # Until the machine is fast enough for a first token.
+        assert not probe.set_parameter('ask_timeout', seconds)
+        handle = probe.result(probe.goals.send_goal_async(AnswerQuestion.Goal(question='long')))
+        response = probe.result(handle.get_result_async())
+        assert response.status == GoalStatus.STATUS_ABORTED
+        result = response.result
+        assert result.finish_reason == TextChunk.FINISH_TIMEOUT
+        assert result.answer.split() == ['on'] * result.tokens
+        if result.tokens:
+            break
+    assert 0 < result.tokens < LONG_ANSWER_TOKENS
     assert probe.wait_answer(result.question_id)[-1].finish_reason == TextChunk.FINISH_TIMEOUT
 
 
@@ -89,7 +95,7 @@ def test_a_goal_whose_engine_hangs_has_a_time_limit_too(narrator: NarratorProces
     os.kill(engine, signal.SIGSTOP)
     try:
         handle = probe.result(probe.goals.send_goal_async(AnswerQuestion.Goal(question='what?')))
-        response = probe.result(handle.get_result_async(), 10.0)
+        response = probe.result(handle.get_result_async())
         assert response.status == GoalStatus.STATUS_ABORTED
         assert response.result.finish_reason == TextChunk.FINISH_TIMEOUT
     finally:
@@ -101,7 +107,8 @@ def test_refusals_are_logged_seldom(narrator: NarratorProcess, probe: Probe):
         assert 'empty' in probe.ask('').reason
         refused = probe.result(probe.goals.send_goal_async(AnswerQuestion.Goal(question='')))
         assert not refused.accepted
-    assert 1 <= narrator.log.count('refused: the question is empty') <= 5, narrator.log
+    # Of 60 one in five seconds.
+    assert 1 <= narrator.log.count('refused: the question is empty') <= 20, narrator.log
 
 
 def test_deactivation_is_told_as_such_to_all_who_wait(narrator: NarratorProcess, probe: Probe):
@@ -127,7 +134,7 @@ def test_deactivation_ends_the_answers_of_an_engine_that_hangs(
         waiting = probe.begin_call(Ask, 'ask', question='what?', wait=True)
         narrator.wait_log(UNSEEN)
         assert probe.change(Transition.TRANSITION_DEACTIVATE)
-        assert 'deactivated' in probe.result(waiting, 5.0).reason
+        assert 'deactivated' in probe.result(waiting).reason
     finally:
         os.kill(engine, signal.SIGCONT)
 

@@ -1,10 +1,14 @@
 """Overlap is real: decoding runs while a step is being prefilled, speakers share decode steps."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Condition
 import time
 
 import numpy as np
 import pytest
+from session_kit import feed
+from waiting import PATIENCE_S
 
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
@@ -13,69 +17,88 @@ from sww_ros.streaming.executors import Executor
 from sww_ros.streaming.session import Session
 
 FRAME = np.zeros((56, 56, 3), np.uint8)
-PREFILL_S, DECODE_S = 0.03, 0.004
+
+
+class Passes:
+    """The passes of a decoder: when each ran and for how many lanes; either kind can be held."""
+
+    def __init__(self, checkpoint) -> None:
+        self._honest, self._changed = checkpoint.decoder.step, Condition()
+        self.prefills: list[tuple[int, int, int]] = []
+        self.decodes: list[tuple[int, int, int]] = []
+        self.hold_prefill = self.hold_decode = lambda: False
+        self.begun = 0
+        """How many prefills have begun."""
+        checkpoint.decoder.step = self._step
+
+    def _step(self, chunks):
+        decoding, start = chunks[0].predict, time.monotonic_ns()
+        with self._changed:
+            self.begun += not decoding
+            self._changed.notify_all()
+        result = self._honest(chunks)
+        with self._changed:
+            assert self._changed.wait_for(lambda: not (
+                self.hold_decode() if decoding else self.hold_prefill()), PATIENCE_S)
+            (self.decodes if decoding else self.prefills).append(
+                (start, time.monotonic_ns(), len(chunks)))
+            self._changed.notify_all()
+        return result
+
+    @property
+    def overlapping(self) -> int:
+        """How many decode steps ran wholly within one prefill."""
+        return sum(any(p[0] <= d[0] and d[1] <= p[1] for p in self.prefills)
+                   for d in self.decodes)
 
 
 @contextmanager
-def instrumented(checkpoint):
-    """Make both stages take a known time, and note when each ran and for how many lanes."""
-    decoder, honest = checkpoint.decoder, checkpoint.decoder.step
-    prefills, decodes = [], []
-
-    def step(chunks):
-        decoding = chunks[0].predict
-        start = time.monotonic_ns()
-        result = honest(chunks)
-        time.sleep(DECODE_S if decoding else PREFILL_S)
-        (decodes if decoding else prefills).append((start, time.monotonic_ns(), len(chunks)))
-        return result
-
-    decoder.step = step
-    try:
-        yield prefills, decodes
-    finally:
-        del decoder.step
-
-
-def inside(decodes, prefills) -> int:
-    """How many decode steps ran wholly within one prefill."""
-    return sum(any(p[0] <= d[0] and d[1] <= p[1] for p in prefills) for d in decodes)
-
-
-def play(overlap: str):
-    _, checkpoint = random_checkpoint(SMALL, 5, silence_token='<|silence|>', max_steps=100)
+def answering(overlap: str) -> Iterator[tuple[Session, Passes]]:
+    """Give a session that has seen a step and answers two questions, and its passes."""
+    checkpoint = random_checkpoint(SMALL, 5, silence_token='<|silence|>', max_steps=100)[1]
     config = SessionConfig(overlap=overlap, wait_k=4, max_answer_tokens=40,
                            max_pending_frames=100)
-    with instrumented(checkpoint) as (prefills, decodes), Session(checkpoint, config) as session:
-        session.feed(FRAME)
-        session.feed(FRAME)
-        assert session.wait_idle(30)
-        session.ask('one?')
-        session.ask('two?')
-        for _ in range(12):
-            session.feed(FRAME)
-        assert session.wait_idle(60)
-        steps = [e for e in session.drain() if isinstance(e, StepPerceived)]
-    return prefills, decodes, steps
+    passes = Passes(checkpoint)
+    with Session(checkpoint, config) as session:
+        feed(session)
+        del passes.decodes[:], passes.prefills[:]
+        passes.begun = 0
+        yield session, passes
+
+
+def ask_and_feed(session: Session) -> list[StepPerceived]:
+    """Return the steps that are perceived while two questions are answered."""
+    session.drain()
+    session.ask('one?')
+    session.ask('two?')
+    feed(session, 6)
+    return [event for event in session.drain() if isinstance(event, StepPerceived)]
 
 
 def test_decoding_goes_on_while_a_step_is_prefilled():
-    prefills, decodes, steps = play('threads')
-    assert inside(decodes, prefills) >= 5
-    ratios = [e.overlap_ns / (e.perceived_ns - e.started_ns) for e in steps[1:]]
-    assert max(ratios) > 0.5
-    assert all(0 <= ratio <= 1.001 for ratio in ratios)
+    with answering('threads') as (session, passes):
+        # The first prefill ends after five decode steps, of which one may have begun before it.
+        passes.hold_decode = lambda: not passes.begun
+        passes.hold_prefill = lambda: len(passes.decodes) < 5
+        steps = ask_and_feed(session)
+    assert passes.overlapping >= 4
+    ratios = [step.overlap_ns / (step.perceived_ns - step.started_ns) for step in steps]
+    assert 0 < max(ratios) and all(0 <= ratio <= 1.001 for ratio in ratios)
 
 
 def test_narration_and_two_answers_advance_in_the_same_decode_steps():
-    _, decodes, _ = play('threads')
-    assert sum(lanes == 3 for _, _, lanes in decodes) >= 5
+    with answering('threads') as (session, passes):
+        # Nobody goes on before the narration has something to say too.
+        passes.hold_decode = lambda: len(passes.prefills) < 6
+        ask_and_feed(session)
+    assert sum(lanes == 3 for _, _, lanes in passes.decodes) >= 5
 
 
 def test_the_serial_baseline_never_overlaps():
-    prefills, decodes, steps = play('serial')
-    assert inside(decodes, prefills) == 0
-    assert all(e.overlap_ns == 0 for e in steps)
+    with answering('serial') as (session, passes):
+        steps = ask_and_feed(session)
+    assert passes.decodes and passes.prefills and not passes.overlapping
+    assert len(steps) == 6 and all(step.overlap_ns == 0 for step in steps)
 
 
 def test_an_unknown_executor_is_named():

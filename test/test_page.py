@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from waiting import PATIENCE_S
 
 aiohttp = pytest.importorskip('aiohttp')
 
@@ -24,9 +25,8 @@ from sww_ros import web  # noqa: E402 - aiohttp may be absent.
 from sww_ros.engine.address import is_local  # noqa: E402
 from sww_ros.images import jpeg_of  # noqa: E402
 from sww_ros.web import Broadcast, Outbox, step_of, text_of  # noqa: E402
+from sww_ros.web import server as server_module  # noqa: E402
 from sww_ros.web.server import FILES, PageServer  # noqa: E402
-
-PATIENCE_S = 30.0
 
 
 def told(outbox: Outbox) -> list[dict]:
@@ -351,8 +351,9 @@ def test_what_cannot_be_understood_ends_the_connection_and_nothing_else(
 
 
 def test_a_browser_that_asks_too_fast_is_refused_in_words_and_one_that_floods_is_sent_away(
-        feed: Broadcast):
+        feed: Broadcast, monkeypatch: pytest.MonkeyPatch):
     acted = []
+    monkeypatch.setattr(server_module, 'time', SimpleNamespace(monotonic=lambda: 0.0))
 
     async def visitor(browser: Browser) -> None:
         async with browser.open() as stream:
@@ -374,10 +375,9 @@ def test_a_browser_that_asks_too_fast_is_refused_in_words_and_one_that_floods_is
 
 def test_a_browser_that_does_not_read_holds_nobody_up(feed: Broadcast):
     """It is there, and reads nothing, while 30,000 messages and 300 frames of 100 KB come."""
-    frame, longest_s = bytes(100_000), 0.0
+    frame = bytes(100_000)
 
     async def visitor(browser: Browser) -> None:
-        nonlocal longest_s
         async with browser.open() as reader:
             deaf_reader, deaf = await asyncio.open_connection('127.0.0.1', browser.port, limit=1)
             deaf.write((f'GET /feed HTTP/1.1\r\nHost: 127.0.0.1:{browser.port}\r\n'
@@ -388,11 +388,9 @@ def test_a_browser_that_does_not_read_holds_nobody_up(feed: Broadcast):
             assert (await messages(reader))[0]['kind'] == 'hello'
             heard: list[int] = []
             for number in range(30_000):
-                begun = time.perf_counter()
                 feed.publish(0, 'text', seq=number, delta='x' * 200)
                 if not number % 100:
                     feed.show(0, 0.0, frame)
-                longest_s = max(longest_s, time.perf_counter() - begun)
                 if not number % 1000:
                     await hear_all(reader, heard, number)
             await hear_all(reader, heard, 29_999)
@@ -401,7 +399,6 @@ def test_a_browser_that_does_not_read_holds_nobody_up(feed: Broadcast):
     with serving(feed) as server:
         visit(server, visitor)
         asyncio.run(until(lambda: not feed.outboxes))
-    assert longest_s < 0.5
 
 
 async def hear_all(stream, heard: list[int], last: int) -> None:

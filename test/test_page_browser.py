@@ -18,9 +18,10 @@ import sys
 
 from conftest import ROOT, claim_domain
 import cv2
-from narrator_harness import FAKE, NarratorProcess, wait_until
+from narrator_harness import FAKE, NarratorProcess
 import numpy as np
 import pytest
+from waiting import wait_until
 
 webdriver = pytest.importorskip('selenium.webdriver', reason='selenium drives the browser')
 
@@ -185,10 +186,10 @@ def test_questions_are_answered_side_by_side_while_it_narrates(stage: Stage):
 
 def test_an_answer_streams_beside_another_and_beside_the_narration(stage: Stage):
     stage.visit(REAR)
-    stage.ask('long'), stage.ask('late')
+    stage.ask('long'), stage.ask('until /never')
     stage.until(lambda: stage.card('long') and stage.card('long')[1].count('on') > 20)
     lines = len(stage.texts('#lines li'))
-    assert stage.card('long')[0] == 'open' and stage.card('late')[0] == 'open'
+    assert stage.card('long')[0] == 'open' and stage.card('until /never')[0] == 'open'
     stage.until(lambda: len(stage.texts('#lines li')) > lines)
     assert stage.card('long')[0] == 'open'
 

@@ -14,14 +14,18 @@ import struct
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import cv2
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from fake_session import ENGINE
-from narrator_harness import PATIENCE_S, NarratorProcess, picture, probing, wait_until
+from narrator_harness import NarratorProcess, picture, probing
 import numpy as np
 import pytest
 from sensor_msgs.msg import CompressedImage
+from waiting import PATIENCE_S, wait_until
 
 from sww_interfaces.msg import TextChunk
 from sww_ros.demo.record import DemoRecord, Exchange, Recording, summarize
@@ -30,6 +34,8 @@ from sww_ros.nodes.diagnostics import resident_bytes
 from sww_ros.web import seconds
 
 aiohttp = pytest.importorskip('aiohttp')
+
+from sww_ros.web import page as page_module  # noqa: E402 - aiohttp may be absent.
 
 PAGE = [sys.executable, '-m', 'sww_ros.nodes.page']
 SHARED = [sys.executable, '-c',
@@ -139,7 +145,7 @@ def test_a_narrator_is_shown_asked_paused_and_told_what_to_say(ros_domain: int, 
         await browser.until(lambda: browser.frames)
         tab, stamp, jpeg = browser.frames[0]
         shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-        assert tab == 0 and abs(stamp - time.time()) < 10 and shown.shape == (48, 64, 3)
+        assert tab == 0 and stamp in stamps and shown.shape == (48, 64, 3)
         assert abs(int(shown.mean()) - 90) < 3
 
         assert (await browser.ask('ask', 'Is it <b>red</b>?'))['done'] is True
@@ -165,7 +171,8 @@ def test_a_narrator_is_shown_asked_paused_and_told_what_to_say(ros_domain: int, 
         assert browser.words('narration').count('step') > 3
         assert browser.of('question')[0]['text'] == 'Is it <b>red</b>?'
 
-    with NarratorProcess(tmp_path / 'narrator.txt'), page(tmp_path) as (node, url), filming():
+    with NarratorProcess(tmp_path / 'narrator.txt'), page(tmp_path) as (node, url), \
+            filming() as stamps:
         visit(url, visitor, one_who_comes_later)
         assert node.stop() == 0 and 'Traceback' not in node.log, node.log
 
@@ -234,14 +241,36 @@ def test_a_narrator_that_is_killed_is_lost_and_one_that_comes_back_goes_on(
                 await browser.until(lambda: browser.of('health'))
                 first.process.send_signal(signal.SIGKILL)
                 first.process.wait()
-            killed_s = time.monotonic()
             await browser.until(lambda: not browser.of('pulse')[-1]['here'])
-            assert time.monotonic() - killed_s < 15, 'ROS itself misses it after 20 s'
             before = len(browser.told)
             with NarratorProcess(tmp_path / 'second.txt'):
                 await browser.until(lambda: 'text' in [m['kind'] for m in browser.told[before:]])
                 await browser.until(lambda: browser.of('pulse')[-1]['here'])
         visit(url, visitor)
+
+
+def test_one_that_is_silent_is_lost_though_it_is_still_in_the_graph_of_ros(
+        monkeypatch: pytest.MonkeyPatch):
+    """As one that was killed is for 20 s."""
+    now_s = 0.0
+    monkeypatch.setattr(page_module, 'time', SimpleNamespace(
+        monotonic=lambda: now_s, monotonic_ns=lambda: 0))
+    told: list[bool] = []
+    node = MagicMock(values=dict(frame_rate=10.0))
+    node.resolve_topic_name.side_effect = lambda name: f'/{name}'
+    node.count_publishers.return_value = 1
+    node.feed.publish.side_effect = lambda tab, kind, here=None, **_: (
+        told.append(here) if kind == 'pulse' else None)
+    tab = page_module.LiveTab(node, 'narrator', '')
+    tab.look()
+    for _ in range(3):
+        now_s += 4.0
+        tab.judge(DiagnosticArray(status=[DiagnosticStatus(name='narrator: camera', level=b'\0')]))
+        tab.look()
+    for pause_s in (11.0, 2.0):
+        now_s += pause_s
+        tab.look()
+    assert told == [True] * 5 + [False], 'three times as long as between what it says'
 
 
 def test_a_thousand_messages_a_second_delay_no_publisher(ros_domain: int, tmp_path: Path):
@@ -280,8 +309,8 @@ def test_a_thousand_messages_a_second_delay_no_publisher(ros_domain: int, tmp_pa
         typical, most, worst = (1e3 * d for d in np.percentile(durations, [50, 95, 100]))
         print(f'one of 1,000 messages a second is published in {typical:.2f} ms, 95 % in less than '
               f'{most:.2f} ms, all in {worst:.1f} ms')
-        # One that had to wait for the page would take a tenth of a second, time and again.
-        assert typical < 2 and most < 20
+        # Those that had to wait for the page, all but the first 256, would take 100 ms each.
+        assert typical < 50
 
 
 def memory(node: NarratorProcess) -> int:

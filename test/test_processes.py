@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from waiting import PATIENCE_S
 
 from sww_ros.demo.processes import is_gone
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
@@ -46,7 +47,7 @@ def open_files() -> set[str]:
     return found
 
 
-def let_go(before: set[str], limit_s: float = 20.0) -> set[str]:
+def let_go(before: set[str], limit_s: float = PATIENCE_S) -> set[str]:
     """
     Return what was opened since and is not closed.
 
@@ -100,7 +101,7 @@ def test_a_child_that_does_not_come_to_compute_is_replaced(models, monkeypatch):
     real = processes.ForkingRunner._fork
     monkeypatch.setattr(processes.ForkingRunner, '_fork', fork)
     monkeypatch.setattr(processes._Child, '_prove', stand_still)
-    monkeypatch.setattr(processes, 'PROOFS_S', (0.3, 30.0))
+    monkeypatch.setattr(processes, 'PROOFS_S', (0.3, PATIENCE_S))
     with open_session(models, schedule='wait_k') as session:
         first, second = stuck
         assert is_gone(first) and not is_gone(second)
@@ -182,5 +183,5 @@ def test_a_child_whose_parent_is_killed_ends(models, tmp_path):
     child = os.pidfd_open(int(told.read_text()))
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
-    assert select.select([child], [], [], 30)[0], 'the child lives on'
+    assert select.select([child], [], [], PATIENCE_S)[0], 'the child lives on'
     os.close(child)

@@ -16,12 +16,13 @@ from pathlib import Path
 import socket
 import threading
 
-from narrator_harness import picture, probing, wait_until
+from narrator_harness import picture, probing
 import numpy as np
 import pytest
 import rclpy
 from rclpy.executors import MultiThreadedExecutor
 import torch
+from waiting import wait_until
 
 from sww_ros.engine import client
 from sww_ros.engine.worker import Worker

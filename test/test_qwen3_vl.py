@@ -283,7 +283,6 @@ def edited(folder: Path, to: Path, path: tuple[str, ...], values: dict) -> str:
 TEXT, VISION = ('text_config',), ('vision_config',)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize('path, values, words', [
     ((*TEXT, 'rope_parameters'), dict(mrope_section=[4, 2, 3]), 'adds up to 9, not to 8'),
     ((*TEXT, 'rope_parameters'), dict(mrope_section=[4, 4]), 'a part for each of time, row and'),

@@ -81,7 +81,7 @@ def test_documented_nodes_are_found_where_the_documents_say(module: str):
     assert re.search(r'python -m sww_ros\.nodes\.(NAME|narrator)', pages)
     found = subprocess.run(
         [sys.executable, '-m', f'sww_ros.nodes.{module}', '--ros-args', '-r', '__ns:=//'],
-        capture_output=True, text=True, timeout=120)
+        capture_output=True, text=True, timeout=300)
     assert found.returncode == 1, found.stderr
     assert f'[{module}]: ROS cannot begin with these arguments' in found.stderr
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 import importlib.util
 import json
@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 from test_readers import write_video
+from waiting import PATIENCE_S, wait_until
 
 from sww_ros.images import compressed_to_rgb, image_to_rgb
 from sww_ros.settings import Setting
@@ -24,7 +24,6 @@ from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_S = 60.0
 NANOSECONDS = 1_000_000_000
 
 
@@ -103,13 +102,6 @@ def node(module: str, **parameters: object) -> Iterator[subprocess.Popen]:
             process.kill()
         process.wait()
         process.stderr.close()
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, 'it did not come true'
-        time.sleep(0.05)
 
 
 def stamp_ns(message) -> int:

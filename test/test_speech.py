@@ -21,11 +21,10 @@ pytest.importorskip('rclpy')
 
 from rclpy.qos import QoSProfile
 from test_sources import Listener
+from waiting import PATIENCE_S, wait_until
 
 from sww_interfaces.msg import TextChunk
 from sww_ros.terminal.speech import Agenda, Voice, program, speakable
-
-PATIENCE_S = 60.0
 
 
 def test_answers_are_said_first_and_of_the_narration_the_newest():
@@ -80,7 +79,7 @@ def test_a_program_that_fails_or_hangs_is_told_and_ended(tmp_path: Path):
         f'open({str(pid)!r}, "w").write(str(child.pid))\n'
         'child.wait()', 3.0).say('Yes.')
     assert 'has not ended after 3 s, and was killed' in trouble
-    assert wait_until(lambda: not Path(f'/proc/{pid.read_text()}').exists()
+    wait_until(lambda: not Path(f'/proc/{pid.read_text()}').exists()
                       or ') Z' in Path(f'/proc/{pid.read_text()}/stat').read_text())
 
 
@@ -89,17 +88,10 @@ def test_a_voice_that_is_closed_falls_silent_at_once():
     said: list[str] = []
     speaking = threading.Thread(target=lambda: said.append(voice.say('Yes.')))
     speaking.start()
-    assert wait_until(lambda: voice._process is not None)
+    wait_until(lambda: voice._process is not None)
     voice.close()
     speaking.join(PATIENCE_S)
     assert said == [''] and voice.say('No.') == ''
-
-
-def wait_until(holds: Callable[[], bool]) -> bool:
-    end = time.monotonic() + PATIENCE_S
-    while not holds() and time.monotonic() < end:
-        time.sleep(0.02)
-    return holds()
 
 
 @contextmanager
@@ -125,7 +117,7 @@ def teller() -> Iterator[Callable[[str, str], None]]:
     try:
         def tell(topic: str, sentence: str) -> None:
             publisher = publishers[topic]
-            assert wait_until(lambda: publisher.get_subscription_count() == 1)
+            wait_until(lambda: publisher.get_subscription_count() == 1)
             stream = TextChunk.NARRATION if topic == 'caption' else 'q'
             publisher.publish(TextChunk(stream_id=stream, delta=sentence, sentence=sentence))
         yield tell
@@ -147,7 +139,7 @@ def test_the_node_says_one_thing_at_a_time_answers_first(ros_domain: int, tmp_pa
 
     with speech(f'command:={sys.executable} {program}', 'max_age:=600.0') as node, teller() as tell:
         tell('caption', 'A square comes.')
-        assert wait_until(lambda: lines() == ['+ A square comes.'])
+        wait_until(lambda: lines() == ['+ A square comes.'])
         for text in ('It stops.', 'It goes.'):
             tell('caption', text)
         for text in ('It is red.', 'There are two.'):
@@ -155,7 +147,7 @@ def test_the_node_says_one_thing_at_a_time_answers_first(ros_domain: int, tmp_pa
         # Whoever speaks after these has heard of them all.
         time.sleep(0.5)
         go.touch()
-        assert wait_until(lambda: len(lines()) == 8), lines()
+        wait_until(lambda: len(lines()) == 8, explain=lines)
     assert lines() == [f'{sign} {text}' for text in (
         'A square comes.', 'It is red.', 'There are two.', 'It goes.') for sign in '+-']
     assert node.returncode == 0
@@ -173,9 +165,9 @@ def test_espeak_says_a_sentence(ros_domain: int, tmp_path: Path):
     file = tmp_path / 'said.wav'
     with speech(f'command:=espeak-ng --stdin -w {file}') as node, teller() as tell:
         tell('answer', 'The red square comes from the left.')
-        assert wait_until(lambda: file.exists() and os.path.getsize(file) > 10_000)
+        wait_until(lambda: file.exists() and os.path.getsize(file) > 10_000)
         # It is written to its end before the program ends.
-        assert wait_until(lambda: not list(children(node.pid)))
+        wait_until(lambda: not list(children(node.pid)))
     with wave.open(str(file)) as sound:
         samples = np.frombuffer(sound.readframes(sound.getnframes()), np.int16)
         seconds = len(samples) / sound.getframerate()

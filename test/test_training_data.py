@@ -102,7 +102,7 @@ def test_reading_needs_no_ros():
     code = ('import sys; import sww_ros.training.frames, sww_ros.training.annotations, '
             'sww_ros.training.clips, sww_ros.images; '
             'assert "rclpy" not in sys.modules')
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, timeout=100)
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, timeout=300)
 
 
 # The filter.
@@ -286,7 +286,6 @@ def test_records_of_an_array_in_one_line_are_told_apart(tmp_path: Path):
         read_funqa(path)
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize('kind', ['fifo', 'folder', 'device'])
 def test_what_is_no_file_is_no_video(tmp_path: Path, kind: str):
     """Opening a FIFO waits for a writer, for ever."""

@@ -263,7 +263,6 @@ def test_an_update_does_not_depend_on_how_it_is_cut(tmp_path):
         assert log(out)[1]['loss'] == pytest.approx(log(outs[0])[1]['loss'], abs=1e-3)
 
 
-@pytest.mark.timeout(420)
 @pytest.mark.parametrize('nodes', [1, 2], ids=['one node', 'two nodes'])
 def test_two_processes_train_what_one_does(tmp_path, nodes):
     """The last update has one clip, so that one process has nothing of its own to do."""

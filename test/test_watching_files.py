@@ -37,7 +37,6 @@ def strange(tmp_path, video):
                 text=tmp_path / 'text.mp4')
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize('kind, words', [
     ('missing', 'No such file'), ('fifo', 'is neither a file nor a folder'),
     ('empty', 'no pictures in'), ('text', 'cannot read the video')])

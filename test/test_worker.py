@@ -7,6 +7,7 @@ from pathlib import Path
 from engine_harness import HERE, Listener, listening
 from fake_session import SESSION
 import pytest
+from waiting import PATIENCE_S
 
 from sww_ros.engine.process import WorkerProcess
 from sww_ros.engine.worker import in_words, open_request
@@ -33,7 +34,7 @@ def worker() -> Iterator[WorkerProcess]:
 
 def next_message(worker: WorkerProcess) -> dict | None:
     """Return what the worker says next; None once it has ended."""
-    assert worker.channel.wait_readable(20.0), 'the worker says nothing'
+    assert worker.channel.wait_readable(PATIENCE_S), 'the worker says nothing'
     message = worker.channel.receive()
     if message and message[0]['type'] == 'alive':
         return next_message(worker)

@@ -32,7 +32,7 @@ DATA = Path(__file__).parent / 'data/clips'
 PREPROCESSOR = 'preprocessor_config.json', dict(
     size=dict(shortest_edge=56 * 56, longest_edge=84 * 84))
 MAX_STEPS = 9
-ENDS_S = 120.0
+ENDS_S = 300.0
 """A training of two processes takes 15 s, on a busy machine a minute."""
 
 
