@@ -173,32 +173,30 @@ def test_wall_clock_shows_tenths():
 
 
 def test_console_prints_what_a_narrator_says(ros_domain: int):
-    rclpy = pytest.importorskip('rclpy')
+    pytest.importorskip('rclpy')
+    from narrator_harness import probing
+
     from sww_interfaces.msg import TextChunk
     process = subprocess.Popen(
         [sys.executable, '-m', 'sww_ros.terminal.console'], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env=os.environ)
-    context = rclpy.Context()
-    rclpy.init(context=context)
-    node = rclpy.create_node('fake_narrator', context=context)
-    try:
-        caption = node.create_publisher(TextChunk, 'narrator/caption', 10)
-        answer = node.create_publisher(TextChunk, 'narrator/answer', 10)
-        wait_until(lambda: caption.get_subscription_count() and answer.get_subscription_count())
-        caption.publish(TextChunk(stream_id='narration', seq=0, delta='A red'))
-        answer.publish(TextChunk(stream_id='q1', seq=0, delta='Yes.'))
-        answer.publish(TextChunk(stream_id='q1', seq=1, is_final=True, finish_reason='stop'))
-        caption.publish(TextChunk(stream_id='narration', seq=1, delta=' dot.',
-                                  sentence='A red dot.'))
-        lines = [process.stdout.readline() for _ in range(3)]
-        assert lines[0] == '# listening to /narrator/caption and /narrator/answer\n'
-        assert any(line.endswith('answer: Yes.  (0.00 s)\n') for line in lines)
-        assert any(line.endswith('  A red dot.  (0.00 s)\n') for line in lines)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE_S) == 0
-        assert 'Traceback' not in process.stderr.read()
-    finally:
-        process.kill()
-        process.communicate()
-        node.destroy_node()
-        rclpy.shutdown(context=context)
+    with process, probing('/console') as probe:
+        try:
+            caption = probe.node.create_publisher(TextChunk, 'narrator/caption', 10)
+            answer = probe.node.create_publisher(TextChunk, 'narrator/answer', 10)
+            wait_until(lambda: caption.get_subscription_count() and answer.get_subscription_count())
+            probe.meet()
+            caption.publish(TextChunk(stream_id='narration', seq=0, delta='A red'))
+            answer.publish(TextChunk(stream_id='q1', seq=0, delta='Yes.'))
+            answer.publish(TextChunk(stream_id='q1', seq=1, is_final=True, finish_reason='stop'))
+            caption.publish(TextChunk(stream_id='narration', seq=1, delta=' dot.',
+                                      sentence='A red dot.'))
+            lines = [process.stdout.readline() for _ in range(3)]
+            assert lines[0] == '# listening to /narrator/caption and /narrator/answer\n'
+            assert any(line.endswith('answer: Yes.  (0.00 s)\n') for line in lines)
+            assert any(line.endswith('  A red dot.  (0.00 s)\n') for line in lines)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 0
+            assert 'Traceback' not in process.stderr.read()
+        finally:
+            process.kill()

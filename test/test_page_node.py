@@ -293,9 +293,10 @@ def test_a_thousand_messages_a_second_delay_no_publisher(ros_domain: int, tmp_pa
         talking.join()
 
     took: list[float] = []
-    with page(tmp_path) as (node, url), probing() as probe:
+    with page(tmp_path) as (node, url), probing('/page') as probe:
         publisher = probe.node.create_publisher(TextChunk, 'narrator/caption', 256)
         wait_until(publisher.get_subscription_count)
+        probe.meet()
         visit(url, visitor)
         before = memory(node)
         node.process.send_signal(signal.SIGSTOP)
