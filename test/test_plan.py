@@ -132,7 +132,7 @@ def measured(small, tmp_path_factory):
     small = (small, SQUARE)
     found = subprocess.run(
         [sys.executable, '-c', MEASURE, json.dumps([small, *models])], capture_output=True,
-        text=True, timeout=850,
+        text=True, timeout=1700,
         env=dict(os.environ, MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='65536'))
     assert found.returncode == 0, found.stderr
     held = json.loads(found.stdout.splitlines()[-1])

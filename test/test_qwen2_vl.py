@@ -15,7 +15,7 @@ import torch
 from sww_ros.evaluation.proof import TOLERANCE, Subject, run_case, subject_of
 from sww_ros.evaluation.random_model import QWEN2_VL_7B, SMALL_QWEN2, random_model, save_random
 from sww_ros.models.loading import CheckpointError, load, load_stock
-from sww_ros.models.qwen2_vl.vision import Qwen2Tower
+from sww_ros.models.qwen2_vl import Qwen2Tower
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.trace import VIDEO, replay
 

@@ -30,7 +30,7 @@ from sww_ros.evaluation.simulation.world import (
 )
 
 # Two minutes of computing on two quiet cores, in a fixture; on busy ones several times that.
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(3600)
 
 SCHEDULES = 20_000
 # The races that threads once had and the faults found by reading, as far as a core can have them.

@@ -1,21 +1,74 @@
 """
 Qwen2-VL: what differs from Qwen2.5-VL, whose family it derives from and whose decoder it has.
 
-Its positions know no seconds: each step of a video is the next one.
+Its positions know no seconds: each step of a video is the next one. Its vision tower has no
+windows; transformers' modules are the oracle of the tests. How a published streaming checkpoint was
+trained to be asked is data: read in the public code that comes with LiveCC (arXiv 2504.16030),
+`demo/infer.py` and `data/lmm_dataset.py` of showlab/livecc. docs/models.md says what is different
+here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
+import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from sww_ros.models.files import check_positive
 from sww_ros.models.qwen2_5_vl import Qwen25VL, check_heads
-from sww_ros.models.qwen2_vl.profiles import PROFILES
-from sww_ros.models.qwen2_vl.vision import Qwen2Tower
-from sww_ros.streaming.family import Profile, VisionTower, Wanted
+from sww_ros.models.qwen2_5_vl.language import PLANS, TowerBlocks
+from sww_ros.models.qwen2_5_vl.turns import TurnByTurn
+from sww_ros.streaming.family import Profile, Seen, VisionTower, Wanted
+
+_TOKEN = 28 * 28
+"""Pixels of one merged visual token."""
+
+PROFILES = {
+    # Three seconds in one video, then a turn a second; ' ...' ends each reply and is all of a
+    # silent one. Streams have as many visual tokens as the clips that it was trained on, 24 k.
+    'livecc': Profile(
+        turns=TurnByTurn(first_turn=3, inside='<|vision_end|>', drops_cut=True,
+                         opening='Time={start:.1f}-{stop:.1f}s'),
+        known_as=('livecc',), pixels=(100 * _TOKEN, 384 * _TOKEN), silence=' ...', goes_on=True,
+        repetition_penalty=1.05,
+        defaults=dict(
+            position_encoding='interleaved', schedule='live', wait_k=16, seconds_per_step=1.0,
+            max_steps=64, system='You are a helpful assistant.',
+            prompt='Please describe the video.')),
+}
+
+
+class Qwen2Tower(TowerBlocks):
+    """Runs the weights of transformers' vision tower on steps; every block sees all of one."""
+
+    deep_layers = 0
+
+    def __init__(self, tower: Any, wanted: Wanted | None = None) -> None:
+        """Take the weights of the stock tower, made as they are wanted; they are shared."""
+        super().__init__(tower, wanted)
+        self._turn = functools.lru_cache(maxsize=PLANS)(self._make_turn)
+
+    @torch.inference_mode()
+    def __call__(self, patches: torch.Tensor, rows: int, columns: int) -> Seen:
+        """
+        Return the merged tokens of each step, rows * columns of them.
+
+        :param patches: (steps * 4 * rows * columns, channels * pixels), in the tower's order
+        :param rows: rows of merged tokens
+        """
+        steps = self.steps_in(patches, rows, columns)
+        x, turn = self.embed(patches), self._turn(rows, columns, steps)
+        for block in self.tower.blocks:
+            x = self.run(block, x, turn, (len(x) // steps,) * steps)
+        return Seen(self.tower.merger(x))
+
+    def _make_turn(self, rows: int, columns: int,
+                   steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = self.angles(rows, columns).repeat(steps, 1).to(self.device)
+        return angles.cos(), angles.sin()
 
 
 class Qwen2VL(Qwen25VL):
