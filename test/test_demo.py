@@ -407,7 +407,7 @@ def family(pid: int) -> set[int]:
 def test_demo_narrates_asks_and_sums_up(ros_domain: int, tmp_path: Path):
     summary_file = tmp_path / 'summary.json'
     with demo('--seconds', '6', '--json', str(summary_file)) as process:
-        out, err = process.communicate(timeout=PATIENCE_S)
+        out, err = process.communicate(timeout=5 * PATIENCE_S)
     assert process.returncode == 0, out + err
     summary = json.loads(summary_file.read_text())
     assert summary['narration'][0]['text'] == 'step 0.'

@@ -19,8 +19,9 @@ def test_a_video_of_many_streams_costs_no_more_than_one_of_few(tmp_path: Path):
     assert summary['steps'] == 1500 and summary['overlap'] == 'processes'
     assert summary['hand_overs'] >= 1400 // (summary['capacity'] - summary['memory'])
     assert summary['sentences'] > 150
-    # How fast it is says nothing while other tests run.
-    assert abs(summary['rss_drift']) <= 0.05
+    # How fast it is says nothing while other tests run; of the libraries that it shares with them
+    # more is its own as they end. One lane kept at each hand-over would be a quarter.
+    assert abs(summary['rss_drift']) <= 0.15
     # Six streams are a tenth; which of all has the most words is chance.
     assert summary['largest_position'] <= 1.1 * summary['largest_position_of_first_tenth']
     assert {len(values) for name, values in result['series'].items() if name != 'every'} == {
