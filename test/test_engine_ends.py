@@ -90,7 +90,7 @@ def test_the_engine_outlives_the_thread_that_started_it():
 def test_an_engine_that_is_closed_has_time_to_end_by_itself():
     with listening('tidy') as listener:
         pass
-    assert listener.lines[-1] == 'all is put away'
+    listener.wait(lambda: listener.lines[-1] == 'all is put away')
 
 
 def state_of(pid: int) -> str:

@@ -144,7 +144,7 @@ def test_a_listener_that_fails_costs_what_it_was_told_and_nothing_else(
             os.kill(listener.client.pid, signal.SIGKILL)
             listener.wait(lambda life=life: len(listener.ready) == life + 1)
         assert 'killed by SIGKILL' in listener.lost[0]
-        assert listener.lines
+        listener.wait(lambda: listener.lines)
     assert len(failed) == caplog.text.count('a slip of the listener\n') == 4
 
 
