@@ -45,7 +45,7 @@ class Plan:
         :param group: queries per key
         :raises ValueError: for a context that is ahead of its lane by more than this step adds
         """
-        _check_ahead(rows)
+        check_ahead(rows)
         runs = [_make_run(run, whole, group) for run, whole in _split(rows)]
         self._lanes = [(each.lane, len(each.lane) + each.count) for each in rows]
         self._writers = runs
@@ -304,7 +304,7 @@ def _share_contexts(runs: Sequence[_Run], group: int) -> list[_Run | _Shared]:
     return [_Shared(reader, group) if isinstance(reader, list) else reader for reader in readers]
 
 
-def _check_ahead(rows: Sequence[Rows]) -> None:
+def check_ahead(rows: Sequence[Rows]) -> None:
     """A context that is ahead must be what this step writes, or unwritten rows would be read."""
     written = {id(each.lane.view().kv): len(each.lane) + each.count for each in rows}
     for each in rows:
@@ -340,12 +340,24 @@ def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
     """
     Return attention (batch, heads, rows, dim) and the log-sum-exp of its scores.
 
-    `mask` is added to the scores. On a CPU this is the kernel behind
-    F.scaled_dot_product_attention, which keeps the log-sum-exp to itself.
+    `mask` is added to the scores. These are kernels behind F.scaled_dot_product_attention, which
+    keeps the log-sum-exp to itself.
     """
     if q.device.type == 'cpu':
         return torch._scaled_dot_product_flash_attention_for_cpu(q, keys, values, attn_mask=mask)
-    return attend_plainly(q, keys, values, mask)
+    if q.device.type != 'cuda' or q.dtype == torch.float64 or q.shape[-1] % 8:
+        return attend_plainly(q, keys, values, mask)
+    if mask is not None:
+        mask = _aligned(mask).expand(*q.shape[:3], -1)
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, keys, values, mask, compute_log_sumexp=True)
+    return out, lse[..., :q.shape[2]]  # It is padded.
+
+
+def _aligned(mask: torch.Tensor) -> torch.Tensor:
+    """Return a mask (..., length) whose rows begin where the kernel can read them from."""
+    length = mask.shape[-1]
+    return F.pad(mask, (0, -length % 8))[..., :length] if length % 8 else mask
 
 
 def attend_plainly(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,

@@ -68,9 +68,9 @@ class SessionConfig:
         'on than end what it has said (surprised), or where the picture has changed (changed).',
         choices=tuple(GATES))
     overlap: str = setting(
-        'auto', 'How perception and generation share the hardware: in two threads, in two '
-        'processes, one piece of work after the other, or fused into one pass; auto: what proves '
-        'best here when the model is loaded.', choices=OVERLAPS)
+        'auto', 'How perception and generation share the hardware: in two threads (on a GPU, with '
+        'a stream each), in two processes, one piece of work after the other, or fused into one '
+        'pass; auto: what proves best here when the model is loaded.', choices=OVERLAPS)
     wait_k: int = setting(
         0, 'Tokens of narration per step of video; 0: as the checkpoint was trained.',
         high=MAX_WAIT_K)

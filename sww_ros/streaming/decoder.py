@@ -4,7 +4,7 @@ The one primitive: `Decoder.step(chunks)`, a forward pass over chunks of several
 Prefill, decode, several answers at once and piggybacking are the same call with other chunks. The
 linear layers run once over all rows; `attention.py` reads each row's context and own lane. What a
 layer computes, and how positions turn into rotations, is the family's (`LanguageModel`), whose
-weights are each a `Matrix`.
+weights are each a `Matrix`. On a GPU steps whose form comes again are recorded (`graphs.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch.nn.functional as F
 
 from sww_ros.streaming.attention import Plan, Rows
 from sww_ros.streaming.family import Seen
+from sww_ros.streaming.fixed import Fixed, FixedPlan, fixed_of
+from sww_ros.streaming.graphs import Runs, graphs_for
 from sww_ros.streaming.kv import Allocate, Lane, LaneView, SideLane
 
 
@@ -53,7 +55,9 @@ class LanguageModel(Protocol):
 
     `heads` queries share `kv_heads` keys and values of `head_dim` numbers. Tensors are of `dtype`,
     but for the matrices of layers where these are quantized. `fused` is how many weights of a layer
-    are put together in matrices, beside their own places, while it is made.
+    are put together in matrices, beside their own places, while it is made. On a GPU what it does
+    is recorded: it must not wait for the device, and what it calls must not depend on what tensors
+    hold.
     """
 
     hidden: int
@@ -94,6 +98,12 @@ class Decoder:
         self.hidden, self.layer_count = model.hidden, model.layer_count
         self.heads, self.kv_heads, self.head_dim = model.heads, model.kv_heads, model.head_dim
         self.dtype, self.device, self.quantize = model.dtype, model.device, model.quantize
+        self.graphs: Runs | None = graphs_for(model.device)
+
+    def settle(self) -> None:
+        """Wait until the device has computed what it was given by this thread."""
+        if self.device.type == 'cuda':
+            torch.cuda.current_stream(self.device).synchronize()
 
     @property
     def precision(self) -> str:
@@ -142,32 +152,65 @@ class Decoder:
         if len({id(chunk.lane) for chunk in chunks}) != len(chunks):
             raise ValueError('two chunks of one step extend the same lane')
         rows = _rows(chunks)
-        plan = Plan(rows, self.heads // self.kv_heads)
         x = _joined([chunk.embeds for chunk in chunks], 0)
-        turn = self.model.rotary(_joined([chunk.positions for chunk in chunks], 1))
-        deep = [(each, chunk.deep) for chunk, each in zip(chunks, rows) if chunk.deep is not None]
+        positions = _joined([chunk.positions for chunk in chunks], 1)
+        deep = [(each.start, each.stop, chunk.deep) for chunk, each in zip(chunks, rows)
+                if chunk.deep is not None]
+        last = [row for chunk, each in zip(chunks, rows)
+                for row in range(each.stop - chunk.predict, each.stop)]
+        plan: Plan | Fixed
+        if self.graphs and (fixed := fixed_of(rows)):
+            plan, logits = fixed, self._replayed(self.graphs, fixed, x, positions, deep, last)
+        else:
+            plan = Plan(rows, self.heads // self.kv_heads)
+            x = self._layers(plan, x, self.model.rotary(positions), deep)
+            logits = self.model.logits(x if len(last) == len(x) else x[last]) if last else None
+        plan.publish()  # Last, so that a step that fails can be computed again, in parts too.
+        return _parted(chunks, logits)
+
+    def _layers(self, plan: Plan | FixedPlan, x: torch.Tensor, turn: torch.Tensor,
+                deep: Sequence[_Deep]) -> torch.Tensor:
+        """Return what the last layer makes of rows x (n, hidden)."""
         for layer in range(self.layer_count):
             q, kv = self.model.project(layer, x, turn)
             plan.write(layer, kv)
             x = self.model.finish(layer, x, plan.read(layer, q))
-            for each, added in deep:
+            for start, stop, added in deep:
                 if layer < len(added):
-                    x[each.start:each.stop] += added[layer]
-        logits = self._logits(chunks, rows, x)
-        plan.publish()  # Last, so that a step that fails can be computed again, in parts too.
-        return logits
+                    x[start:stop] += added[layer]
+        return x
 
-    def _logits(self, chunks: Sequence[Chunk], rows: Sequence[Rows],
-                x: torch.Tensor) -> list[torch.Tensor | None]:
-        last = [row for chunk, each in zip(chunks, rows)
-                for row in range(each.stop - chunk.predict, each.stop)]
-        if not last:
-            return [None] * len(chunks)
-        x = x if len(last) == len(x) else x[last]
-        found = iter(self.model.logits(x).split(
-            [int(chunk.predict) for chunk in chunks if chunk.predict]))
-        return [None if not chunk.predict else next(found) if chunk.predict > 1 else next(found)[0]
-                for chunk in chunks]
+    def _replayed(self, graphs: Runs, fixed: Fixed, x: torch.Tensor, positions: torch.Tensor,
+                  deep: Sequence[_Deep], last: Sequence[int]) -> torch.Tensor | None:
+        """Return the logits of rows `last` of a step that may have been recorded."""
+        spans = tuple((start, stop) for start, stop, _ in deep)
+
+        def work(x: torch.Tensor, numbers: torch.Tensor, last: torch.Tensor,
+                 *added: torch.Tensor) -> Sequence[torch.Tensor]:
+            plan = FixedPlan(fixed, numbers[3:], self.heads // self.kv_heads, self.dtype)
+            x = self._layers(plan, x, self.model.rotary(numbers[:3]),
+                             [(*span, each) for span, each in zip(spans, added)])
+            return [self.model.logits(x.index_select(0, last))] if len(last) else []
+
+        numbers = torch.cat([positions, torch.from_numpy(fixed.numbers)])
+        found = graphs.run((fixed.form, spans), work, [
+            x, numbers.to(self.device), torch.tensor(last, dtype=torch.long, device=self.device),
+            *(added for _, _, added in deep)])
+        return found[0] if last else None
+
+
+_Deep = tuple[int, int, torch.Tensor]
+"""From which row to which of a step something is added after each of the first layers, and what."""
+
+
+def _parted(chunks: Sequence[Chunk],
+            logits: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Return of the logits of all rows that predict those of each chunk."""
+    if logits is None:
+        return [None] * len(chunks)
+    found = iter(logits.split([int(chunk.predict) for chunk in chunks if chunk.predict]))
+    return [None if not chunk.predict else next(found) if chunk.predict > 1 else next(found)[0]
+            for chunk in chunks]
 
 
 def _rows(chunks: Sequence[Chunk]) -> list[Rows]:

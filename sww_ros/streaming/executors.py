@@ -38,18 +38,22 @@ Finish = Callable[[], Sequence[Input]]
 """Waits until the jobs of a pass are done, and returns what has come of them."""
 
 
+Prepare = Callable[[str], None]
+"""Runs first on each thread of an executor, and is given its name."""
+
+
 class _Worker(threading.Thread):
     """Takes jobs, has them begun, and hands in what comes of them, in the same order."""
 
     def __init__(self, name: str, rule: Rule, ahead: int, desk: Desk,
-                 begin: Callable[[Sequence[Job]], Finish], prepare: Callable[[], None]) -> None:
+                 begin: Callable[[Sequence[Job]], Finish], prepare: Prepare) -> None:
         super().__init__(name=name, daemon=True)
         self._rule, self._ahead, self._desk = rule, ahead, desk
         self._begin, self._prepare = begin, prepare
         self.work: tuple[str, int] | None = None
 
     def run(self) -> None:
-        self._prepare()
+        self._prepare(self.name)
         out: deque[tuple[Sequence[Job], Finish]] = deque()
         while True:
             jobs: Sequence[Job] = ()
@@ -98,9 +102,9 @@ class Executor:
 
     def __init__(self, overlap: str, desk: Desk,
                  begin: Callable[[Sequence[Job]], Finish],
-                 prepare: Callable[[], None] = lambda: None) -> None:
+                 prepare: Prepare = lambda name: None) -> None:
         """
-        Make the threads; `prepare` runs first on each of them.
+        Make the threads.
 
         :param begin: begins with the jobs of one pass; what it or finishing them raises is told
         :raises ValueError: for an `overlap` that no executor has
@@ -147,12 +151,10 @@ class Scheduler:
     `decode_steps` counts passes in which was decoded, `shared_steps` those for several sessions.
     """
 
-    def __init__(self, overlap: str, prepare: Callable[[], None] = lambda: None,
+    def __init__(self, overlap: str, prepare: Prepare = lambda name: None,
                  lasts: bool = False) -> None:
         """
         Make an executor; it starts with the first session.
-
-        :param prepare: runs first on each of its threads
         :param lasts: whether it waits for more sessions when the last one is closed
         """
         self.lock = threading.RLock()

@@ -59,8 +59,9 @@ class Lane:
         """
         self.fixed = allocate is not None or margin > 0
         self._allocate = allocate or (
-            lambda shape, dtype: torch.empty(*shape, dtype=dtype, device=device))
-        whole = self._allocate((2, layers, heads, margin + max(rows, 1), head_dim), dtype)
+            lambda shape, dtype: _made(shape, dtype, torch.device(device)))
+        margin, rows = (_room(count, torch.device(device)) for count in (margin, max(rows, 1)))
+        whole = self._allocate((2, layers, heads, margin + rows, head_dim), dtype)
         self._view = _behind(margin, whole, 0)
         # The storage it shares with others, and its place there; see `pooled`.
         self._pool, self._slot = None, 0
@@ -89,13 +90,16 @@ class Lane:
         """
         kv, length, _ = self._view
         if length + count > kv.shape[3]:
-            rows, margin = max(2 * kv.shape[3], length + count), self._view.margin
+            rows = _room(max(2 * kv.shape[3], length + count), kv.device)
+            margin = self._view.margin
             # A tensor that is made in a forward pass could not be written outside of one, as a
             # lane that lies in its margin is when a stream is carried over.
             with torch.inference_mode(False):
                 whole = self._allocate((*kv.shape[:3], margin + rows, kv.shape[4]), kv.dtype)
             grown = _behind(margin, whole, length)
             _moved(kv, length, grown.kv)
+            if kv.is_cuda:  # Who reads the new one may do so on another stream.
+                torch.cuda.current_stream(kv.device).synchronize()
             self._view, self._pool = grown, None
         return self._view._replace(length=length + count)
 
@@ -155,7 +159,8 @@ class SideLane(Lane):
         """Lie by itself, as other lanes do."""
         if self._beside is not None:
             rows = self._rows()
-            kv = rows.new_empty(*rows.shape[:3], 2 * max(len(self), 32), rows.shape[4])
+            shape = (*rows.shape[:3], 2 * max(len(self), 32), rows.shape[4])
+            kv = _made(shape, rows.dtype, rows.device)
             self._view, self._beside = LaneView(_moved(rows, len(self), kv), len(self)), None
 
     def _rows(self) -> torch.Tensor:
@@ -186,6 +191,26 @@ def pooled(lanes: Sequence[Lane]) -> torch.Tensor:
             lane._pool, lane._slot = pool, slot
         slot = 0
     return pool[:, :, slot:slot + len(lanes)]
+
+
+PART = 256
+"""On a GPU, buffers have room for whole parts, which several of its processors read at a time."""
+
+
+def _room(rows: int, device: torch.device) -> int:
+    """Return how many rows a buffer gets that has to hold so many."""
+    return rows if device.type == 'cpu' else -(-rows // PART) * PART
+
+
+def _made(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """
+    Return a buffer that nothing is written to yet.
+
+    Zeros on a GPU, where a step reads more of it than its rows see: the rest is masked, but NaN
+    times nothing would be NaN.
+    """
+    make = torch.empty if device.type == 'cpu' else torch.zeros
+    return make(*shape, dtype=dtype, device=device)
 
 
 def _behind(margin: int, whole: torch.Tensor, length: int) -> LaneView:

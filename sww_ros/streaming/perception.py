@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from sww_ros.frames import fitted_size
 from sww_ros.streaming.family import Seen, VisionTower
+from sww_ros.streaming.graphs import Runs, Tensors, graphs_for
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Perception:
         self._tower, self.settings = tower, settings
         self.dtype, self.device, self.parameters = tower.dtype, tower.device, tower.parameters
         self.deep_layers = tower.deep_layers
+        self.graphs: Runs | None = graphs_for(tower.device)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of merged tokens for frames scaled to this size."""
@@ -144,7 +146,15 @@ class Perception:
 
     def embed(self, patches: torch.Tensor, height: int, width: int) -> Seen:
         """Run the vision tower on one step's patches, or on those of several in a row."""
-        return self._tower(patches, *self.grid(height, width))
+        grid = self.grid(height, width)
+        if not self.graphs:
+            return self._tower(patches, *grid)
+
+        def work(patches: torch.Tensor) -> Tensors:
+            seen = self._tower(patches, *grid)
+            return [seen.rows] if seen.deep is None else [seen.rows, seen.deep]
+        rows, *deep = self.graphs.run(grid, work, [patches])
+        return Seen(rows, deep=deep[0] if deep else None)
 
     def embed_each(self, steps: Sequence[torch.Tensor], height: int, width: int) -> list[Seen]:
         """Run the vision tower once on the patches of steps of one size; return each as seen."""

@@ -121,6 +121,8 @@ RULES: dict[str, dict[str, Rule]] = {
     'fused': {'fused': fused},
 }
 """Each executor's threads, by name, and their rules."""
+PRIORITIES = {'generation': -1, 'perception': 0}
+"""On a GPU these threads have a stream each, of such a priority; less goes first."""
 AHEAD = {'processes': 2}
 """
 How many steps an executor takes before the first comes back; one where it does not say.

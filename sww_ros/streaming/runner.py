@@ -171,6 +171,7 @@ class ModelRunner:
     def _open(self, job: Open) -> Opened:
         job.video.work = stream = self._begin(job.video, job.source)
         stream.prefill_prefix()
+        self.decoder.settle()
         return Opened(job)
 
     def _begin(self, video: Video, source: Video | None) -> Stream:
@@ -284,12 +285,14 @@ class ModelRunner:
             found, looks = without_still(found, stream.looks, self._config.still)
             for each in streams:
                 each.looks = looks
+        self.decoder.settle()
         vision_ns = time.monotonic_ns()
         chunk, *also = [each.step_chunk(found, job.last) for each in streams]
         beside = (yield from self._words_beside(riding)) if riding else []
         due, chunks = self._chunks(riding.turns if riding else (), (stream, chunk))
 
         def finish(logits: Sequence[torch.Tensor | None]) -> list[Input]:
+            self.decoder.settle()  # Whoever speaks about it may do so on another stream.
             stream.perceived(chunk, logits[0])
             stream.kept.add(found, patches if self._config.record_trace else None)
             if self._config.record_trace:
@@ -310,6 +313,7 @@ class ModelRunner:
         stream.looks = job.source.work.looks
         self._checkpoint.decoder.step([stream.kept_chunk(step), *words])
         stream.keep_patches(step)
+        self.decoder.settle()
         return Carried(job)
 
     def _choose_size(self, stream: Stream, frame: Frame) -> None:

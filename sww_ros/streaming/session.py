@@ -44,7 +44,7 @@ from sww_ros.streaming.positions import SCHEMES, Scheme, make_scheme
 from sww_ros.streaming.processes import ForkingRunner
 from sww_ros.streaming.recall import telling_words
 from sww_ros.streaming.relay import Relay
-from sww_ros.streaming.rules import AHEAD
+from sww_ros.streaming.rules import AHEAD, PRIORITIES
 from sww_ros.streaming.runner import ModelRunner, lane_bytes
 from sww_ros.streaming.trace import Trace
 
@@ -370,10 +370,20 @@ def load_for(model: str, config: SessionConfig, shared: bool = False) -> Loaded:
                   pace, choice.why)
 
 
-def take_threads(checkpoint: Checkpoint, config: SessionConfig) -> None:
-    """Have this thread compute with as many as are set; a new one has PyTorch's default."""
-    if checkpoint.decoder.device.type == 'cpu':
+def take_threads(checkpoint: Checkpoint, config: SessionConfig, name: str) -> None:
+    """
+    Have this thread compute with as many threads as are set; a new one has PyTorch's default.
+
+    On a GPU each of two sides has a stream of its own, so that neither waits behind the other, and
+    the kernels of generation go first: a token is short, and is waited for.
+    """
+    device = checkpoint.decoder.device
+    if device.type == 'cpu':
         torch.set_num_threads(max(1, config.threads))
+    elif device.type == 'cuda':
+        torch.cuda.set_device(device)
+        if name in PRIORITIES:
+            torch.cuda.set_stream(torch.cuda.Stream(device, PRIORITIES[name]))
 
 
 def _relay_in_words(checkpoint: Checkpoint, settings: SessionConfig, reserved: int) -> str:

@@ -204,6 +204,8 @@ class QwenLanguage:
         self._inv_freq = language_model.rotary_emb.inv_freq.float().to(self.device)
         self._wide = torch.promote_types(self.dtype, torch.float32)
         self._is_wide = self.dtype == self._wide
+        # One kernel instead of seven, which rounds once less than the oracle.
+        self._is_fused_norm = self.device.type == 'cuda' and not self._is_wide
         # A tensor: a Python number would be converted in every call.
         self._floor = torch.tensor(self._eps * self.hidden, dtype=self.dtype, device=self.device)
         self._axis = torch.tensor(self.axes(config.rope_parameters['mrope_section']),
@@ -275,6 +277,8 @@ class QwenLanguage:
     def weighted_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return x (..., width) normed, times the weight."""
         # The oracle normalizes in fp32 whatever the weights' type, so this does too.
+        if self._is_fused_norm:
+            return F.rms_norm(x, weight.shape, weight, self._eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._eps)
         return weight * wide.to(x.dtype)
