@@ -34,12 +34,12 @@ COLORS = dict(offline_origin='0.45', offline_gdpe='0.65', interleaved='#d55e00',
 
 def rows(folder: Path = DOCS / 'benchmarks') -> list[str]:
     """Return the rows of the README's table as Markdown."""
-    score, long_scenes, proof, overlap, demo, load, medium, peers = (
+    score, long_scenes, proof, overlap, demo, load, medium, peers, on_gpu = (
         json.loads((folder / f'{name}.json').read_text())
         for name in ('score', 'long_scenes', 'proof', 'overlap', 'demo', 'full_load',
-                     'full_load_medium', 'peers'))
+                     'full_load_medium', 'peers', 'peers_gpu'))
     return [f'| {words} | {figure} |' for words, figure in (
-        *_peers(peers), *_latency(demo), *_quality(score), _long_scenes(long_scenes),
+        *_peers(peers), _gpu(on_gpu), *_latency(demo), *_quality(score), _long_scenes(long_scenes),
         *_exactness(proof), *_calibrated(overlap), _load(medium), _load(load))]
 
 
@@ -122,6 +122,18 @@ def _peers(peers: dict) -> list[tuple[str, str]]:
          f'stock modules with a carried cache {slower["carried"]} times as long, in windows '
          f'{slower["windows"]}; `generate()` on the newest frames {slower["generate_newest"]}, on '
          f'all {slower["generate_whole"]}')]
+
+
+def _gpu(peers: dict) -> tuple[str, str]:
+    longest, gpu = peers['summary'][-1], peers['machine']['gpu'].removeprefix('NVIDIA ')
+    ours, steps = longest['ours'].partition('@')[0], longest['steps']
+    step_ms, = (row['step_ms'] for row in peers['rows']
+                if row['name'] == longest['ours'] and row['steps'] == steps)
+    return (f'on one {gpu}, {peers["parameters"] / 1e9:.2f} G random parameters of the shape of '
+            f'Qwen2.5-VL-3B, {peers["dtype"]}: a step of {peers["tokens_per_step"]} visual tokens '
+            f'and {peers["wait_k"]} tokens about it, at full load, {steps} steps',
+            f'{step_ms:.0f} ms ({ours.removeprefix("gdpe_")}); stock modules with a carried cache, '
+            f'not compiled, {longest["times_as_long"]["carried"]:.1f} times as long')
 
 
 def _latency(demo: dict) -> list[tuple[str, str]]:

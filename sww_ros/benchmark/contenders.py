@@ -23,7 +23,17 @@ from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import rotate_half
 
 from sww_ros.benchmark.full_load import run_once
-from sww_ros.benchmark.harness import PATIENCE_S, SHAPES, Side, feed, first_sight, noise, wait_for
+from sww_ros.benchmark.harness import (
+    PATIENCE_S,
+    SHAPES,
+    TOKENS,
+    Side,
+    feed,
+    first_sight,
+    noise,
+    possible,
+    wait_for,
+)
 from sww_ros.evaluation.random_model import random_checkpoint
 from sww_ros.models.loading import CheckpointError, load, load_stock
 from sww_ros.streaming.checkpoint import Checkpoint
@@ -58,7 +68,11 @@ class Stock:
 
     def grid_thw(self, steps: int) -> torch.Tensor:
         """Return the grid of so many steps as the stock model wants it, in patches."""
-        return torch.tensor([[steps, 2 * self.grid[0], 2 * self.grid[1]]])
+        return self.there(torch.tensor([[steps, 2 * self.grid[0], 2 * self.grid[1]]]))
+
+    def there(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor where the model is."""
+        return tensor.to(self.model.device)
 
 
 class StockNarrator(Protocol):
@@ -91,7 +105,8 @@ class Generate:
         stock, model, steps = self._stock, self._stock.model, len(self._steps)
         video = [model.config.video_token_id] * (steps * stock.grid[0] * stock.grid[1])
         said = [] if self._newest else self._said
-        ids = torch.tensor([[*stock.prefix, *video, *stock.tail, *stock.head, *said]])
+        ids = stock.there(torch.tensor([[
+            *stock.prefix, *video, *stock.tail, *stock.head, *said]]))
         times: list[int] = []
         # What a streamer is given first is the prompt.
         streamer = SimpleNamespace(put=lambda _: times.append(time.monotonic_ns()),
@@ -100,7 +115,7 @@ class Generate:
             input_ids=ids, attention_mask=torch.ones_like(ids),
             mm_token_type_ids=2 * (ids == model.config.video_token_id).int(),
             pixel_values_videos=torch.cat(self._steps), video_grid_thw=stock.grid_thw(steps),
-            second_per_grid_ts=torch.tensor([stock.seconds_per_step]), do_sample=False,
+            second_per_grid_ts=stock.there(torch.tensor([stock.seconds_per_step])), do_sample=False,
             max_new_tokens=count, eos_token_id=[], streamer=streamer)
         tokens = out[0, ids.shape[1]:].tolist()
         self._said += tokens
@@ -168,7 +183,8 @@ class CarriedCache:
 
     def _words(self, ids: Sequence[int]) -> _Part:
         first, self._next = self._next, self._next + len(ids)
-        return _Part(self._table(torch.tensor(ids)), text_positions(first, len(ids)), len(ids))
+        return _Part(self._table(self._stock.there(torch.tensor(ids))),
+                     text_positions(first, len(ids)), len(ids))
 
     @torch.inference_mode()
     def _run(self, parts: list[_Part], predict: bool) -> torch.Tensor | None:
@@ -176,8 +192,8 @@ class CarriedCache:
         positions = np.concatenate([part.positions for part in parts], axis=1)
         hidden = self._text(
             inputs_embeds=torch.cat([part.embeds for part in parts])[None],
-            position_ids=torch.from_numpy(positions)[:, None], past_key_values=self._cache,
-            use_cache=True).last_hidden_state
+            position_ids=self._stock.there(torch.from_numpy(positions)[:, None]),
+            past_key_values=self._cache, use_cache=True).last_hidden_state
         return self._head(hidden[0, -1]) if predict else None
 
 
@@ -222,7 +238,8 @@ class WindowedCache(CarriedCache):
                 kept += range(row, row + rows)
                 moved += [up] * rows
             row += rows
-        angles = torch.tensor(moved)[:, None] * self._text.rotary_emb.inv_freq.float()
+        by = self._stock.there(torch.tensor(moved))[:, None]
+        angles = by * self._text.rotary_emb.inv_freq.float()
         cos, sin = (torch.cat([part, part], dim=-1) for part in (angles.cos(), angles.sin()))
         for layer in self._cache.layers:
             keys = layer.keys[:, :, kept]
@@ -260,9 +277,10 @@ class Contest:
 
 
 class Contender(Protocol):
-    """One way to narrate, on a number of torch threads."""
+    """One way to narrate, on a number of torch threads; of a stream `warm` steps come before."""
 
     threads: int
+    warm: int
 
     def seconds(self, steps: int) -> float:
         """Play a stream whose frames are all there; return how long it took until all is said."""
@@ -282,12 +300,14 @@ class StockContender:
     contest: Contest
     make: Callable[[Contest, int], StockNarrator]
     threads: int = 1
+    warm: int = 0
 
     def seconds(self, steps: int) -> float:
         """Play a stream."""
-        narrator = self._begin(steps)
+        narrator = self._begin(self.warm + steps)
+        self.play(narrator, self.warm)
         start = time.monotonic()
-        self.play(narrator, steps)
+        self.play(narrator, steps, self.warm)
         return time.monotonic() - start
 
     def hazard_seconds(self, steps: int, sentence: int) -> float:
@@ -299,10 +319,10 @@ class StockContender:
         narrator.see(self.contest.patches(steps + 1))
         return (narrator.say(1).times_ns[0] - came_ns) / 1e9
 
-    def play(self, narrator: StockNarrator, steps: int) -> list[int]:
-        """Show and say so many steps; return all tokens."""
+    def play(self, narrator: StockNarrator, steps: int, first: int = 0) -> list[int]:
+        """Show and say so many steps from the `first` on; return all tokens."""
         tokens = []
-        for step in range(steps):
+        for step in range(first, first + steps):
             narrator.see(self.contest.patches(step))
             tokens += narrator.say(WAIT_K).tokens
         return tokens
@@ -318,11 +338,12 @@ class EngineContender:
 
     contest: Contest
     side: Side
+    warm: int = 0
 
     def seconds(self, steps: int) -> float:
         """Play a stream."""
-        return run_once(self.contest.checkpoint, self.contest.frames[:2 * steps], self.side,
-                        WAIT_K).seconds
+        frames = self.contest.frames[:2 * (self.warm + steps)]
+        return run_once(self.contest.checkpoint, frames, self.side, WAIT_K, self.warm).seconds
 
     def hazard_seconds(self, steps: int, sentence: int) -> float:
         """Play, then time the first token about a step that comes during an answer."""
@@ -341,22 +362,24 @@ class EngineContender:
             return (first_sight(session, steps).decoded_ns - came_ns) / 1e9
 
 
-def make_contest(model: str, steps: int, side: int, seed: int = 0) -> Contest:
+def make_contest(model: str, steps: int, side: int, seed: int = 0, device: str = 'cpu',
+                 dtype: str = '') -> Contest:
     """
     Return a model for all contenders, and random frames for so many steps.
 
-    :param model: 'small', 'medium' (random weights), 'builtin', or the folder of a checkpoint
+    :param model: one of `SHAPES` (random weights), 'builtin', or the folder of a checkpoint
     :param side: width and height of a frame in pixels
     :raises CheckpointError: for a model that cannot be used
     """
     if model in SHAPES:
-        net, checkpoint = random_checkpoint(SHAPES[model], seed)
+        net, checkpoint = random_checkpoint(SHAPES[model], seed, getattr(torch, dtype or 'float32'),
+                                            device, TOKENS.get(model))
     else:
-        checkpoint = load(model)
+        checkpoint = load(model, device=device, dtype=dtype)
         if any(checkpoint.text_of_step(0)):
             raise CheckpointError(f'{checkpoint.family.name} has text in every step of video, '
                                   'which the other contenders cannot be given yet')
-        net = load_stock(model, checkpoint.decoder.dtype)
+        net = load_stock(model, checkpoint.decoder.dtype).to(device)
     return contest_of(net, checkpoint, noise(steps, side, seed))
 
 
@@ -373,9 +396,11 @@ def contest_of(net: Qwen2_5_VLForConditionalGeneration, checkpoint: Checkpoint,
 
 
 def contenders(contest: Contest, overlaps: Sequence[str], threads: Sequence[int],
-               window_steps: int, newest_steps: int) -> dict[str, Contender]:
+               window_steps: int, newest_steps: int, warm: int = 0) -> dict[str, Contender]:
     """
     Return all contenders by name.
+
+    :param warm: how many steps of a stream come before the clock starts
 
     :param overlaps: the engine's, each with group-decoupled positions
     :param threads: torch threads of those that do one thing at a time, each a contender
@@ -390,12 +415,14 @@ def contenders(contest: Contest, overlaps: Sequence[str], threads: Sequence[int]
             contest.stock, partial(static_cache, rows=rows + steps * a_step)),
         'windows': lambda contest, steps: WindowedCache(contest.stock, window_steps)}
     found: dict[str, Contender] = {}
-    for count in threads:
-        found |= {f'{name}@{count}': StockContender(contest, make, count)
+    for count in threads if contest.stock.model.device.type == 'cpu' else (1,):
+        found |= {f'{name}@{count}': StockContender(contest, make, count, warm)
                   for name, make in stock.items()}
         found[f'interleaved@{count}'] = EngineContender(
-            contest, Side('serial', 'interleaved', count))
-        found |= {f'gdpe_{overlap}@{count}': EngineContender(contest, Side(overlap, threads=count))
-                  for overlap in overlaps
-                  if overlap not in SIDE_BY_SIDE or count == min(threads)}
+            contest, Side('serial', 'interleaved', count), warm)
+        sides = possible({overlap: Side(overlap, threads=count) for overlap in overlaps
+                          if overlap not in SIDE_BY_SIDE or count == min(threads)},
+                         contest.checkpoint)
+        found |= {f'gdpe_{overlap}@{count}': EngineContender(contest, side, warm)
+                  for overlap, side in sides.items()}
     return found

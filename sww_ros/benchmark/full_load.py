@@ -49,26 +49,30 @@ class Run:
 
 
 def run_once(checkpoint: Checkpoint, frames: Sequence[np.ndarray], side: harness.Side,
-             wait_k: int = 0) -> Run:
+             wait_k: int = 0, warm: int = 0) -> Run:
     """
     Feed all frames at once, and wait until all is perceived and said.
 
     :param wait_k: tokens of narration a step; 0: as the checkpoint says
+    :param warm: of how many steps the frames come before the others, and do not count
     :raises RuntimeError: when it does not end, or does not say `wait_k` tokens a step
     """
     wait_k = wait_k or checkpoint.defaults.wait_k
     config = side.config(schedule='wait_k', wait_k=wait_k, max_steps=len(frames),
                          max_pending_frames=len(frames))
     with harness.TimedSession(checkpoint, config) as session:
-        start_ns = harness.feed(session, frames)
-        if not session.wait_idle(harness.PATIENCE_S):
-            raise RuntimeError(f'{side}: the stream did not end within {harness.PATIENCE_S:g} s')
+        for part in (frames[:2 * warm], frames[2 * warm:]):
+            before, start_ns = len(session.spans), harness.feed(session, part)
+            if not session.wait_idle(harness.PATIENCE_S):
+                raise RuntimeError(f'{side}: the stream did not end within '
+                                   f'{harness.PATIENCE_S:g} s')
         seconds = (time.monotonic_ns() - start_ns) / 1e9
         spoken, due = session.decode_steps, len(frames) // 2 * wait_k
         if spoken != due:
             raise RuntimeError(f'{side}: {spoken} decode steps, {due} were due')
-        return Run(seconds, harness.mean_seconds(session.spans, Perceive),
-                   harness.mean_seconds(session.spans, Decode))
+        spans = session.spans[before:]
+        return Run(seconds, harness.mean_seconds(spans, Perceive),
+                   harness.mean_seconds(spans, Decode))
 
 
 def limit(perceive_s: float, decode_s: float, wait_k: int) -> float:
@@ -83,7 +87,7 @@ def summarize(load: dict) -> dict:
     times = {name: median(seconds) for name, seconds in load['seconds'].items()}
     perceive, decode = median(load['perceive_s']), median(load['decode_s'])
     highest, slower = limit(perceive, decode, wait_k), max(perceive, wait_k * decode)
-    baseline = min(harness.INTERLEAVED, key=times.get)
+    baseline = min((name for name in harness.INTERLEAVED if name in times), key=times.get)
     best = min((name for name in times if name not in harness.INTERLEAVED), key=times.get)
     one = times['interleaved@1']
     # A stream of n steps cannot hide its first perception and its last words.
@@ -111,20 +115,23 @@ def _rounded(figures: dict) -> dict:
 
 
 def play(checkpoint: Checkpoint, frames: Sequence[np.ndarray], wait_k: int, count: int,
-         chosen_only: bool = False) -> dict:
+         chosen_only: bool = False, warm: int = 0) -> dict:
     """
     Return all repetitions [s] of every way to share the cores, one K's, in alternating rounds.
 
+    :param warm: as `run_once` takes it
     :param chosen_only: leave out all but interleaved, `ALONE`, and what auto chooses
     """
     choice = harness.choose(checkpoint, wait_k, frames[0].shape[0])
-    engines = harness.with_choice(harness.ENGINES, choice)
+    engines = harness.possible(harness.with_choice(harness.ENGINES, choice), checkpoint)
     names = {harness.ALONE, f'{choice.overlap}@{choice.threads}'} if chosen_only else engines
-    sides = harness.INTERLEAVED | {name: side for name, side in engines.items() if name in names}
+    sides = harness.possible(harness.INTERLEAVED, checkpoint) | {
+        name: side for name, side in engines.items() if name in names}
     runs = harness.alternate(f'{checkpoint.name}, K = {wait_k}', sides, count,
-                     lambda _, name: run_once(checkpoint, frames, sides[name], wait_k), warm_up=1)
+                     lambda _, name: run_once(checkpoint, frames, sides[name], wait_k, warm),
+                     warm_up=1)
     return dict(
-        wait_k=wait_k, steps=len(frames) // 2, repeats=count,
+        wait_k=wait_k, steps=len(frames) // 2 - warm, repeats=count,
         choice=asdict(choice),
         seconds={name: [round(run.seconds, 5) for run in each] for name, each in runs.items()},
         perceive_s=[round(run.perceive_s, 7) for run in runs[harness.ALONE]],
@@ -133,9 +140,10 @@ def play(checkpoint: Checkpoint, frames: Sequence[np.ndarray], wait_k: int, coun
 
 def run(given: argparse.Namespace) -> dict:
     """Measure what the options ask for; return it, ready for JSON."""
-    checkpoint, side = harness.tireless(given.model), harness.frame_side(given.model, given.side)
-    frames = harness.noise(given.steps, side)
-    loads = [play(checkpoint, frames, wait_k, given.repeats, given.chosen_only)
+    checkpoint = harness.tireless(given.model, given.device, given.dtype)
+    side = harness.frame_side(given.model, given.side)
+    frames = harness.noise(given.warm + given.steps, side)
+    loads = [play(checkpoint, frames, wait_k, given.repeats, given.chosen_only, given.warm)
              for wait_k in given.wait_k]
     summary, found = [summarize(load) for load in loads], {}
     if given.roofline:
@@ -143,7 +151,8 @@ def run(given: argparse.Namespace) -> dict:
         for each, to_be_had in zip(summary, found['to_be_had'], strict=True):
             each['roofline'] = to_be_had['speedup']
             each['share_of_roofline'] = round(each['speedup'] / to_be_had['speedup'], 4)
-    return dict(model=given.model, parameters=checkpoint.parameters, frame_side=side,
+    return dict(model=given.model, parameters=checkpoint.parameters, device=given.device,
+                dtype=checkpoint.decoder.precision, frame_side=side,
                 summary=summary, loads=loads) | (dict(roofline=found) if found else {})
 
 
@@ -326,11 +335,13 @@ def _work_on(work: Work, sender: Connection) -> None:
 FULL_LOAD = harness.Measurement(
     'full-load', 'both at once against one after the other, with real arithmetic, frames never '
     'running out', run, {
-        '--model': dict(default='builtin', help="a checkpoint; 'small' or 'medium': random "
-                                                'weights, 35 M and 142 M'),
+        '--model': dict(default='builtin', help="a checkpoint; 'small', 'medium' or 'large': "
+                                                'random weights, 35 M, 142 M and 3.8 G'),
+        **harness.DEVICE,
         '--wait-k': dict(type=int, nargs='+', default=[3, 16], metavar='K',
                          help='tokens of narration a step'),
-        **harness.SIDE, '--steps': dict(type=int, default=40), **harness.repeats(7),
+        **harness.SIDE, '--steps': dict(type=int, default=40), **harness.WARM,
+        **harness.repeats(7),
         '--chosen-only': dict(action='store_true',
                               help='of the executors, only the one that auto chooses'),
         '--roofline': dict(action='store_true',

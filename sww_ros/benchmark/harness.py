@@ -20,7 +20,7 @@ from tqdm import tqdm
 import transformers
 
 import sww_ros
-from sww_ros.evaluation.random_model import random_checkpoint, shape
+from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, random_checkpoint, shape
 from sww_ros.models.loading import load
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.choosing import Choice, choose_overlap
@@ -42,6 +42,11 @@ Case, Result = TypeVar('Case', bound=Hashable), TypeVar('Result')
 MODELS = {'--models': dict(nargs='+', default=['builtin', 'medium'], metavar='MODEL')}
 SIDE = {'--side': dict(type=int, default=0, help='width of a frame in pixels; by default 112 for '
                                                  'medium, else 84')}
+DEVICE = {'--device': dict(default='cpu', help="where models run: 'cpu', 'cuda', ..."),
+          '--dtype': dict(default='', help='type of the weights; fp32 if not given')}
+WARM = {'--warm': dict(type=int, default=0, metavar='STEPS',
+                       help='of each stream before the clock starts; on a GPU, where passes are '
+                            'recorded when they come again, 4')}
 PATIENCE_S = 600.0
 
 
@@ -150,8 +155,9 @@ def torch_threads(count: int | None = None) -> Iterator[None]:
 
 
 def machine() -> dict:
-    """Return processor, cores, operating system and versions, ready for JSON."""
-    return dict(
+    """Return processors, cores, operating system and versions, ready for JSON."""
+    gpu = dict(gpu=torch.cuda.get_device_name()) if torch.cuda.is_available() else {}
+    return gpu | dict(
         processor=_processor(), cores=len(os.sched_getaffinity(0)), system=platform.platform(),
         python=platform.python_version(), sww_ros=sww_ros.__version__, torch=torch.__version__,
         transformers=transformers.__version__, numpy=np.__version__)
@@ -172,8 +178,11 @@ SHAPES = dict(
     small=shape(512, 2048, 8, 8, 2, depth=4, hidden_size=256, intermediate_size=768,
                  window_size=112, fullatt_block_indexes=[3]),
     medium=shape(1024, 4096, 8, 16, 4, depth=4, hidden_size=512, intermediate_size=1536,
-                  window_size=112, fullatt_block_indexes=[3]))
-"""Random models: 35 M parameters, and 142 M, so that arithmetic, not Python, takes the time."""
+                  window_size=112, fullatt_block_indexes=[3]),
+    large=QWEN2_5_VL_3B)
+"""Random models: 35 M parameters, 142 M, and those of Qwen2.5-VL-3B, for a GPU."""
+TOKENS = dict(large=151936)
+"""Rows of the embedding, where it is not the tokenizer's own: all of them are read for a token."""
 
 
 def hollow(layers: int) -> Checkpoint:
@@ -183,23 +192,29 @@ def hollow(layers: int) -> Checkpoint:
                window_size=56, fullatt_block_indexes=[0]), 0, max_steps=1000)[1]
 
 
-def tireless(name: str) -> Checkpoint:
+def tireless(name: str, device: str = 'cpu', dtype: str = '') -> Checkpoint:
     """
-    Return a model by its name: 'builtin', 'small', 'medium', a folder or a hub id.
+    Return a model by its name: one of `SHAPES`, 'builtin', a folder or a hub id.
 
     No token of its is silence or the end of a turn, so that all that may be said is said.
 
+    :param dtype: as `load` takes it; empty: fp32
     :raises CheckpointError: for a model that cannot be used
     """
-    checkpoint = (random_checkpoint(SHAPES[name], 0, max_steps=1000)[1] if name in SHAPES
-                  else load(name))
+    if name in SHAPES:
+        checkpoint = random_checkpoint(SHAPES[name], 0, getattr(torch, dtype or 'float32'), device,
+                                       TOKENS.get(name), max_steps=1000)[1]
+    else:
+        checkpoint = load(name, device=device, dtype=dtype)
     return replace(checkpoint, name=name, vocabulary=Vocabulary(frozenset()))
 
 
 def of_models(given: argparse.Namespace, play: Callable[[Checkpoint, argparse.Namespace], dict],
               summarize: Callable[[dict], dict], *settings: str) -> dict:
     """Return what `play` measures of each model asked for, summaries first, and some options."""
-    models = [play(tireless(name), given) for name in given.models]
+    of = vars(given)
+    models = [play(tireless(name, of.get('device', 'cpu'), of.get('dtype', '')), given)
+              for name in given.models]
     return dict({name: getattr(given, name) for name in settings},
                 summary=[summarize(model) for model in models], models=models)
 
@@ -245,6 +260,14 @@ def choose(checkpoint: Checkpoint, wait_k: int, side: int) -> Choice:
     """Return what `overlap: auto` takes for frames of `side` pixels."""
     config = SessionConfig(wait_k=wait_k, frame_width=side, frame_height=side)
     return choose_overlap(checkpoint, config, measure(checkpoint, config))
+
+
+def possible(sides: dict[str, Side], checkpoint: Checkpoint) -> dict[str, Side]:
+    """Return the sides that a model's device can have: a GPU no threads, and no second process."""
+    if checkpoint.decoder.device.type == 'cpu':
+        return sides
+    return {name: side for name, side in sides.items()
+            if side.threads == 1 and side.overlap != 'processes'}
 
 
 def with_choice(sides: dict[str, Side], choice: Choice) -> dict[str, Side]:

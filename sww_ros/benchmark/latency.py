@@ -77,14 +77,14 @@ def latency_s(checkpoint: Checkpoint, frames: Sequence[np.ndarray], side: harnes
 
 def _about(checkpoint: Checkpoint, side: int, choice: Choice) -> dict:
     return dict(model=checkpoint.name, parameters=checkpoint.parameters, frame_side=side,
-                choice=asdict(choice))
+                dtype=checkpoint.decoder.precision, choice=asdict(choice))
 
 
 def play_hazards(checkpoint: Checkpoint, given: argparse.Namespace) -> dict:
     """Return all latencies [ms] of one model by way to share the cores and length."""
     side = harness.frame_side(checkpoint.name, given.side)
     frames, choice = harness.noise(2, side), harness.choose(checkpoint, 0, side)
-    sides = harness.with_choice(WAYS, choice)
+    sides = harness.possible(harness.with_choice(WAYS, choice), checkpoint)
     for each in sides.values():
         latency_s(checkpoint, frames, each, 2)
     found = harness.alternate(
@@ -104,7 +104,7 @@ def summarize_hazards(model: dict) -> dict:
                 for name, each in medians.items()}
     chosen = harness.chosen_of(model)
     longest = list(medians[chosen])[-1]
-    interleaved = min(medians[name][longest] for name in harness.INTERLEAVED)
+    interleaved = min(medians[name][longest] for name in harness.INTERLEAVED if name in medians)
     return dict(model=model['model'], chosen=model['choice']['overlap'],
                 chosen_ms=medians[chosen], chosen_flatness=flatness[chosen],
                 interleaved_times_as_long=round(interleaved / medians[chosen][longest], 2),
@@ -136,7 +136,7 @@ def _check(given: argparse.Namespace) -> str:
 
 HAZARD = harness.Measurement(
     'hazard', 'how soon a token sees a step that comes in mid-sentence, with real weights',
-    run_hazards, {**harness.MODELS, **harness.SIDE, '--lengths': dict(
+    run_hazards, {**harness.MODELS, **harness.DEVICE, **harness.SIDE, '--lengths': dict(
         type=int, nargs='+', default=list(LENGTHS), metavar='TOKENS',
         help=f'of the sentence being spoken, 2 to {MAX_WAIT_K}'), **harness.repeats(9)},
     draw_hazards, _check)
@@ -189,7 +189,7 @@ def play_gaps(checkpoint: Checkpoint, given: argparse.Namespace) -> dict:
     pace = measure(checkpoint, SessionConfig(frame_width=side, frame_height=side))
     rates = {IDLE: 0.0, 'own': checkpoint.defaults.seconds_per_step,
              'half': 2 * pace.step_seconds}
-    sides = harness.with_choice(harness.ENGINES, choice)
+    sides = harness.possible(harness.with_choice(harness.ENGINES, choice), checkpoint)
 
     def run(index: int, case: tuple[str, str]) -> tuple[list[float], int]:
         name, rate = case
@@ -261,7 +261,7 @@ def run_gaps(given: argparse.Namespace) -> dict:
 
 
 GAP = harness.Measurement('gap', 'the time between two tokens while frames arrive', run_gaps, {
-    **harness.MODELS, **harness.SIDE,
+    **harness.MODELS, **harness.DEVICE, **harness.SIDE,
     '--tokens': dict(type=int, default=300, help='of the text that is spoken'),
     '--before': dict(type=int, default=20, help='steps that were perceived before it'),
     **harness.repeats(9)}, draw_gaps)

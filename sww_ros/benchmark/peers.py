@@ -17,10 +17,19 @@ from pathlib import Path
 import re
 from statistics import median
 
+import torch
 from tqdm import tqdm
 
 from sww_ros.benchmark.contenders import WAIT_K, Contender, Contest, contenders, make_contest
-from sww_ros.benchmark.harness import Measurement, alternate, panels, repeats, torch_threads
+from sww_ros.benchmark.harness import (
+    DEVICE,
+    WARM,
+    Measurement,
+    alternate,
+    panels,
+    repeats,
+    torch_threads,
+)
 from sww_ros.streaming.rules import RULES
 
 LENGTHS = (10, 20, 40, 80)
@@ -113,6 +122,17 @@ def _megabytes(given: argparse.Namespace, name: str) -> dict[int, float | None]:
     return found
 
 
+def _gpu_megabytes(contender: Contender, lengths: Sequence[int]) -> dict[int, float | None]:
+    """Return what a stream of each length takes of a GPU at most, beside the weights [MB]."""
+    found: dict[int, float | None] = {}
+    for steps in sorted(lengths):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        contender.seconds(steps)
+        found[steps] = round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
+    return found
+
+
 def _status_megabytes(entry: str) -> float:
     status = Path('/proc/self/status').read_text()
     return int(re.search(rf'{entry}:\s+(\d+) kB', status)[1]) / 1000
@@ -120,8 +140,10 @@ def _status_megabytes(entry: str) -> float:
 
 def _prepare(given: argparse.Namespace) -> tuple[Contest, dict[str, Contender]]:
     # Two more steps come with the hazard.
-    contest = make_contest(given.model, max(given.lengths) + 2, given.side)
-    field = contenders(contest, given.overlaps, given.threads, given.window, given.newest)
+    contest = make_contest(given.model, given.warm + max(given.lengths) + 2, given.side,
+                           device=given.device, dtype=given.dtype)
+    field = contenders(contest, given.overlaps, given.threads, given.window, given.newest,
+                       given.warm)
     chosen = {name: contender for name, contender in field.items()
               if not given.only or name.partition('@')[0] in given.only}
     if not chosen:
@@ -159,9 +181,11 @@ def run(given: argparse.Namespace) -> dict:
     with torch_threads():
         rows = measure(contest, field, given.lengths, given.repeats, given.sentence)
     chosen = [row['name'] for row in best(rows, max(given.lengths)).values()]
+    on_gpu = contest.checkpoint.decoder.device.type != 'cpu'
     memory = [dict(name=name, steps=steps, megabytes=value)
               for name in tqdm(chosen, desc='memory', unit='contender', disable=None)
-              for steps, value in peak_megabytes(given, name).items()]
+              for steps, value in (_gpu_megabytes(field[name], given.lengths) if on_gpu else
+                                   peak_megabytes(given, name)).items()]
     return dict(
         model=given.model, parameters=contest.checkpoint.parameters,
         dtype=str(contest.checkpoint.decoder.dtype).removeprefix('torch.'), wait_k=WAIT_K,
@@ -174,9 +198,9 @@ PEERS = Measurement(
     'peers', 'against the ways to do it with stock modules, over the length of the stream', run, {
         '--model': dict(default='builtin', help="'builtin', 'small' or 'medium' (35 and 142 M "
                                                 'random weights), or a folder'),
-        '--side': dict(type=int, default=84, help='width of a frame in pixels'),
+        **DEVICE, '--side': dict(type=int, default=84, help='width of a frame in pixels'),
         '--lengths': dict(type=int, nargs='+', default=list(LENGTHS), metavar='STEPS'),
-        **repeats(5),
+        **WARM, **repeats(5),
         '--overlaps': dict(nargs='+', default=list(RULES), choices=list(RULES),
                            help='of the engine, with group-decoupled positions'),
         '--threads': dict(type=int, nargs='+', default=[1, 2],

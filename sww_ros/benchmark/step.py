@@ -289,7 +289,7 @@ def _check(given: argparse.Namespace) -> str:
 
 
 LANES = harness.Measurement('lanes', 'what answers beside the narration cost', run_lanes, {
-    **harness.MODELS,
+    **harness.MODELS, **harness.DEVICE,
     '--side': dict(type=int, default=560,
                    help='width of the picture in pixels: 560 are 400 visual tokens'),
     '--tokens': dict(type=int, default=60, help='of each answer'), **harness.repeats(9)},

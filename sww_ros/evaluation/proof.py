@@ -54,6 +54,8 @@ KINDS = len(_SCHEMES) * len(SCHEDULES)
 PATIENCE_S = 900.0
 """How long a case may take to come to rest, on a machine that does other things first."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+GPU_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+"""Of logits. Norms are of fp32 in every type, and on a GPU sums are not in the oracle's order."""
 FAMILIES = {'qwen2_5_vl': SMALL, 'qwen2_vl': SMALL_QWEN2, 'qwen3_vl': SMALL_QWEN3}
 
 
@@ -79,12 +81,14 @@ class Outcome:
 
 
 class Subject:
-    """A random model in one precision: the oracle and the checkpoint under test."""
+    """A random model in one precision on one device: the oracle and the checkpoint under test."""
 
-    def __init__(self, seed: int, dtype: torch.dtype, shape: dict = SMALL) -> None:
-        self.dtype = dtype
+    def __init__(self, seed: int, dtype: torch.dtype, shape: dict = SMALL,
+                 device: str = 'cpu') -> None:
+        self.dtype, self.is_on_gpu = dtype, device != 'cpu'
+        self.tolerance = (GPU_TOLERANCE if self.is_on_gpu else TOLERANCE)[dtype]
         self.oracle, self.checkpoint = random_checkpoint(
-            shape, seed, dtype, silence_token='<|silence|>', max_steps=100)
+            shape, seed, dtype, device, silence_token='<|silence|>', max_steps=100)
 
 
 def subject_of(subjects: list[Subject], seed: int) -> Subject:
@@ -131,6 +135,8 @@ def run_case(subject: Subject, seed: int, hand_overs: bool = False) -> Outcome:
     rng = np.random.default_rng(seed)
     unit = subject.checkpoint.perception.settings.unit
     scheme, schedule, overlap = kind_of(seed)
+    if subject.is_on_gpu and overlap == 'processes':
+        overlap = 'threads'  # No other process may have the GPU's memory.
     config = SessionConfig(
         prompt='?' * chance.randint(1, 40), wait_k=chance.randint(1, 5), record_trace=True,
         frame_width=unit * chance.randint(1, 4), frame_height=unit * chance.randint(1, 4),
@@ -239,7 +245,7 @@ def _compare(trace: Trace, subject: Subject) -> tuple[int, int, float]:
         return 0, 0, 0.0
     top = verdict.logits.topk(2, dim=-1).values
     # Equal logits within the tolerance can differ in the token only where the best two tie.
-    tied = top[:, 0] - top[:, 1] <= 2 * TOLERANCE[subject.dtype]
+    tied = top[:, 0] - top[:, 1] <= 2 * subject.tolerance
     return (verdict.compared, int((verdict.wrong & ~tied).sum()),
             float((trace.logits - verdict.logits).abs().max()))
 
@@ -258,14 +264,14 @@ class Tally:
         found = json.loads(file.read_text())
         return Tally(found.pop('next_seed'), by_kind=found.pop('by_kind'), by_dtype=found)
 
-    def add(self, outcome: Outcome, dtype: torch.dtype) -> None:
-        entry = self.by_dtype.setdefault(str(dtype).removeprefix('torch.'), dict(
+    def add(self, outcome: Outcome, subject: Subject) -> None:
+        entry = self.by_dtype.setdefault(str(subject.dtype).removeprefix('torch.'), dict(
             cases=0, with_hand_overs=0, hand_overs=0, answers_across=0, tokens=0, differing=0,
-            largest_error=0.0, tolerance=TOLERANCE[dtype], over=0))
+            largest_error=0.0, tolerance=subject.tolerance, over=0))
         entry['with_hand_overs'] += outcome.hand_overs > 0
         entry['hand_overs'] += outcome.hand_overs
         entry['answers_across'] += outcome.across
-        entry['over'] += not outcome.error <= TOLERANCE[dtype]
+        entry['over'] += not outcome.error <= subject.tolerance
         entry['largest_error'] = max(entry['largest_error'], outcome.error)
         kind = self.by_kind.setdefault(
             f'{outcome.scheme} × {outcome.schedule} × {outcome.overlap}',
@@ -292,11 +298,14 @@ def main() -> None:
     parser.add_argument('--hand-overs', action='store_true',
                         help='play only cases in which streams relieve one another')
     parser.add_argument('--family', default='qwen2_5_vl', choices=FAMILIES)
+    parser.add_argument('--device', default='cpu', help="where both run: 'cpu', 'cuda', ...")
     parser.add_argument('--json', type=Path)
     parser.add_argument('--go-on', action='store_true',
                         help='add to the cases in the file of --json, which ran with this engine')
     arguments = parser.parse_args()
-    subjects = [Subject(seed, dtype, FAMILIES[arguments.family])
+    if arguments.device != 'cpu':
+        _compute_plainly()
+    subjects = [Subject(seed, dtype, FAMILIES[arguments.family], arguments.device)
                 for seed in range(2) for dtype in TOLERANCE]
     tally = Tally.read(arguments.json) if arguments.go_on else Tally(arguments.first_seed)
     seeds = (seed for seed in count(tally.next_seed)
@@ -304,13 +313,26 @@ def main() -> None:
     for number, seed in enumerate(tqdm(islice(seeds, arguments.cases), total=arguments.cases,
                                        unit='case', disable=None), 1):
         subject = subject_of(subjects, seed)
-        tally.add(run_case(subject, seed, arguments.hand_overs), subject.dtype)
+        tally.add(run_case(subject, seed, arguments.hand_overs), subject)
         tally.next_seed = seed + 1
         if arguments.json and (number % 100 == 0 or number == arguments.cases):
             arguments.json.write_text(f'{tally}\n')
     print(tally)
     if tally.failed:
         raise SystemExit(1)
+
+
+def _compute_plainly() -> None:
+    """
+    Have a GPU compute in full precision.
+
+    Its convolutions would be of TF32, and with fp32 its kernels of attention round as differently,
+    by the sizes that they are given.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    for enable in (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_cudnn_sdp,
+                   torch.backends.cuda.enable_mem_efficient_sdp):
+        enable(False)
 
 
 _ENGINE = str(Path(sww_ros.streaming.__file__).parent)

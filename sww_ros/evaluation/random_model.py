@@ -141,9 +141,15 @@ def random_model(shape: dict, seed: int, dtype: torch.dtype = torch.float32,
 
 
 def random_checkpoint(shape: dict, seed: int, dtype: torch.dtype = torch.float32,
+                      device: str = 'cpu', vocabulary: int | None = None,
                       **streaming: object) -> tuple[Any, Checkpoint]:
-    """Return the stock model (the oracle) and a checkpoint of the same weights to stream."""
-    model, tokenizer = random_model(shape, seed, dtype, **streaming)
+    """
+    Return the stock model (the oracle) and a checkpoint of the same weights to stream.
+
+    :param device: where both are; their numbers are those of the generator there
+    """
+    with torch.device(device):  # There are up to thousands of millions of them.
+        model, tokenizer = random_model(shape, seed, dtype, vocabulary, **streaming)
     return model, take_apart(copy.deepcopy(model), tokenizer, name=f'random {seed}')
 
 
