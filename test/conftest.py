@@ -24,6 +24,9 @@ LONGEST = (
 # each, which spin while they wait for the others, all would wait for each other.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+# Processes that tests start find what is beside the tests too, such as a session without a model.
+os.environ['PYTHONPATH'] = os.pathsep.join(
+    filter(None, (str(ROOT / 'test'), os.environ.get('PYTHONPATH'))))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

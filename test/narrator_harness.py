@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-import os
 from pathlib import Path
 import signal
 import subprocess
@@ -32,7 +31,6 @@ from sww_interfaces.msg import StepLatency, TextChunk
 from sww_interfaces.srv import Ask
 from sww_ros.demo.processes import children, is_gone
 
-HERE = Path(__file__).parent
 FAKE = [sys.executable, '-c',
         f'from sww_ros.nodes.narrator import main; main(session={SESSION!r})']
 
@@ -47,9 +45,7 @@ class NarratorProcess:
         with log_file.open('wb') as output:
             self.process = subprocess.Popen(
                 [*(command or FAKE), '--ros-args', *arguments, *settings],
-                stdout=output, stderr=subprocess.STDOUT,
-                env=os.environ | {'PYTHONPATH': os.pathsep.join(
-                    [str(HERE), os.environ.get('PYTHONPATH', '')])})
+                stdout=output, stderr=subprocess.STDOUT)
 
     @property
     def log(self) -> str:

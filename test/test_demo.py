@@ -376,9 +376,7 @@ def test_grandchildren_and_the_deaf_are_ended_too():
 
 # All of it, with real processes and a session without a model.
 
-NARRATOR = (f'import os, sys; sys.path.insert(0, {str(HERE)!r}); '
-            f'os.environ["PYTHONPATH"] = {str(HERE)!r} + ":" + os.environ.get("PYTHONPATH", ""); '
-            'from sww_ros.nodes.narrator import main; '
+NARRATOR = ('from sww_ros.nodes.narrator import main; '
             'main(session="fake_session:FakeSession.open")')
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 
-from engine_harness import HERE, START_S, Listener, frame, listening
+from engine_harness import START_S, Listener, frame, listening
 from fake_session import SESSION
 import numpy as np
 import pytest
@@ -19,11 +19,6 @@ from sww_ros.engine.client import EngineError
 from sww_ros.frames import CameraFrame
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FramesDropped, QuestionState, Restarted, StepPerceived
-
-
-@pytest.fixture(autouse=True)
-def fake_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 
-from engine_harness import HERE, START_S, Listener, listening
+from engine_harness import START_S, Listener, listening
 from fake_session import SESSION
 from narrator_harness import is_gone
 import pytest
@@ -29,8 +29,7 @@ time.sleep(60)
 
 
 @pytest.fixture(autouse=True)
-def quick_and_fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, 'BACKOFF_S', (0.05,))
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 
-from engine_harness import HERE, START_S, Listener, frame, listening
+from engine_harness import START_S, Listener, frame, listening
 from fake_session import SESSION
 from narrator_harness import is_gone
 import numpy as np
@@ -26,8 +26,7 @@ from sww_ros.wire import Channel
 
 
 @pytest.fixture(autouse=True)
-def quick_and_fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, 'BACKOFF_S', (0.05,))
 
 

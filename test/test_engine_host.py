@@ -8,7 +8,7 @@ from pathlib import Path
 import signal
 import time
 
-from engine_harness import DOMAIN, HERE, NAMES, START_S, Listener, numbers, speak
+from engine_harness import DOMAIN, NAMES, START_S, Listener, numbers, speak
 from fake_session import ENGINE
 import pytest
 from waiting import PATIENCE_S, wait_until
@@ -28,11 +28,6 @@ from sww_ros.streaming.events import StepPerceived
 MIB = 1 << 20
 SILENT_S = 4.0
 """A busy machine may keep an engine from its sign of life for a second or two."""
-
-
-@pytest.fixture(autouse=True)
-def fake_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
 
 
 @pytest.fixture(params=['in one node', 'by name'])

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 
-from engine_harness import DOMAIN, HERE, NAMES, START_S, Listener, numbers, speak
+from engine_harness import DOMAIN, NAMES, START_S, Listener, numbers, speak
 from fake_session import ENGINE
 import pytest
 from waiting import PATIENCE_S, wait_until
@@ -37,11 +37,6 @@ try:
 except (BrokenPipeError, ConnectionResetError):  # It may be closed at once.
     print(True)
 """
-
-
-@pytest.fixture(autouse=True)
-def fake_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack
-import os
 import socket
 import time
 
@@ -13,7 +12,7 @@ import pytest
 
 pytest.importorskip('ray', reason='Ray is not installed: pip install -r requirements/fleet.txt')
 
-from engine_harness import HERE, START_S, Listener, numbers, speak  # noqa: E402
+from engine_harness import START_S, Listener, numbers, speak  # noqa: E402
 from fake_session import ENGINE  # noqa: E402
 from fleet_kit import CERTIFICATE, KEY, TOKENS, opening, said_to  # noqa: E402
 import numpy as np  # noqa: E402
@@ -39,15 +38,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file.write_text(''.join(f'{name} {token}\n' for name, token in TOKENS.items()))
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
-        try:
-            pool.start('fake', SessionConfig(), Robots(file), Bounds(frame_bytes=100_000),
-                       replicas=2, host='127.0.0.1', port=port, certificate=str(CERTIFICATE),
-                       key=str(KEY), address='local', cpus_each=0.1, session=ENGINE)
-            yield f'wss://localhost:{port}'
-        finally:
-            pool.stop()
+    try:
+        pool.start('fake', SessionConfig(), Robots(file), Bounds(frame_bytes=100_000),
+                   replicas=2, host='127.0.0.1', port=port, certificate=str(CERTIFICATE),
+                   key=str(KEY), address='local', cpus_each=0.1, session=ENGINE)
+        yield f'wss://localhost:{port}'
+    finally:
+        pool.stop()
 
 
 def replicas() -> list[str]:

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 import itertools
-import os
 from pathlib import Path
 import socket
 import urllib.error
 import urllib.request
 
-from engine_harness import HERE, START_S, speak
+from engine_harness import START_S, speak
 from fleet_kit import OPENING, TOKENS, Served, narrated_to, opening, said_to, serving
 import numpy as np
 import pytest
@@ -43,12 +42,10 @@ MANY = 1000
 @pytest.fixture(scope='module')
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Give one that has a robot of its own all the time, so that its engine need not start anew."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
-        bounds = Bounds(frame_bytes=100_000, messages=50, of_one=2)
-        with serving(tmp_path_factory.mktemp('kept'), bounds) as served:
-            with narrated_to(served, 'third'):
-                yield served
+    bounds = Bounds(frame_bytes=100_000, messages=50, of_one=2)
+    with serving(tmp_path_factory.mktemp('kept'), bounds) as served:
+        with narrated_to(served, 'third'):
+            yield served
 
 
 @pytest.fixture

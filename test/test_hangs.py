@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from engine_harness import HERE, frame, listening
+from engine_harness import frame, listening
 import hanging_session
 import numpy as np
 import pytest
@@ -27,8 +27,7 @@ LIMITS = Limits(load=600.0, silence=10.0, work=20.0)
 
 
 @pytest.fixture(autouse=True)
-def quick_and_fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, 'BACKOFF_S', (0.05,))
 
 

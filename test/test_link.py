@@ -30,11 +30,6 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import FramesDropped, SessionClosed, StepPerceived, TextDelta
 
 
-@pytest.fixture(autouse=True)
-def fake_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
-
-
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     with serving(tmp_path) as served:

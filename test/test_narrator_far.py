@@ -1,12 +1,11 @@
 """A narrator whose engine is a pool's: TLS, its token, and a model here while there is no way."""
 
 from collections.abc import Iterator
-import os
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from fleet_kit import CERTIFICATE, TOKENS, Served, serving
-from narrator_harness import HERE, NarratorProcess, Probe, picture, probing
+from narrator_harness import NarratorProcess, Probe, picture, probing
 import pytest
 from test_narrator_cameras import FAKE, numbers
 from waiting import PATIENCE_S, wait_until
@@ -15,8 +14,7 @@ from experiments.outages import Proxy
 
 
 @pytest.fixture
-def served(ros_domain: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
+def served(ros_domain: int, tmp_path: Path) -> Iterator[Served]:
     with serving(tmp_path, tls=True) as served:
         yield served
 

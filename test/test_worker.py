@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import os
 from pathlib import Path
 
-from engine_harness import HERE, Listener, listening
+from engine_harness import Listener, listening
 from fake_session import SESSION
 import pytest
 from waiting import PATIENCE_S
@@ -14,11 +14,6 @@ from sww_ros.engine.worker import in_words, open_request
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import Trouble
 from sww_ros.wire import MAX_HEADER_BYTES, PREFIX, Channel
-
-
-@pytest.fixture(autouse=True)
-def fake_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('PYTHONPATH', str(HERE), prepend=os.pathsep)
 
 
 @pytest.fixture
