@@ -127,19 +127,31 @@ def compressed_to_rgb(msg: Any, most: int = MAX_PIXELS) -> np.ndarray:
     data = _bytes(msg.data)
     if not data.size:
         raise ValueError(f'empty compressed image (format {msg.format!r}): it has no data')
-    # First: a hundred broken bytes can say that they are a gigapixel, and are given the memory.
-    width, height = _said_size(data.tobytes())
-    if width * height > most:
-        raise ValueError(f'a compressed image of {width}x{height} pixels is too large: at most '
-                         f'{most} are taken')
+    is_picture = check_compressed(data.tobytes(), most)
     try:
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if width * height else None
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if is_picture else None
     except cv2.error:
         bgr = None  # OpenCV returns None or raises, depending on what is broken.
     if bgr is None:
         raise ValueError(f'cannot decode the compressed image of format {msg.format!r}, '
                          f'{data.size} bytes; supported: jpeg, png')
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def check_compressed(data: bytes, most: int) -> bool:
+    """
+    Return whether a jpeg or png says that it has pixels.
+
+    To be asked before it is decoded: a hundred broken bytes can say that they are a gigapixel, and
+    are given the memory.
+
+    :raises ValueError: where they are more than `most`
+    """
+    width, height = _said_size(data)
+    if width * height > most:
+        raise ValueError(f'a compressed image of {width}x{height} pixels is too large: at most '
+                         f'{most} are taken')
+    return width * height > 0
 
 
 IMAGE_TYPES = {'sensor_msgs/msg/Image': image_to_rgb,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import select
 import socket
@@ -89,6 +90,10 @@ class Channel:
         """Whether this end was closed."""
         return self._socket.fileno() < 0
 
+    def socket(self) -> socket.socket:
+        """Return the socket once more, for who sends and receives by a loop in place of this."""
+        return self._socket.dup()
+
     def close(self) -> None:
         """Close both directions, which wakes whoever waits at either end."""
         try:
@@ -126,6 +131,25 @@ def packed(header: dict, payload: bytes = b'') -> bytes:
     :raises ValueError: for a message that is too large
     """
     return _head(header, len(payload)) + payload
+
+
+async def next_packed(reader: asyncio.StreamReader) -> bytes:
+    """
+    Return the bytes of the next whole message.
+
+    :raises LostChannel: for bytes that are none
+    :raises ConnectionError: when the other end is gone
+    """
+    try:
+        prefix = await reader.readexactly(PREFIX.size)
+        sizes = PREFIX.unpack(prefix)
+        try:
+            _check_sizes(*sizes)
+        except ValueError as error:
+            raise LostChannel(str(error)) from error
+        return prefix + await reader.readexactly(sum(sizes))
+    except asyncio.IncompleteReadError:
+        raise ConnectionError('the other end is gone') from None
 
 
 def unpacked(data: bytes) -> tuple[dict, bytes]:

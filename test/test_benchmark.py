@@ -283,7 +283,7 @@ def test_cameras_on_two_engines_are_measured_at_full_load_and_paced(model: str):
     assert found['step_tokens'] == 9 and found['info']['capacity'] > 0
     for each in (found['full'], found['paced']):
         assert 0 < each['first_token']['p50_ms'] <= each['heard']['p99_ms'] < 60_000
-        assert each['cores']['engines'] > 0 and 'replicas' not in each['cores']
+        assert each['cores']['engines'] > 0 and 'gateway' not in each['cores']
     seen = sum(sum(found[name]['steps']) for name in ('full', 'paced'))
     assert sum(each.steps for each in passes) >= seen, 'each step was in a pass that was timed'
 
@@ -306,8 +306,9 @@ def test_what_two_engines_give_is_the_median_of_what_they_give_in_each_round(
     assert said['first_token']['1 engine'] == dict(p50_ms=7.5, p95_ms=7.5, p99_ms=15.0)
     # A step takes 10 ms and a token nothing, on two cameras half a second apart.
     costs = Costs(0.01, ((1, 0.0),))
-    found = pool.predicted(dict(full=costs, paced=costs), None, 1, said, argparse.Namespace(
-        cameras=2, in_flight=2, step_s=1.0))
+    found = pool.compared(pool.simulated(
+        dict(full=costs, paced=costs), None, 1, said, argparse.Namespace(
+            cameras=2, in_flight=2, step_s=1.0)), said)
     # Two are as slow beside one another as the one was: 7.5 ms a step.
     assert found['2 engines']['steps_per_s']['predicted'] == pytest.approx(2 / 0.0075, rel=0.01)
     found = found['1 engine']

@@ -12,8 +12,8 @@ and whose that is: the cameras are on the same ones.
 
 Passes of the one engine are timed, in both loads. By what they take, and for pools by what cores do
 outside of engines for the pool of one, and how long frames are on the way to it, all of this is
-simulated, as `python -m sww_ros.fleet plan` does, and told beside what was measured. Of two engines
-it is taken from one at what pace passes are there.
+simulated, as `python -m sww_ros.fleet plan` does, before any two engines are measured, and told
+beside what was measured. Of two engines it is taken from one at what pace passes are there.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 import importlib.util
 from itertools import cycle
+import json
+import multiprocessing
+from multiprocessing.connection import Connection
 import os
 from pathlib import Path
 import socket
 from statistics import median
+import sys
 import tempfile
 
 import numpy as np
@@ -48,7 +52,8 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.relay import Relay
 
 ENGINE_1, ENGINE_2, POOL_1, POOL_2 = '1 engine', '2 engines', 'pool of 1', 'pool of 2'
-ENGINES = {ENGINE_1: 1, ENGINE_2: 2, POOL_1: 1, POOL_2: 2}
+ENGINES = {ENGINE_1: 1, POOL_1: 1, ENGINE_2: 2, POOL_2: 2}
+"""How many a case has: those of two come after those by which they are foretold."""
 POOLS = (POOL_1, POOL_2)
 FULL, PACED = 'full', 'paced'
 QUALITY = 90
@@ -83,22 +88,37 @@ def engines(count: int) -> Iterator[Connect]:
 
 @contextmanager
 def pool_of(replicas: int, model: str, config: SessionConfig, sessions: int) -> Iterator[Connect]:
-    """Give the route to a pool of so many engines, on a Ray of its own."""
+    """Give the route to a pool of so many engines, on a Ray of its own, in a process of its own."""
+    context = multiprocessing.get_context('spawn')
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_have_pool, args=(theirs, replicas, model, config, sessions))
+    process.start()
+    theirs.close()
+    try:
+        address = ours.recv()
+        yield lambda: Far.to(address, TOKEN)
+    finally:
+        ours.close()
+        process.join()
+
+
+def _have_pool(owner: Connection, replicas: int, model: str, config: SessionConfig,
+               sessions: int) -> None:
+    """Have a pool until the other end of a pipe, which is told its address, is closed."""
     from sww_ros.fleet import pool  # Ray, which need not be there for anything else.
     from sww_ros.fleet.gateway import Bounds
     from sww_ros.fleet.robots import Robots
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(('127.0.0.1', 0)) as free:
-        file, port = Path(folder) / 'robots', free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'robots'
         file.write_text(f'cameras {TOKEN}\n')
         robots = Robots(file)
-    try:
-        # A share of a core is reserved, as otherwise two do not fit on two beside the proxy.
-        pool.start(model, config, robots, Bounds(of_one=sessions, messages=MESSAGES,
-                                                 bytes=MESSAGES * 10_000), replicas=replicas,
-                   host='127.0.0.1', port=port, address='local', cpus_each=0.5)
-        yield lambda: Far.to(f'ws://127.0.0.1:{port}', TOKEN)
-    finally:
-        pool.stop()
+    # A share of a core is reserved, as otherwise two may not fit on two.
+    with pool.running(model, config, robots, Bounds(
+            of_one=sessions, messages=MESSAGES, bytes=MESSAGES * 10_000),
+            replicas=replicas, address='local', cpus_each=0.5) as address:
+        owner.send(address)
+        with suppress(EOFError):
+            owner.recv()
 
 
 async def watched(connect: Connect, request: dict, scenes: Sequence[Sequence[Picture]],
@@ -139,8 +159,21 @@ def _run(model: str, given: argparse.Namespace) -> dict:
 
     passes: dict[str, list[TimedPass]] = {name: [] for name in phases}
 
+    so_far: dict[str, list[dict]] = {}
+    foretold: dict[str, dict[str, float]] = {}
+    costs: dict[str, Costs] = {}
+
+    def foretell() -> None:
+        one = so_far[ENGINE_1][0]
+        costs.update({name: costs_of(each, one['step_tokens']) for name, each in passes.items()})
+        foretold.update(simulated(costs, relay_of(one['info']), one['info']['wait_k'],
+                                  figures(so_far), given))
+        print(f'foretold: {json.dumps(foretold)}', file=sys.stderr, flush=True)
+
     def measure(_: int, case: str) -> dict:
         count, is_pool = ENGINES[case], case in POOLS
+        if count > 1 and not foretold:
+            foretell()
         with timing() as timed, (
                 pool_of(count, model, config, given.cameras) if is_pool else
                 engines(count)) as connect:
@@ -151,50 +184,45 @@ def _run(model: str, given: argparse.Namespace) -> dict:
             for name in phases:
                 begin_ns, end_ns = found[name]['window_ns']
                 passes[name] += [each for each in timed if begin_ns <= each.start_ns < end_ns]
+        so_far.setdefault(case, []).append(found)
         return found
 
     rounds = harness.alternate('pools', ENGINES, given.repeats, measure)
-    one = rounds[ENGINE_1][0]
-    costs = {name: costs_of(each, one['step_tokens']) for name, each in passes.items()}
-    relay = relay_of(one['info'])
+    relay = relay_of(rounds[ENGINE_1][0]['info'])
     summary = summarize(rounds)
     return dict(summary=dict(
         model=given.model, cameras=given.cameras, in_flight=given.in_flight,
-        step_every_s=given.step_s, **summary, predicted=predicted(
-            costs, relay, one['info']['wait_k'], summary, given)),
+        step_every_s=given.step_s, **summary, predicted=compared(foretold, summary)),
         costs={name: asdict(each) for name, each in costs.items()},
         relay=asdict(relay) if relay else None, rounds=rounds)
 
 
-def predicted(costs: dict[str, Costs], relay: Relay | None, tokens: int, found: dict,
-              given: argparse.Namespace) -> dict:
+def simulated(costs: dict[str, Costs], relay: Relay | None, tokens: int, found: dict,
+              given: argparse.Namespace) -> dict[str, dict[str, float]]:
     """
-    Return what is simulated of each case, and by how much that is more than what was measured.
+    Return what is simulated of each case, by what was measured of one engine and a pool of one.
 
     :param costs: of passes in each load
     :param tokens: said of a step
-    :param found: what `summarize` returns
+    :param found: what `figures` returns of those two
     """
-    result: dict[str, dict] = {}
+    result: dict[str, dict[str, float]] = {}
     alone = steps_a_second(costs[FULL], tokens, given.cameras, relay=relay,
                            waiting=given.in_flight)
     for case, count in ENGINES.items():
         one = POOL_1 if case in POOLS else ENGINE_1
         core_s = {who: ms / 1e3 for who, ms in found['core_ms_a_step'][one].items()}
         engine_s = core_s.pop('engines')
-        rate = steps_a_second(
+        result[case] = dict(steps_per_s=round(steps_a_second(
             costs[FULL], tokens, given.cameras, count, relay=relay, outside_s=sum(core_s.values()),
             cores=len(os.sched_getaffinity(0)), waiting=given.in_flight,
-            pace=1.0 if count == 1 else engine_s * alone)
-        result[case] = dict(steps_per_s=compared(rate, found['steps_per_s'][case]))
+            pace=1.0 if count == 1 else engine_s * alone), 3))
         if case == ENGINE_2:
             continue
         each = simulate_engine(costs[PACED], Load(given.step_s, tokens, 'spaced'),
                                given.cameras // count, PACED_STEPS, relay=relay)
         late = percentiles(late_by(each.latencies_s, found['fed'][one]))
-        for name in ('p50_ms', 'p99_ms'):
-            result[case][f'first_token_{name}'] = compared(
-                late[name], found['first_token'][case][name])
+        result[case] |= {f'first_token_{name}': late[name] for name in ('p50_ms', 'p99_ms')}
     return result
 
 
@@ -205,10 +233,18 @@ def late_by(latencies_s: Sequence[float], way: dict[str, float]) -> list[float]:
     return (np.asarray(latencies_s) + np.interp(draws, shares, times_ms) / 1e3).tolist()
 
 
-def compared(simulated: float, measured: float) -> dict[str, float]:
-    """Return both, and by how much the first is more."""
-    return dict(predicted=round(simulated, 3), measured=measured,
-                ratio=round(simulated / measured, 3))
+def compared(foretold: dict[str, dict[str, float]], found: dict) -> dict[str, dict]:
+    """Return what was simulated of each case, what was measured, and by how much it is more."""
+    result: dict[str, dict] = {}
+    for case, each in foretold.items():
+        measured = dict(steps_per_s=found['steps_per_s'][case])
+        if case != ENGINE_2:
+            measured |= {f'first_token_{name}': value
+                         for name, value in found['first_token'][case].items()}
+        result[case] = {name: dict(predicted=value, measured=measured[name],
+                                   ratio=round(value / measured[name], 3))
+                        for name, value in each.items()}
+    return result
 
 
 def summarize(rounds: dict[str, list[dict]]) -> dict:
@@ -218,8 +254,13 @@ def summarize(rounds: dict[str, list[dict]]) -> dict:
                  for many, few in zip(rounds[two], rounds[one], strict=True)]
         return dict(median=round(median(found), 3), each=[round(each, 3) for each in found])
 
+    return dict(gain=gain(POOL_2, POOL_1), gain_without_ray=gain(ENGINE_2, ENGINE_1),
+                **figures(rounds))
+
+
+def figures(rounds: dict[str, list[dict]]) -> dict:
+    """Return medians over the rounds, of each case that there is."""
     return dict(
-        gain=gain(POOL_2, POOL_1), gain_without_ray=gain(ENGINE_2, ENGINE_1),
         steps_per_s={case: middle(each[FULL]['steps_per_s'] for each in rounds[case])
                      for case in rounds},
         core_ms_a_step={case: core_ms([each[FULL] for each in rounds[case]]) for case in rounds},

@@ -25,7 +25,7 @@ import aiohttp
 from sww_ros.benchmark.latency import percentiles
 from sww_ros.frames import NANOSECONDS
 from sww_ros.shapes.scene import TICK_S
-from sww_ros.wire import PREFIX, packed, unpacked
+from sww_ros.wire import next_packed, packed, unpacked
 
 TAIL_S = 1.0
 """How long what came last may take to be told [s]."""
@@ -68,11 +68,7 @@ class Near:
 
     async def receive(self) -> bytes:
         """See `Route`."""
-        try:
-            prefix = await self._reader.readexactly(PREFIX.size)
-            return prefix + await self._reader.readexactly(sum(PREFIX.unpack(prefix)))
-        except asyncio.IncompleteReadError:
-            raise ConnectionError('the engine is gone') from None
+        return await next_packed(self._reader)
 
     async def close(self) -> None:
         """See `Route`."""
@@ -283,8 +279,8 @@ def cpu_seconds() -> dict[str, float]:
     """
     Return the time that cores have computed for this process and those that it began [s].
 
-    By who they are: cameras (this one), engines, replicas (without their engines), proxy, and what
-    else there is of Ray.
+    By who they are: cameras (this one), engines, the gateway, where it has a process of its own,
+    and Ray, replicas without their engines included.
     """
     tick_s = 1 / os.sysconf('SC_CLK_TCK')
     parents, spent = {}, {}
@@ -311,8 +307,7 @@ def _who(pid: int) -> str:
         words = Path(f'/proc/{pid}/cmdline').read_text().replace('\0', ' ')
     except OSError:
         words = ''
-    for sign, who in (('sww_ros.engine.process', 'engines'), ('ServeReplica', 'replicas'),
-                      ('Proxy', 'proxy'), ('haproxy', 'proxy')):
+    for sign, who in (('sww_ros.engine.process', 'engines'), ('spawn_main', 'gateway')):
         if sign in words:
             return who
     return 'ray'

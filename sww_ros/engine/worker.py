@@ -15,10 +15,12 @@ import sys
 import threading
 import time
 import traceback
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from sww_ros.images import compressed_to_rgb
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import (
     Event,
@@ -134,8 +136,10 @@ class Worker:
         question_id = str(header.get('question_id', ''))
         try:
             if command == 'feed':
-                shape = header.pop('shape')
-                self._session.feed(np.frombuffer(payload, np.uint8).reshape(shape), **header)
+                shape = header.pop('shape', None)
+                self._session.feed(
+                    np.frombuffer(payload, np.uint8).reshape(shape) if shape is not None else
+                    compressed_to_rgb(SimpleNamespace(format='jpeg', data=payload)), **header)
             elif command == 'ask' and not question_id:
                 raise ValueError('a question needs a question_id')
             elif command in COMMANDS:

@@ -16,22 +16,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 import logging
-import queue
-import threading
 import time
-from types import SimpleNamespace
-from typing import Protocol
+from typing import Any, Protocol
 
 from sww_ros.engine.client import ENGINE
-from sww_ros.engine.process import EngineProcess, Launcher
 from sww_ros.engine.worker import open_request
 from sww_ros.fleet.meters import Meter, SessionMeter
 from sww_ros.fleet.robots import Robots
-from sww_ros.images import compressed_to_rgb
+from sww_ros.images import check_compressed
 from sww_ros.streaming.config import OF_ENGINE, SessionConfig
-from sww_ros.streaming.events import FramesDropped, Trouble, event_to_dict
+from sww_ros.streaming.events import Event, FramesDropped, Trouble, event_to_dict
 from sww_ros.web.server import Allowance
-from sww_ros.wire import packed, unpacked
+from sww_ros.wire import Channel, next_packed, packed, unpacked
 
 LOG = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 64 * 1024
@@ -40,12 +36,10 @@ OPEN_S = 15.0
 WRONG_TOKEN_S = 0.5
 """How long a wrong token is thought about: nobody shall try many."""
 LAST_WORDS_S = 2.0
-WAITING = 32
-"""So many messages of a robot may wait for the engine's process."""
 UNREAD = 4096
 """So many messages to a robot may wait for it to read."""
-WRONG, TOKEN, CROWDED, TOO_LARGE, TOO_FAST, UNREAD_CODE, ENDED = (
-    1002, 4401, 4429, 1009, 1008, 4408, 1011)
+WRONG, TOKEN, CROWDED, TOO_LARGE, TOO_FAST, UNREAD_CODE, ENDED, GOING = (
+    1002, 4401, 4429, 1009, 1008, 4408, 1011, 1001)
 """Codes with which a WebSocket is closed."""
 POOLS = (*OF_ENGINE, 'record_trace', 'profile')
 """The settings that the pool alone has a say in."""
@@ -102,6 +96,27 @@ class Socket(Protocol):
         """Close it."""
 
 
+class RobotSession(Protocol):
+    """What runs a robot's session, as an `EngineProcess` does."""
+
+    @property
+    def channel(self) -> Channel:
+        """To that session."""
+
+    def end(self) -> object:
+        """End it."""
+
+    def report(self) -> str:
+        """Return, after the end, how it ended."""
+
+
+class SessionHost(Protocol):
+    """Starts sessions; any thread may use it."""
+
+    def session(self, on_line: Callable[[str], None]) -> RobotSession:
+        """As of `Launcher`."""
+
+
 def settings_of(given: object, bounds: Bounds) -> SessionConfig:
     """
     Return the settings of a session as a robot wants them, but for those that are the pool's.
@@ -125,18 +140,17 @@ def settings_of(given: object, bounds: Bounds) -> SessionConfig:
     return config
 
 
-def pixels_of(header: dict, jpeg: bytes, bounds: Bounds) -> tuple[dict, memoryview]:
+def frame_of(header: dict, jpeg: bytes, bounds: Bounds) -> dict:
     """
-    Return header and payload of the message that feeds the engine the frame of a robot's one.
+    Return the header with which a robot's frame is fed to the engine, which decodes it.
 
     :raises ValueError: for what is no JPEG, or too large
     """
     if not jpeg.startswith(b'\xff\xd8'):
         raise ValueError('a frame must be a JPEG')
-    pixels = compressed_to_rgb(SimpleNamespace(format='jpeg', data=jpeg), bounds.frame_pixels)
-    known = {name: header[name] for name in ('command', 'stamp_ns', 'received_ns', 'last')
-             if name in header}
-    return known | {'shape': pixels.shape}, pixels.data
+    check_compressed(jpeg, bounds.frame_pixels)
+    return {name: header[name] for name in ('command', 'stamp_ns', 'received_ns', 'last')
+            if name in header}
 
 
 class Gateway:
@@ -145,13 +159,16 @@ class Gateway:
 
     :param host: starts sessions, on the engine that all share
     :param model: what that runs, and `session` what opens it, as of `EngineClient`
+    :param meter_of: returns what measures a session; None: `meter` does
     """
 
-    def __init__(self, host: Launcher, model: str, robots: Robots, meter: Meter,
-                 bounds: Bounds | None = None, session: str = ENGINE) -> None:
+    def __init__(self, host: SessionHost, model: str, robots: Robots, meter: Meter,
+                 bounds: Bounds | None = None, session: str = ENGINE,
+                 meter_of: Callable[[Any], Meter] | None = None) -> None:
         self.bounds = bounds or Bounds()
         self._host, self._model, self._session = host, model, session
         self._robots, self.meter = robots, meter
+        self.meter_of = meter_of or (lambda session: meter)
         self._here: Counter[str] = Counter()
         self.visits: set[_Visit] = set()
 
@@ -185,6 +202,11 @@ class Gateway:
         self.meter.gauge('sessions', self._here.total())
         self.meter.gauge('waiting', sum(visit.waiting for visit in [*self.visits]))
 
+    async def send_away(self) -> None:
+        """Have all who are here leave, as this ends."""
+        await asyncio.gather(*(asyncio.wait_for(visit.socket.close(GOING), LAST_WORDS_S)
+                               for visit in self.visits), return_exceptions=True)
+
     async def _let_in(self, shown: str) -> str:
         """Return the name of the robot whose token is shown, which is counted from now on."""
         robot = self._robots.known(shown)
@@ -208,7 +230,7 @@ class Gateway:
         return open_request(self._session, self._model,
                             settings_of(asked.get('config', {}), self.bounds))
 
-    def start(self) -> EngineProcess:
+    def start(self) -> RobotSession:
         """
         Return a session that is not open yet; waits while a process is started.
 
@@ -218,24 +240,22 @@ class Gateway:
 
 
 class _Visit:
-    """One WebSocket: two tasks at its end, and two threads at that of the engine's process."""
+    """One WebSocket, and the socket of the session that was opened by it."""
 
     def __init__(self, gateway: Gateway, socket: Socket, robot: str) -> None:
-        self._gateway, self._socket, self._robot = gateway, socket, robot
+        self._gateway, self.socket, self._robot = gateway, socket, robot
         self._bounds = bounds = gateway.bounds
-        self._loop = asyncio.get_running_loop()
         self._messages = Allowance(bounds.messages, 2 * bounds.messages)
         self._bytes = Allowance(bounds.bytes, 2 * bounds.bytes + bounds.message_bytes)
-        self._to_engine: queue.Queue[tuple[dict, bytes] | None] = queue.Queue(WAITING)
-        self._to_robot: asyncio.Queue[dict | None] = asyncio.Queue()
-        self._meter = SessionMeter(gateway.meter)
-        self._process: EngineProcess | None = None
+        self._to_robot: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._session: RobotSession | None = None
+        self._to_engine: asyncio.StreamWriter | None = None
         self._over = False
 
     @property
     def waiting(self) -> int:
-        """How many messages wait, for the engine or for the robot."""
-        return self._to_engine.qsize() + self._to_robot.qsize()
+        """How many messages wait for the robot."""
+        return self._to_robot.qsize()
 
     async def run(self) -> None:
         """
@@ -255,21 +275,15 @@ class _Visit:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._over = True  # A session that is being started just now is ended where it is.
-            if (process := self._process) is not None:
-                await asyncio.to_thread(self._end, process, goes_on)
+            if self._to_engine is not None:
+                self._to_engine.transport.abort()
+            if (session := self._session) is not None:
+                await asyncio.to_thread(_end, session, goes_on)
         for task in tasks:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
-        if not goes_on and process is not None and tells.result():
-            raise Refused(ENDED, process.report())
-
-    def _end(self, process: EngineProcess, wanted: bool) -> None:
-        """End the session, and with its channel both threads; wanted: it was not the first to."""
-        if wanted:
-            process.channel.close()
-        process.end()
-        with suppress(queue.Full):  # Then its thread finds the channel closed.
-            self._to_engine.put_nowait(None)
+        if not goes_on and session is not None and tells.result():
+            raise Refused(ENDED, session.report())
 
     async def _hear(self) -> None:
         """Have the engine obey a robot, which opens a session first, until it is gone."""
@@ -284,20 +298,33 @@ class _Visit:
                           f'{opening[0].get("command")!r:.80}')
         try:
             request = self._gateway.request_of(opening[0])
-            await asyncio.shield(asyncio.to_thread(self._begin, request))
+            channel = await asyncio.shield(asyncio.to_thread(self._begin, request))
+            reader, self._to_engine = await asyncio.open_connection(sock=channel.socket())
         except (ValueError, OSError) as error:
             raise Refused(WRONG, str(error)) from None
-        while (message := await self._next()) is not None:
-            self._hand_over(*message)
+        listens = asyncio.create_task(self._listen(reader))
+        try:
+            while (message := await self._next()) is not None:
+                self._hand_over(self._to_engine, *message)
+        finally:
+            listens.cancel()
+
+    def _begin(self, request: dict) -> Channel:
+        """Start the session; on a thread, as that may take a while."""
+        self._session = session = self._gateway.start()
+        if self._over:
+            session.end()
+        session.channel.send(request)
+        return session.channel
 
     async def _next(self) -> tuple[dict, bytes] | None:
         """Return the robot's next message but for the clock's, which are answered."""
-        while (data := await self._socket.receive()) is not None:
+        while (data := await self.socket.receive()) is not None:
             header, payload = self._checked(data)
             if header.get('command') != 'clock':
                 return header, payload
-            self._put(dict(type='clock', sent_ns=header.get('sent_ns'),
-                           here_ns=time.monotonic_ns()))
+            self._put(packed(dict(type='clock', sent_ns=header.get('sent_ns'),
+                                  here_ns=time.monotonic_ns())))
         return None
 
     def _checked(self, data: bytes | str) -> tuple[dict, bytes]:
@@ -318,65 +345,56 @@ class _Visit:
             raise Refused(TOO_LARGE, f'a header of more than {MAX_HEADER_BYTES} bytes')
         return header, payload
 
-    def _hand_over(self, header: dict, payload: bytes) -> None:
+    def _hand_over(self, engine: asyncio.StreamWriter, header: dict, payload: bytes) -> None:
+        is_frame = header.get('command') == 'feed'
         try:
-            self._to_engine.put_nowait((header, payload))
-        except queue.Full:
-            if header.get('command') != 'feed':
-                raise Refused(TOO_FAST, f'{WAITING} messages wait for the engine') from None
-            self._put(event_to_dict(FramesDropped('overrun', 1)))
+            if is_frame:
+                header = frame_of(header, payload, self._bounds)
+        except ValueError as error:  # It costs this frame.
+            self._put_event(FramesDropped('bad', 1))
+            self._put_event(Trouble(f'a frame: {error}', '', False))
+            return
+        if engine.transport.get_write_buffer_size() < self._bounds.frame_bytes:
+            engine.write(packed(header, payload if is_frame else b''))
+        elif is_frame:
+            self._put_event(FramesDropped('overrun', 1))
+        else:
+            raise Refused(TOO_FAST, f'{self._bounds.frame_bytes} bytes wait for the engine')
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        """Have the robot be told what the engine says, to its end."""
+        meter = SessionMeter(self._gateway.meter_of(self._session))
+        with suppress(ValueError, OSError):
+            while True:
+                message = await next_packed(reader)
+                meter.take(unpacked(message)[0])
+                self._put(message)
+        self._put(None)
 
     async def _tell(self) -> bool:
         """Tell the robot what there is; return whether it was the engine that ended it."""
         try:
             while (message := await self._to_robot.get()) is not None:
-                await self._socket.send(packed(message))
+                await self.socket.send(message)
         except (OSError, RuntimeError):
             return False
         return True
 
-    def _put(self, message: dict | None) -> None:
-        """Have the robot be told; on the loop."""
+    def _put_event(self, event: Event) -> None:
+        self._put(packed(event_to_dict(event)))
+
+    def _put(self, message: bytes | None) -> None:
+        """Have the robot be told."""
         if self._to_robot.qsize() < UNREAD:
             self._to_robot.put_nowait(message)
         elif self._to_robot.qsize() == UNREAD:  # Not even that it ended would be read.
             LOG.warning('%s does not read what it is told', self._robot)
-            asyncio.ensure_future(self._socket.close(UNREAD_CODE))
+            asyncio.ensure_future(self.socket.close(UNREAD_CODE))
             self._to_robot.put_nowait(None)
 
-    # On threads, as the engine's channel is one that waits.
 
-    def _begin(self, request: dict) -> None:
-        """Start the session, and both threads."""
-        self._process = process = self._gateway.start()
-        if self._over:
-            process.end()
-            return
-        process.channel.send(request)
-        for work in (self._read_engine, self._feed_engine):
-            threading.Thread(target=work, args=[process], name=self._robot, daemon=True).start()
-
-    def _read_engine(self, process: EngineProcess) -> None:
-        with suppress(ValueError):
-            while (message := process.channel.receive()) is not None:
-                self._meter.take(message[0])
-                self._later(self._put, message[0])
-        self._later(self._put, None)
-
-    def _feed_engine(self, process: EngineProcess) -> None:
-        while (message := self._to_engine.get()) is not None:
-            header, payload = message
-            try:
-                if header.get('command') == 'feed':
-                    process.channel.send(*pixels_of(header, payload, self._bounds))
-                else:
-                    process.channel.send(header)
-            except OSError:
-                return  # It is gone, which the other thread tells.
-            except Exception as error:  # noqa: BLE001 - OpenCV's own too: it costs this frame
-                self._later(self._put, event_to_dict(FramesDropped('bad', 1)))
-                self._later(self._put, event_to_dict(Trouble(f'a frame: {error}', '', False)))
-
-    def _later(self, do: Callable, *arguments: object) -> None:
-        with suppress(RuntimeError):  # The loop has ended meanwhile.
-            self._loop.call_soon_threadsafe(do, *arguments)
+def _end(session: RobotSession, wanted: bool) -> None:
+    """End a session; wanted: it was not the first to end."""
+    if wanted:
+        session.channel.close()
+    session.end()

@@ -13,7 +13,7 @@ PREFIX = 'sww_'
 GAUGES = {
     'ready': 'Whether the engine runs (1) or not (0).',
     'sessions': 'Sessions of robots at this moment.',
-    'waiting': 'Messages that wait, for the engine or for robots.',
+    'waiting': 'Messages that wait until robots take them.',
 }
 COUNTERS = {
     'refused': 'Connections that were refused or sent away, by the code of their end.',

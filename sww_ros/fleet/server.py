@@ -64,13 +64,14 @@ class GatewayServer(ServingThread):
     """
     Serves a gateway in a thread of its own, from `start` to `close`.
 
+    :param meter: is told over HTTP; None: it is not
     :param port: 0: any that is free, which `port` says then
     :param tls: how; None: not at all, which only this machine itself may do without
     :param ready: says whether the engine runs
     :raises ValueError: where others could listen to what is said
     """
 
-    def __init__(self, gateway: Gateway, meter: LocalMeter, *, host: str = '127.0.0.1',
+    def __init__(self, gateway: Gateway, meter: LocalMeter | None, *, host: str = '127.0.0.1',
                  port: int = 0, tls: ssl.SSLContext | None = None, ready=lambda: True) -> None:
         if tls is None and not is_local(host):
             raise ValueError(f'{host} can be reached by others: give a certificate and its key, '
@@ -90,7 +91,8 @@ class GatewayServer(ServingThread):
         app = web.Application()
         app.router.add_get('/', self._serve)
         app.router.add_get('/health', self._tell_health)
-        app.router.add_get('/metrics', self._tell_metrics)
+        if self._meter is not None:
+            app.router.add_get('/metrics', self._tell_metrics)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=END_S)
         await self._runner.setup()
         self._server = await self._loop.create_server(
@@ -101,6 +103,7 @@ class GatewayServer(ServingThread):
     async def _shut(self) -> None:
         if self._server is not None:
             self._server.close()
+        await self._gateway.send_away()
         await super()._shut()
 
     def _admit(self) -> RequestHandler:
@@ -136,13 +139,14 @@ class GatewayServer(ServingThread):
         return socket
 
     async def _tell_health(self, _: web.Request) -> web.Response:
-        ready = self._ready()
+        ready = await asyncio.to_thread(self._ready)
         return web.Response(text='the engine runs\n' if ready else 'the engine does not run\n',
                             status=200 if ready else 503)
 
     async def _tell_metrics(self, request: web.Request) -> web.Response:
         if not self._gateway.knows(bearer(request.headers.get('Authorization', ''))):
             raise web.HTTPUnauthorized(text='a token is needed\n')
+        assert self._meter is not None
         self._meter.gauge('ready', self._ready())
         self._gateway.measure()
         return web.Response(text=self._meter.text())

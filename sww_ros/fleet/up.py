@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 import logging
 from pathlib import Path
 import signal
+import ssl
 import sys
 import threading
 
@@ -46,9 +47,9 @@ def parser() -> argparse.ArgumentParser:
                       'other than a local address needs')
     made.add_argument('--key', default='', metavar='FILE', help='the key of the certificate')
     made.add_argument('--sessions', type=int, default=Bounds.sessions,
-                      help='the most at once, of a replica (default: %(default)s)')
+                      help='the most at once, for each engine (default: %(default)s)')
     made.add_argument('--sessions-of-one', type=int, default=Bounds.of_one,
-                      help='the most of one robot at once, of a replica (default: %(default)s)')
+                      help='the most of one robot at once (default: %(default)s)')
     made.add_argument('--most-steps', type=int, default=Bounds.steps, help='the most that a robot '
                       'may have a session remember (default: %(default)s)')
     made.add_argument('--address', default='', help="of a Ray cluster; 'local': none but this "
@@ -101,23 +102,23 @@ def bounds_of(given: argparse.Namespace) -> Bounds:
     return Bounds(sessions=given.sessions, of_one=given.sessions_of_one, steps=given.most_steps)
 
 
-def check_door(given: argparse.Namespace) -> None:
+def door_of(given: argparse.Namespace) -> ssl.SSLContext | None:
     """
-    Check that nobody can listen to what is said.
+    Return how TLS is spoken; None: not at all.
 
-    :raises ValueError: in words, where somebody could
+    :raises ValueError: in words, where somebody could listen to what is said
     """
     if bool(given.certificate) != bool(given.key):
         raise ValueError('a certificate and its key must be given together')
     if not given.certificate and not is_local(given.host):
         raise ValueError(f'{given.host} can be reached by others: give --certificate and --key, '
                          'or listen on 127.0.0.1')
+    return tls_of(Path(given.certificate), Path(given.key)) if given.certificate else None
 
 
 def serve_alone(given: argparse.Namespace, wait_end: Callable[[], object]) -> None:
     """Serve one engine from this process; raises as `GatewayServer` and `EngineClient.start`."""
-    check_door(given)
-    tls = tls_of(Path(given.certificate), Path(given.key)) if given.certificate else None
+    tls = door_of(given)
     meter, host = LocalMeter(), EngineHost()
     gateway = Gateway(host, given.model, Robots(given.robots), meter, bounds_of(given))
     standby = Standby(host, given.model, config_of(given), on_line=print)
@@ -139,21 +140,15 @@ def serve_pool(given: argparse.Namespace, wait_end: Callable[[], object]) -> Non
     :raises ImportError: in words, where Ray is not installed
     :raises RuntimeError: when it cannot be deployed
     """
-    check_door(given)
-    robots = Robots(given.robots)
+    tls, robots = door_of(given), Robots(given.robots)
     try:
         from sww_ros.fleet import pool
     except ImportError as error:
         raise ImportError(f'a pool needs Ray (pip install -r requirements/fleet.txt), or take '
                           f'--replicas 0 for one engine: {error}') from None
-    try:
-        pool.start(given.model, config_of(given), robots, bounds_of(given),
-                   replicas=given.replicas, host=given.host, port=given.port,
-                   certificate=given.certificate, key=given.key, address=given.address,
-                   cpus_each=given.cpus_each, gpus_each=given.gpus_each)
-        kind = 'wss' if given.certificate else 'ws'
-        print(f'fleet: {given.replicas} engines for robots at {kind}://{given.host}:{given.port}',
-              flush=True)
+    with pool.running(given.model, config_of(given), robots, bounds_of(given),
+                      replicas=given.replicas, host=given.host, port=given.port, tls=tls,
+                      address=given.address, cpus_each=given.cpus_each,
+                      gpus_each=given.gpus_each) as url:
+        print(f'fleet: {given.replicas} engines for robots at {url}', flush=True)
         wait_end()
-    finally:
-        pool.stop()
