@@ -53,6 +53,17 @@ def test_small_steps_of_cameras_that_come_together_share_a_pass():
     assert both.latencies_s == pytest.approx([STEP_S + 0.003 + 1.5 * TOKEN_S] * 2)
 
 
+def test_a_step_that_comes_while_others_are_looked_at_goes_into_their_pass():
+    """Of 40 tokens three fit: looked at for 6 of 10 ms, more of them for a third of that each."""
+    costs = Costs(STEP_S, more_s=STEP_S / 2, step_tokens=40, feed_s=0.004, look_s=0.006)
+    both = simulate_engine(costs, Load(1.0, 0, 'together'), 2, 1)
+    assert both.waits_s == pytest.approx([2 * 0.006 + 1.5 * (STEP_S - 0.006)] * 2)
+    late = simulate_engine(replace(costs, feed_s=0.007), Load(1.0, 0, 'together'), 2, 1)
+    assert late.waits_s == pytest.approx([STEP_S, 2 * STEP_S])
+    alone = simulate_engine(costs, Load(1.0, 0, 'together'), 1, 1)
+    assert alone.waits_s == pytest.approx([STEP_S]), 'there is nobody to go along'
+
+
 def test_a_stream_is_relieved_by_one_that_is_prepared_piece_by_piece_between_steps():
     """After 5 steps, by one that begins with the last 2 of them: 3 pieces, and 2 steps on it."""
     costs, relay = Costs(STEP_S, piece_s=0.002), Relay(5, 2, 7)
@@ -82,13 +93,15 @@ def test_costs_are_read_off_passes_that_were_timed():
     for steps, speakers in ((1, 1), (2, 2), (3, 8), (0, 1), (0, 5), (1, 0)) * 3:
         took_ns = round(1e6 * ((3 + 2 * steps if steps else 0)
                                + (0.5 + 0.25 * speakers if speakers else 0)))
-        passes.append(TimedPass(steps, 0, speakers, now_ns, now_ns + took_ns))
+        passes.append(TimedPass(steps, 0, speakers, now_ns, now_ns + took_ns,
+                                1_000_000 * steps * (speakers > 0)))
         now_ns += took_ns
         passes.append(TimedPass(0, 1, 0, now_ns, now_ns + 1_500_000))
         now_ns += 1_500_000
     found = costs_of(passes, 9)
     # What follows on the last one is not known: it may have been the same work.
     assert found.piece_s == pytest.approx(0.0015)
+    assert found.look_s == 0.001, 'of one step; where a camera is alone, steps are not looked at'
     assert (found.step_s, found.more_s, found.step_tokens) == (
         pytest.approx(0.005), pytest.approx(0.002), 9)
     assert found.pass_s(3, 8) == pytest.approx(0.009 + 0.0025)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 import gc
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 import weakref
 
 from core_kit import Play
@@ -17,7 +17,7 @@ from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.evaluation.simulate import gather
 from sww_ros.shapes.score import Score
 from sww_ros.shapes.score import play as play_scene
-from sww_ros.streaming import rules
+from sww_ros.streaming import executors, rules
 from sww_ros.streaming.core import Core
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.events import (
@@ -204,7 +204,7 @@ def test_the_vision_tower_sees_small_steps_in_one_pass(models, monkeypatch, brok
         feed_at_once(engine, sessions, [
             frames(0, 1), [bad, bad] if broken else frames(0, 1), frames(0, 1)])
         monkeypatch.setattr(perception, 'embed', honest)
-        assert seen == ([3, 1, 1, 1] if broken else [3])
+        assert seen == ([3, 3, 1, 1, 1] if broken else [3]), 'ahead, and once they are taken'
         steps = [sum(isinstance(event, StepPerceived) for event in session.drain())
                  for session in sessions]
         assert steps == [1, not broken, 1]
@@ -257,6 +257,59 @@ def test_what_comes_while_pixels_are_made_goes_into_the_same_pass(models, monkey
             first.feed(frame)
         assert first.wait_idle(60) and second.wait_idle(60)
         assert seen == [2]
+
+
+def passes_of(monkeypatch) -> list[int]:
+    """Return how many sessions each pass of several will have had."""
+    parts, honest = [], executors.run_together
+    monkeypatch.setattr(executors, 'run_together',
+                        lambda each: parts.append(len(each)) or honest(each))
+    return parts
+
+
+def test_what_comes_while_the_vision_tower_sees_goes_into_the_same_pass(models, monkeypatch):
+    perception, waiting, works = models[1].perception, [], []
+    embed = perception.embed
+
+    def embedded(*given):
+        if waiting:
+            works.append(engine._scheduler.work[0])
+            for frame in waiting.pop():
+                second.feed(frame)
+        return embed(*given)
+
+    with engine_of(models) as engine:
+        first, second = engine.session(), engine.session()
+        feed_all([first, second], 1)
+        monkeypatch.setattr(perception, 'embed', embedded)
+        parts = passes_of(monkeypatch)
+        waiting.append(frames(1, 1))
+        feed_at_once(engine, [first], [frames(0, 1)])
+        assert second.wait_idle(60)
+        assert parts[0] == 2
+        assert works == ['perceive'], 'whoever looks for what hangs can tell'
+
+
+def test_who_waits_for_the_interpreter_is_let_in_before_a_step_is_taken(models, monkeypatch):
+    perception, cut = models[1].perception, models[1].perception.patches
+    monkeypatch.setattr(executors, 'LET_IN_S', 0.5)
+    feeders = []
+
+    def patches(*given):
+        if not feeders:
+            feeders.append(Timer(0.05, lambda: [second.feed(frame) for frame in frames(1, 1)]))
+            feeders[0].start()
+        return cut(*given)
+
+    with engine_of(models) as engine:
+        first, second = engine.session(), engine.session()
+        feed_all([first, second], 1)
+        monkeypatch.setattr(perception, 'patches', patches)
+        parts = passes_of(monkeypatch)
+        feed_at_once(engine, [first], [frames(0, 1)])
+        feeders[0].join()
+        assert second.wait_idle(60)
+        assert parts[0] == 2
 
 
 def test_pixels_that_cannot_be_made_are_told_of_one_alone(models, monkeypatch):
@@ -457,8 +510,20 @@ def test_pixels_are_made_of_those_steps_that_the_next_pass_takes(rule):
     plays[0].tokens = 9
     plays[0].perceive()
     plays[0].feed()
-    assert looked_at(rule, cores[:1]) == [], 'there is nobody to go along'
     assert looked_at(generation, cores) == []
+
+
+def test_a_step_that_the_next_frame_may_have_dropped_is_not_looked_at():
+    play = Play(narrate=False, max_pending_frames=4)
+    play.tokens = 9
+    for _ in range(2):
+        play.feed()
+        play.perceive()
+    play.feed(3)
+    assert looked_at(fused, [play.core]) == [play.core]
+    play.feed(1)
+    assert looked_at(fused, [play.core]) == []
+    assert play.core.tokens_due == 9
 
 
 @pytest.mark.parametrize('rule', [one_at_a_time, fused])

@@ -9,7 +9,7 @@ step in a pass takes and what each further one, what a token takes, and a piece 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 import json
@@ -42,13 +42,18 @@ MANY = 9
 
 
 class TimedPass(NamedTuple):
-    """How many jobs of each kind a pass did, and when it began and ended [monotonic ns]."""
+    """
+    How many jobs of each kind a pass did, and when it began and ended [monotonic ns].
+
+    It begins as the first of its steps is looked at, `looked_ns` before it is taken.
+    """
 
     steps: int
     pieces: int
     speakers: int
     start_ns: int
     stop_ns: int
+    looked_ns: int = 0
 
 
 class TimedScheduler(Scheduler):
@@ -56,17 +61,25 @@ class TimedScheduler(Scheduler):
 
     def __init__(self, *arguments: object, **options: object) -> None:
         self.passes: list[TimedPass] = []
+        self._looking_ns = 0
         super().__init__(*arguments, **options)
 
+    def _look_ahead(self, look: Callable[[], None]) -> None:
+        self._looking_ns = self._looking_ns or time.monotonic_ns()
+        super()._look_ahead(look)
+
     def _begin(self, jobs: Sequence[Job]) -> Finish:
-        start, finish = time.monotonic_ns(), super()._begin(jobs)
-        steps = sum(isinstance(job, Perceive) for job in jobs)
+        now, finish = time.monotonic_ns(), super()._begin(jobs)
+        start, steps = now, sum(isinstance(job, Perceive) for job in jobs)
+        if steps and self._looking_ns:
+            start, self._looking_ns = self._looking_ns, 0
         speakers = sum(len(job.turns) for job in jobs if isinstance(job, Decode))
         pieces = sum(not isinstance(job, (Perceive, Decode)) for job in jobs)
 
         def finished() -> list[Input]:
             results = finish()
-            self.passes.append(TimedPass(steps, pieces, speakers, start, time.monotonic_ns()))
+            self.passes.append(TimedPass(steps, pieces, speakers, start, time.monotonic_ns(),
+                                         now - start))
             return results
         return finished
 
@@ -130,7 +143,8 @@ def costs_of(passes: Sequence[TimedPass], step_tokens: int) -> Costs:
     ratios = [seconds / float(row @ fitted)
               for row, each in zip(rows, took.values(), strict=True) for seconds in each]
     spread = np.quantile(ratios, SPREAD)
+    looks = [each.looked_ns / NANOSECONDS for each in passes if each.steps == 1 and each.looked_ns]
     return Costs(
         first + more, tuple((count, speaking + speaker * count) for count in (1, MANY)),
         tuple(zip(SPREAD, (spread / spread[0]).tolist(), strict=True)), more, step_tokens,
-        median(pieces) if pieces else 0.0)
+        median(pieces) if pieces else 0.0, look_s=median(looks) if looks else 0.0)

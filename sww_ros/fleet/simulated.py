@@ -19,9 +19,10 @@ from operator import attrgetter
 import random
 from typing import Any, cast
 
+from sww_ros.streaming.core import Core
 from sww_ros.streaming.jobs import Carry, Decode, Perceive
 from sww_ros.streaming.relay import Relay
-from sww_ros.streaming.rules import JOINT_TOKENS, RULES, Handed, Rota
+from sww_ros.streaming.rules import JOINT_TOKENS, RULES, Handed, Rota, Rule, looked_at
 
 FULL = 'full'
 ARRIVALS = ('together', 'apart', 'spaced', 'random', FULL)
@@ -50,7 +51,8 @@ class Costs:
     A step has so many visual tokens, by which small ones share a pass, where each after the first
     takes `more_s` (None: as much as the first). A piece of a stream's successor takes `piece_s`.
     Of pictures that are taken at the same moment those of each camera come `feed_s` after those of
-    the one before.
+    the one before. For `look_s` of what a step takes it is looked at before it is taken, if it is
+    one of several cameras': steps that come meanwhile go into its pass.
     """
 
     step_s: float
@@ -60,6 +62,7 @@ class Costs:
     step_tokens: int = JOINT_TOKENS
     piece_s: float = 0.0
     feed_s: float = 0.0
+    look_s: float = 0.0
 
     @staticmethod
     def read(found: dict) -> Costs:
@@ -76,13 +79,24 @@ class Costs:
         """Return what a pass takes [s], at this share of all passes."""
         taken = pieces * self.piece_s
         if steps:
-            taken += self.step_s + (steps - 1) * (
-                self.step_s if self.more_s is None else self.more_s)
+            taken += self._steps_s(steps)
         if speakers and self.tokens_s:
             taken += _at(self.tokens_s, speakers)
-        if self.spread:
-            taken *= _at(self.spread, min(max(share, self.spread[0][0]), self.spread[-1][0]))
-        return taken
+        return taken * self._factor(share)
+
+    def looking_s(self, steps: int, share: float = 0.5) -> float:
+        """Return for how long steps are looked at together [s], at this share of all passes."""
+        if not (steps and self.look_s):
+            return 0.0
+        return self.look_s * self._steps_s(steps) / self.step_s * self._factor(share)
+
+    def _steps_s(self, steps: int) -> float:
+        return self.step_s + (steps - 1) * (self.step_s if self.more_s is None else self.more_s)
+
+    def _factor(self, share: float) -> float:
+        if not self.spread:
+            return 1.0
+        return _at(self.spread, min(max(share, self.spread[0][0]), self.spread[-1][0]))
 
 
 def _at(points: Sequence[tuple[float, float]], x: float) -> float:
@@ -179,6 +193,11 @@ class SimulatedCamera:
     # As `Core` has them.
 
     @property
+    def frames_due(self) -> bool:
+        """Whether there are frames that may be looked at."""
+        return 0 < self.tokens_due < inf and len(self._captured) < self._waiting
+
+    @property
     def prefers_perception(self) -> bool:
         return not (self._decodes_first and self._left and not self._decoding)
 
@@ -256,6 +275,38 @@ class SimulatedCamera:
         return min(self._left + self._load.tokens, CAP * self._load.tokens)
 
 
+class _Worker:
+    """A thread of an executor: it looks at steps, and has them in a pass."""
+
+    def __init__(self, rule: Rule, costs: Costs, chance: random.Random, cameras: int) -> None:
+        """:param cameras: how many share it, and so which turn the next one to perceive has"""
+        self.idle = True
+        self._rule, self._costs, self._chance, self._turn = rule, costs, chance, cameras
+        self._looks = cameras > 1 and costs.look_s > 0
+        self._looked: set[Core] = set()
+
+    def begin(self, turns: Rota, now_s: float) -> tuple[float, Handed] | None:
+        """Begin to look at steps, or with a pass: return for how long, and what is in it."""
+        ahead = {*looked_at(self._rule, turns.cores)} - self._looked if self._looks else set()
+        if ahead:
+            self.idle, self._looked = False, self._looked | ahead
+            return self._costs.looking_s(len(ahead), self._chance.random()), []
+        if not (handed := turns.take(self._rule, round(now_s * 1e9))):
+            return None
+        speakers = pieces = 0
+        for core, job in handed:
+            if isinstance(job, Decode):
+                speakers += 1
+            else:
+                pieces += isinstance(job, Carry)
+                self._turn += 1
+                cast(SimulatedCamera, core).turn = self._turn
+        share, looked = self._chance.random(), len(self._looked)
+        taken_s = self._costs.pass_s(len(handed) - speakers - pieces, speakers, share, pieces)
+        self.idle, self._looked = False, set()
+        return max(0.0, taken_s - self._costs.looking_s(looked, share)), handed
+
+
 def simulate_engine(costs: Costs, load: Load, cameras: int, steps: int, *, seed: int = 0,
                     overlap: str = 'fused', waiting: int = WAITING,
                     relay: Relay | None = None) -> Served:
@@ -271,9 +322,9 @@ def simulate_engine(costs: Costs, load: Load, cameras: int, steps: int, *, seed:
     watched = [SimulatedCamera(number, load, waiting, outcome, costs.step_tokens, relay,
                                steps - waiting if load.arrivals == FULL else 0)
                for number in range(cameras)]
-    rules, idle = [*RULES[overlap].values()], [True] * len(RULES[overlap])
+    workers = [_Worker(rule, costs, chance, cameras) for rule in RULES[overlap].values()]
     # Those that have something to do, in the order of their turns.
-    turns, turn = Rota(), cameras
+    turns = Rota()
     busy = cast(list[SimulatedCamera], turns.cores)
     events: list[tuple[float, int, Any]] = []
     between_s = costs.feed_s if load.arrivals == 'together' else 0.0
@@ -297,22 +348,14 @@ def simulate_engine(costs: Costs, load: Load, cameras: int, steps: int, *, seed:
                 event.capture(now_s - event.late_s)
             else:
                 worker, handed = event
-                idle[worker] = True
+                worker.idle = True
                 for camera in _hand_in(handed, now_s):
                     if camera.rests:
                         busy.remove(camera)
-        for worker, rule in enumerate(rules):
-            if idle[worker] and (handed := turns.take(rule, round(now_s * 1e9))):
-                speakers = pieces = 0
-                for core, job in handed:
-                    if isinstance(job, Decode):
-                        speakers += 1
-                    else:
-                        pieces += isinstance(job, Carry)
-                        cast(SimulatedCamera, core).turn = turn = turn + 1
-                taken_s = costs.pass_s(len(handed) - speakers - pieces, speakers, chance.random(),
-                                       pieces)
-                idle[worker], order = False, order + 1
+        for worker in workers:
+            if worker.idle and (begun := worker.begin(turns, now_s)):
+                taken_s, handed = begun
+                order += 1
                 outcome.busy_s += taken_s
                 heapq.heappush(events, (now_s + taken_s, order, (worker, handed)))
     outcome.lasted_s = now_s

@@ -231,8 +231,12 @@ class Core:
 
     @property
     def frames_due(self) -> tuple[Frame, ...]:
-        """The frames of the step that is perceived next, where those before had a size."""
-        return self._frames.first if 0 < self.tokens_due < inf else ()
+        """
+        The frames of the step that is perceived next, where those before had a size.
+
+        None of a step that the next frame may have dropped: it would be looked at for nothing.
+        """
+        return self._frames.first if 0 < self.tokens_due < inf and not self._frames.full else ()
 
     @property
     def at_rest(self) -> bool:

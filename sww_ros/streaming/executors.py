@@ -21,7 +21,15 @@ from sww_ros.streaming.core import Core
 from sww_ros.streaming.jobs import Decode, Failed, Input, Job, Ticked
 from sww_ros.streaming.processes import ChildError, ChildGone
 from sww_ros.streaming.rules import AHEAD, RULES, Rota, Rule, looked_at, perception
-from sww_ros.streaming.runner import ModelRunner, describe, run_together
+from sww_ros.streaming.runner import ModelRunner, describe, run_together, see_ahead
+
+LET_IN_S = 2e-5
+"""
+How long whoever has received a frame is let in for, between the parts of a pass of several [s].
+
+Each of a pass's many short calls lets the interpreter go, and has it back before a thread that is
+woken by that can take it: one step in eight waited so for the whole pass.
+"""
 
 
 class Desk(Protocol):
@@ -161,6 +169,8 @@ class Scheduler:
         self.changed = threading.Condition(self.lock)
         self.decode_steps = self.shared_steps = 0
         self._lasts, self._is_over, self._has_begun = lasts, False, False
+        # What is done for steps that are not taken yet, as `work` says it.
+        self._ahead: tuple[str, int] | None = None
         self._turns = Rota()
         self._seats: dict[Core, Seat] = {}
         # Who handed out what is not back yet; changed under the lock alone.
@@ -170,7 +180,8 @@ class Scheduler:
     @property
     def work(self) -> tuple[str, int] | None:
         """The oldest pass in progress: its jobs, in words, and since when [monotonic ns]."""
-        return self._executor.work
+        return min(filter(None, (self._executor.work, self._ahead)), key=itemgetter(1),
+                   default=None)
 
     def join(self, seat: Seat) -> None:
         """Take the jobs of one more session."""
@@ -206,9 +217,11 @@ class Scheduler:
         """
         Wait for jobs, and send the cores their ticks meanwhile; none once all are closed.
 
-        Pixels are made before steps are taken: of what comes meanwhile some goes into their pass.
+        Steps are looked at before they are taken: pixels first, then by the vision tower. What
+        comes meanwhile is looked at too, and goes into their pass.
         """
         looked: set[Core] = set()
+        unseen: list[ModelRunner] = []
         with self.changed:
             while not self._is_over and (self._lasts or any(
                     not core.closed for core in self._turns.cores)):
@@ -216,10 +229,12 @@ class Scheduler:
                 due = min(self._deadlines(), key=itemgetter(0), default=None)
                 if due and due[0] <= now:
                     due[1].tell(Ticked())
-                elif ahead := [core for core in looked_at(rule, self._turns.cores)
-                               if core not in looked]:
+                elif ahead := self._due_ahead(rule, looked):
                     looked.update(ahead)
-                    self._look_ahead(ahead)
+                    unseen += self._cut_ahead(ahead)
+                elif unseen:
+                    self._look_ahead(partial(see_ahead, unseen))
+                    unseen = []
                 elif handed := self._turns.take(rule, now):
                     self._owners.update((job, self._seats[core]) for core, job in handed)
                     return [job for _, job in handed]
@@ -229,15 +244,32 @@ class Scheduler:
                     self.changed.wait((due[0] - now) / 1e9 if due else None)
         return ()
 
-    def _look_ahead(self, cores: Sequence[Core]) -> None:
-        """Have the pixels of steps made that wait, and the lock let go meanwhile."""
+    def _due_ahead(self, rule: Rule, looked: set[Core]) -> list[Core]:
+        """Return whose steps are to be looked at; nobody's where there is nobody to go along."""
+        cores = self._turns.cores
+        return [core for core in looked_at(rule, cores)
+                if core not in looked] if len(cores) > 1 else []
+
+    def _cut_ahead(self, cores: Sequence[Core]) -> list[ModelRunner]:
+        """Have the pixels of steps made that wait; return who has made them."""
         due = [(self._seats[core].runner, core.video, core.frames_due) for core in cores]
+
+        def cut() -> None:
+            for runner, video, frames in due:
+                runner.cut_ahead(video, frames)
+        self._look_ahead(cut)
+        return [runner for runner, *_ in due]
+
+    def _look_ahead(self, look: Callable[[], None]) -> None:
+        """Have steps looked at that wait, with the lock let go, and let those in who come."""
+        self._ahead = 'perceive', time.monotonic_ns()
         self.lock.release()
         try:
-            for runner, video, frames in due:
-                runner.look_ahead(video, frames)
+            look()
         finally:
             self.lock.acquire()
+            self._ahead = None
+        self.changed.wait(LET_IN_S)
 
     def _deadlines(self) -> Iterator[tuple[int, Seat]]:
         for core, seat in self._seats.items():

@@ -375,10 +375,15 @@ class PendingFrames:
     def __len__(self) -> int:
         return sum(map(len, self._steps))
 
+    @property
+    def full(self) -> bool:
+        """Whether the next frame has the oldest step dropped."""
+        return len(self) >= self._limit
+
     def put(self, frame: Frame) -> int:
         """Add a frame; return how many were dropped to make room: those of the oldest step."""
         dropped = 0
-        if len(self) >= self._limit:
+        if self.full:
             oldest = self._steps.popleft()
             self.cut |= oldest[-1].last
             dropped = len(oldest)

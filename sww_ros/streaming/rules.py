@@ -46,8 +46,8 @@ class Rota:
 
 
 def looked_at(rule: Rule, cores: Sequence[Core]) -> list[Core]:
-    """Return the cores, of several, whose steps a rule takes next: their pixels may be made now."""
-    if len(cores) < 2 or rule is generation:
+    """Return the cores whose steps a rule takes next: they may be looked at now."""
+    if rule is generation:
         return []
     found: list[Core] = []
     tokens = 0.0

@@ -47,6 +47,7 @@ from sww_ros.streaming.sampling import check_finite
 from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.stream import KeptSteps, Stream
 
+K = TypeVar('K')
 T = TypeVar('T')
 
 HEAD_ROWS = 64
@@ -57,12 +58,17 @@ SIDE_ROWS = 2048
 
 
 class Pixels(NamedTuple):
-    """A step as the vision tower takes it, of frames of a size (height, width); times [ns]."""
+    """
+    A step as the vision tower takes it, of frames of a size (height, width); times [ns].
+
+    `seen` is what the tower has made of it; None: it has yet to see it.
+    """
 
     patches: torch.Tensor
     size: tuple[int, int]
     started_ns: int
     preprocessed_ns: int
+    seen: Seen | None = None
 
 
 class Prepared(NamedTuple):
@@ -101,8 +107,8 @@ class ModelRunner:
         self._opening = len(checkpoint.encode(checkpoint.turns.question('')[0]))
         self._inside = checkpoint.encode(checkpoint.turns.inside)
         self.decode_steps = 0
-        # Frames whose pixels are there before their step is taken.
-        self._ahead: tuple[tuple[Frame, ...], Pixels | None] = (), None
+        # Frames that are looked at before their step is taken.
+        self.ahead: tuple[tuple[Frame, ...], Pixels | None] = (), None
 
     @property
     def decoder(self) -> Decoder:
@@ -133,15 +139,15 @@ class ModelRunner:
             return self._decode(job)
         return self._perceive(job, *[each for each in jobs[1:] if isinstance(each, Decode)])
 
-    def look_ahead(self, video: Video, frames: tuple[Frame, ...]) -> None:
+    def cut_ahead(self, video: Video, frames: tuple[Frame, ...]) -> None:
         """Make the pixels of a step that may be taken; what is wrong with them is told then."""
-        self._ahead = frames, None
+        self.ahead = frames, None
         with suppress(Exception):
-            self._ahead = frames, self._pixels_of(video.work, frames)
+            self.ahead = frames, self._pixels_of(video.work, frames)
 
     def pixels(self, job: Perceive) -> Pixels:
         """Return the pixels of a step; those of its first fix the size of a stream's frames."""
-        (frames, pixels), self._ahead = self._ahead, ((), None)
+        (frames, pixels), self.ahead = self.ahead, ((), None)
         return pixels if pixels and frames == job.frames else self._pixels_of(
             job.video.work, job.frames)
 
@@ -152,17 +158,15 @@ class ModelRunner:
         patches = self.perception.patches([frame.pixels for frame in frames], *stream.size)
         return Pixels(patches, stream.size, started, time.monotonic_ns())
 
-    def prepare(self, jobs: Sequence[Job], pixels: Pixels | None = None,
-                seen: Seen | None = None) -> Work[Prepared]:
+    def prepare(self, jobs: Sequence[Job], pixels: Pixels | None = None) -> Work[Prepared]:
         """
         Return what is to be computed for a decode step, or for a step and what rides on it.
 
         :param pixels: those of the step, if there is one
-        :param seen: what the vision tower has made of them; None: it has yet to see them
         """
         job, decodes = jobs[0], [job for job in jobs if isinstance(job, Decode)]
         if isinstance(job, Perceive) and pixels:
-            return self._looking(job, pixels, seen, *decodes)
+            return self._looking(job, pixels, *decodes)
         return self._speaking(*decodes)
 
     def close(self) -> None:
@@ -259,7 +263,7 @@ class ModelRunner:
 
     def _perceive(self, job: Perceive, riding: Decode | None = None) -> list[Input]:
         """Perceive a step; a decode step rides in the same pass, where its turns see the step."""
-        return self._computed(self._looking(job, self.pixels(job), None, riding))
+        return self._computed(self._looking(job, self.pixels(job), riding))
 
     def _computed(self, work: Work[Prepared]) -> list[Input]:
         each = self._alone(work)
@@ -274,10 +278,10 @@ class ModelRunner:
                 return end.value
             self._checkpoint.decoder.step(chunks)
 
-    def _looking(self, job: Perceive, pixels: Pixels, found: Seen | None,
+    def _looking(self, job: Perceive, pixels: Pixels,
                  riding: Decode | None = None) -> Work[Prepared]:
         stream, patches = job.video.work, pixels.patches
-        found = found or self.perception.embed(patches, *pixels.size)
+        found = pixels.seen or self.perception.embed(patches, *pixels.size)
         streams = [stream, job.also.work] if job.also else [stream]
         changed = (share_changed(found, stream.kept.newest)
                    if self._config.speak == 'changed' else 1.0)
@@ -460,13 +464,13 @@ def run_together(parts: Sequence[tuple[ModelRunner, Sequence[Job]]]) -> list[Inp
         if isinstance(jobs[0], Perceive):
             with _telling(jobs, done):
                 steps[jobs[0]] = runner.pixels(jobs[0])
-    seen = _seen_together(parts[0][0].perception, steps)
+    steps |= _seen_together(parts[0][0].perception, steps)
     step = parts[0][0].decoder.step
     works: list[tuple[Sequence[Job], Work[Prepared]]] = []
     for runner, jobs in parts:
         if jobs[0] in steps or isinstance(jobs[0], Decode):
             with _telling(jobs, done):
-                works.append((jobs, runner.prepare(jobs, steps.get(jobs[0]), seen.get(jobs[0]))))
+                works.append((jobs, runner.prepare(jobs, steps.get(jobs[0]))))
     passes: list[tuple[Sequence[Job], Prepared, Sequence[Chunk]]] = []
     while works:
         before: list[tuple[Sequence[Job], Work[Prepared], Sequence[Chunk]]] = []
@@ -510,16 +514,24 @@ def _telling(jobs: Sequence[Job], done: list[Input]) -> Iterator[None]:
         done.append(Failed(tuple(jobs), describe(error)))
 
 
-def _seen_together(perception: Perception, steps: Mapping[Job, Pixels]) -> dict[Job, Seen]:
-    """Return what the vision tower makes of steps, those of one size in one pass, if it can."""
-    sizes: dict[tuple[int, int], list[Job]] = {}
-    for job, pixels in steps.items():
-        sizes.setdefault(pixels.size, []).append(job)
-    found: dict[Job, Seen] = {}
-    for size, jobs in sizes.items():
+def see_ahead(runners: Sequence[ModelRunner]) -> None:
+    """Have the vision tower see, in one pass, the pixels that runners have made ahead."""
+    ahead = {runner: pixels for runner in runners if (pixels := runner.ahead[1])}
+    for runner, pixels in _seen_together(runners[0].perception, ahead).items():
+        runner.ahead = runner.ahead[0], pixels
+
+
+def _seen_together(perception: Perception, steps: Mapping[K, Pixels]) -> dict[K, Pixels]:
+    """Have the vision tower see steps, those of one size in one pass, if it can; return them."""
+    sizes: dict[tuple[int, int], list[K]] = {}
+    for key, pixels in steps.items():
+        if pixels.seen is None:
+            sizes.setdefault(pixels.size, []).append(key)
+    found: dict[K, Pixels] = {}
+    for size, keys in sizes.items():
         with suppress(Exception):  # Which of them it is, each one's own pass says.
-            found.update(zip(jobs, perception.embed_each(
-                [steps[job].patches for job in jobs], *size)))
+            seen = perception.embed_each([steps[key].patches for key in keys], *size)
+            found.update((key, steps[key]._replace(seen=each)) for key, each in zip(keys, seen))
     return found
 
 
