@@ -171,6 +171,8 @@ class Scheduler:
         self._lasts, self._is_over, self._has_begun = lasts, False, False
         # What is done for steps that are not taken yet, as `work` says it.
         self._ahead: tuple[str, int] | None = None
+        # Whether there was more in the last pass than tokens: steps may have come meanwhile.
+        self._has_seen = False
         self._turns = Rota()
         self._seats: dict[Core, Seat] = {}
         # Who handed out what is not back yet; changed under the lock alone.
@@ -218,11 +220,15 @@ class Scheduler:
         Wait for jobs, and send the cores their ticks meanwhile; none once all are closed.
 
         Steps are looked at before they are taken: pixels first, then by the vision tower. What
-        comes meanwhile is looked at too, and goes into their pass.
+        comes meanwhile is looked at too, and goes into their pass; what has come during the pass
+        before is let in first, so that it does not wait for the next token of others too.
         """
         looked: set[Core] = set()
         unseen: list[ModelRunner] = []
         with self.changed:
+            if self._has_seen:
+                self._has_seen = False
+                self._let_in(looked)
             while not self._is_over and (self._lasts or any(
                     not core.closed for core in self._turns.cores)):
                 now = time.monotonic_ns()
@@ -232,9 +238,11 @@ class Scheduler:
                 elif ahead := self._due_ahead(rule, looked):
                     looked.update(ahead)
                     unseen += self._cut_ahead(ahead)
+                    self._let_in(looked)
                 elif unseen:
                     self._look_ahead(partial(see_ahead, unseen))
                     unseen = []
+                    self._let_in(looked)
                 elif handed := self._turns.take(rule, now):
                     self._owners.update((job, self._seats[core]) for core, job in handed)
                     return [job for _, job in handed]
@@ -261,7 +269,7 @@ class Scheduler:
         return [runner for runner, *_ in due]
 
     def _look_ahead(self, look: Callable[[], None]) -> None:
-        """Have steps looked at that wait, with the lock let go, and let those in who come."""
+        """Have steps looked at that wait, with the lock let go."""
         self._ahead = 'perceive', time.monotonic_ns()
         self.lock.release()
         try:
@@ -269,7 +277,12 @@ class Scheduler:
         finally:
             self.lock.acquire()
             self._ahead = None
-        self.changed.wait(LET_IN_S)
+
+    def _let_in(self, looked: set[Core]) -> None:
+        """Let those in who have received a frame, while a step of others may go along."""
+        cores = self._turns.cores
+        if len(cores) > 1 and not looked.issuperset(cores):
+            self.changed.wait(LET_IN_S)
 
     def _deadlines(self) -> Iterator[tuple[int, Seat]]:
         for core, seat in self._seats.items():
@@ -297,6 +310,7 @@ class Scheduler:
         decoding = sum(isinstance(job, Decode) for job in jobs)
         self.decode_steps += decoding > 0
         self.shared_steps += decoding > 1
+        self._has_seen |= decoding < len(jobs)
         if len(parts) == 1:
             (seat, mine), = parts.items()
             return seat.runner.begin(mine)
