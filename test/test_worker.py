@@ -56,7 +56,7 @@ def last_text(worker: WorkerProcess, question_id: str) -> dict:
     (b'{}', 'unknown command None'),
     (b'{"command": ["feed"]}', "unknown command ['feed']"),
     (b'{"command": "open"}', 'open'),
-    (b'{"command": "feed"}', "feed: KeyError: 'shape'"),
+    (b'{"command": "feed"}', 'feed: empty compressed image'),
     (b'{"command": "feed", "shape": "wide"}', 'feed: TypeError'),
     (b'{"command": "pause"}', 'pause: TypeError'),
     (b'{"command": "ask", "question": "what?"}', 'ask: '),
