@@ -26,15 +26,14 @@ from sww_ros.benchmark.full_load import run_once
 from sww_ros.benchmark.harness import (
     PATIENCE_S,
     SHAPES,
-    TOKENS,
     Side,
     feed,
     first_sight,
     noise,
     possible,
+    random_of,
     wait_for,
 )
-from sww_ros.evaluation.random_model import random_checkpoint
 from sww_ros.models.loading import CheckpointError, load, load_stock
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.events import QuestionState
@@ -372,8 +371,7 @@ def make_contest(model: str, steps: int, side: int, seed: int = 0, device: str =
     :raises CheckpointError: for a model that cannot be used
     """
     if model in SHAPES:
-        net, checkpoint = random_checkpoint(SHAPES[model], seed, getattr(torch, dtype or 'float32'),
-                                            device, TOKENS.get(model))
+        net, checkpoint = random_of(model, seed, device, dtype)
     else:
         checkpoint = load(model, device=device, dtype=dtype)
         if any(checkpoint.text_of_step(0)):

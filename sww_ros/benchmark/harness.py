@@ -12,7 +12,7 @@ from pathlib import Path
 import platform
 from statistics import mean
 import time
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -192,6 +192,18 @@ def hollow(layers: int) -> Checkpoint:
                window_size=56, fullatt_block_indexes=[0]), 0, max_steps=1000)[1]
 
 
+def random_of(name: str, seed: int = 0, device: str = 'cpu', dtype: str = '',
+              **streaming: object) -> tuple[Any, Checkpoint]:
+    """
+    Return a model of `SHAPES` as transformers has it, and a checkpoint of the same weights.
+
+    :param dtype: the name of a type; empty: fp32
+    :param streaming: entries for the config's `speak_while_watching`
+    """
+    return random_checkpoint(SHAPES[name], seed, getattr(torch, dtype or 'float32'), device,
+                             TOKENS.get(name), **streaming)
+
+
 def tireless(name: str, device: str = 'cpu', dtype: str = '') -> Checkpoint:
     """
     Return a model by its name: one of `SHAPES`, 'builtin', a folder or a hub id.
@@ -202,8 +214,7 @@ def tireless(name: str, device: str = 'cpu', dtype: str = '') -> Checkpoint:
     :raises CheckpointError: for a model that cannot be used
     """
     if name in SHAPES:
-        checkpoint = random_checkpoint(SHAPES[name], 0, getattr(torch, dtype or 'float32'), device,
-                                       TOKENS.get(name), max_steps=1000)[1]
+        checkpoint = random_of(name, 0, device, dtype, max_steps=1000)[1]
     else:
         checkpoint = load(name, device=device, dtype=dtype)
     return replace(checkpoint, name=name, vocabulary=Vocabulary(frozenset()))

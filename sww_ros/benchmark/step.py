@@ -152,7 +152,7 @@ def run_step(given: argparse.Namespace) -> dict:
 
 
 STEP = harness.Measurement('step', 'the decode step by itself', run_step, {
-    '--models': dict(harness.MODELS['--models'], default=['builtin', *harness.SHAPES]),
+    '--models': dict(harness.MODELS['--models'], default=['builtin', 'small', 'medium']),
     '--context': dict(type=int, default=420, help='rows of video that are seen'),
     '--own': dict(type=int, default=30, help='rows of text in each lane before'),
     **harness.repeats(20)})

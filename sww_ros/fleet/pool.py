@@ -159,8 +159,6 @@ async def _let_in(door: socket.socket, ticket: bytes) -> socket.socket:
 class PoolSession:
     """What stands for the engine's process to the gateway: a session of a replica."""
 
-    pid = 0
-
     def __init__(self, call: DeploymentResponseGenerator, channel: Channel, replica: str) -> None:
         self._call, self.channel, self.replica = call, channel, replica
 
@@ -169,10 +167,6 @@ class PoolSession:
         self.channel.close()
         self._call.cancel()
 
-    def kill(self) -> None:
-        """End the session: the replica looks after its engine."""
-        self.end()
-
     def report(self) -> str:
         """Return, after the end, how it ended."""
         return f'the engine {self.replica} of the pool has ended the session'
@@ -180,8 +174,6 @@ class PoolSession:
 
 class PoolHost:
     """Has sessions be those of replicas, which Serve chooses. Any thread may use it."""
-
-    loss = 'engine'
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._sessions = handle.options(stream=True).session

@@ -163,6 +163,7 @@ class Scheduler:
                  lasts: bool = False) -> None:
         """
         Make an executor; it starts with the first session.
+
         :param lasts: whether it waits for more sessions when the last one is closed
         """
         self.lock = threading.RLock()
