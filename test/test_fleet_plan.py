@@ -96,11 +96,13 @@ def test_costs_are_read_off_passes_that_were_timed():
         passes.append(TimedPass(steps, 0, speakers, now_ns, now_ns + took_ns,
                                 1_000_000 * steps * (speakers > 0)))
         now_ns += took_ns
-        passes.append(TimedPass(0, 1, 0, now_ns, now_ns + 1_500_000))
-        now_ns += 1_500_000
+        for pieces in (1, 4):
+            took_ns = 500_000 * (2 + pieces)
+            passes.append(TimedPass(0, pieces, 0, now_ns, now_ns + took_ns))
+            now_ns += took_ns
     found = costs_of(passes, 9)
     # What follows on the last one is not known: it may have been the same work.
-    assert found.piece_s == pytest.approx(0.0015)
+    assert (found.piece_s, found.more_piece_s) == (pytest.approx(0.0015), pytest.approx(0.0005))
     assert found.look_s == 0.001, 'of one step; where a camera is alone, steps are not looked at'
     assert (found.step_s, found.more_s, found.step_tokens) == (
         pytest.approx(0.005), pytest.approx(0.002), 9)

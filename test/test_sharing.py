@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 import gc
+from operator import attrgetter
 from threading import Event, Thread, Timer
 import weakref
 
@@ -28,8 +29,9 @@ from sww_ros.streaming.events import (
     TextDelta,
     Trouble,
 )
-from sww_ros.streaming.jobs import Perceive, Reset
+from sww_ros.streaming.jobs import Carry, Decode, Perceive, Reset
 from sww_ros.streaming.kv import SideLane
+from sww_ros.streaming.relay import Relay
 from sww_ros.streaming.rules import (
     Rota,
     Rule,
@@ -40,6 +42,7 @@ from sww_ros.streaming.rules import (
     perception,
 )
 from sww_ros.streaming.session import Loaded, Session
+from sww_ros.streaming.stream import Stream
 from sww_ros.streaming.trace import replay
 
 OVERLAPS = ('fused', 'threads', 'serial')
@@ -227,6 +230,49 @@ def test_words_that_several_owe_their_next_streams_go_into_one_pass(models, monk
                    for told in all_of(sessions, object))
     before = [each for each in passes if all(each)]
     assert max(map(len, before)) == 3
+
+
+@pytest.mark.parametrize('broken', [False, True])
+@pytest.mark.parametrize('overlap', OVERLAPS)
+def test_pieces_of_the_next_streams_of_several_go_into_one_pass(
+        models, monkeypatch, overlap, broken):
+    """Each is what the stock model makes of it; what is wrong with one is told of that alone."""
+    pieces, honest, kept_chunk = [], executors.run_together, Stream.kept_chunk
+    config = dict(record_trace=True, capacity=4, memory=2, max_steps=8)
+
+    def run(parts):
+        pieces.append(sum(isinstance(job, Carry) for _, jobs in parts for job in jobs))
+        return honest(parts)
+
+    with engine_of(models, overlap, **config) as engine:
+        sessions = [engine.session() for _ in range(3)]
+        all_of(sessions, object)
+
+        def chunk_of(stream, step):
+            bad = sessions[1]._core.video.successor
+            if broken and bad and stream is bad.work:
+                raise RuntimeError('no memory')
+            return kept_chunk(stream, step)
+
+        monkeypatch.setattr(executors, 'run_together', run)
+        monkeypatch.setattr(Stream, 'kept_chunk', chunk_of)
+        feed_at_once(engine, sessions, [frames(number) for number in range(3)])
+        assert max(pieces) == 3
+        for number, session in enumerate(sessions):
+            told = session.drain()
+            reasons = {event.reason for event in told if isinstance(event, Restarted)}
+            assert sum(isinstance(event, StepPerceived) for event in told) == STEPS
+            assert any(isinstance(event, Trouble) for event in told) == (broken and number == 1)
+            assert ('relay' in reasons) != (broken and number == 1)
+            traces, compared = session.traces(), 0
+            assert len(traces) > 1 or (broken and number == 1)
+            for trace in traces:
+                verdict = replay(trace, models[0])
+                compared += verdict.compared
+                assert not verdict.differing
+                if verdict.compared:
+                    assert (trace.logits - verdict.logits).abs().max() < 1e-9
+            assert compared >= STEPS
 
 
 @pytest.mark.parametrize('overlap', OVERLAPS)
@@ -480,6 +526,43 @@ def test_small_steps_that_wait_go_into_one_pass(rule):
 
 
 @pytest.mark.parametrize('rule', [perception, one_at_a_time, fused])
+def test_pieces_of_several_streams_that_come_next_go_into_one_pass(rule):
+    plays = [Play(narrate=False, relay=Relay(3, 2, 6)) for _ in range(4)]
+    turns = Rota(play.core for play in plays)
+
+    def passes(steps: int, tokens: int) -> list[int]:
+        for play in plays:
+            play.tokens = tokens
+            for _ in range(steps):
+                play.feed()
+                play.perceive()
+        found = []
+        while done := done_by_turns(turns, plays, rule):
+            found.append(sum(kind is Carry for _, kind in done))
+        return found
+
+    assert passes(3, 32) == [0] * 4 + [4, 4], 'a prefix has a pass of its own'
+    assert passes(2, 64) == [0] * 4 + [2, 2, 2, 2]
+
+
+def test_a_token_of_others_rides_on_the_pass_of_a_piece():
+    carries, speaks, sees = (Play(relay=Relay(3, 2, 6)) for _ in range(3))
+    for play, steps in ((carries, 3), (speaks, 1), (sees, 1)):
+        play.tokens = 9
+        play.feed(2 * steps)
+        play.perceive()
+    carries.done(carries.core.next_piece())
+    for play in (carries, sees):
+        play.speak()
+        play.feed()
+    carries.ask()
+    handed = fused([play.core for play in (carries, speaks, sees)], 0)
+    assert [(core, type(job)) for core, job in handed] == [
+        (carries.core, Carry), (sees.core, Perceive), (speaks.core, Decode), (sees.core, Decode)]
+    assert handed[3][1].riding is handed[1][1] and handed[2][1].riding is None
+
+
+@pytest.mark.parametrize('rule', [perception, one_at_a_time, fused])
 def test_pixels_are_made_of_those_steps_that_the_next_pass_takes(rule):
     plays = [Play(narrate=False) for _ in range(4)]
     cores = [play.core for play in plays]
@@ -547,14 +630,18 @@ def test_cores_that_share_an_executor_keep_all_that_one_alone_keeps():
     assert sum(gather(seed).shared_steps for seed in range(40)) > 100
 
 
+def _first_step(cores):
+    taken = ((core, core.next_perception()) for core in cores)
+    return next(([each] for each in taken if each[1]), [])
+
+
 def _pieces_first(cores, steps=rules._steps):
-    return rules._first(cores, Core.next_piece) or steps(cores)
+    return rules._together(cores, attrgetter('piece_tokens'), Core.next_piece) or steps(cores)
 
 
 @pytest.mark.parametrize('where, member, wrong, words', [
     (Rota, 'take', lambda self, rule, now_ns: rule(self.cores, now_ns), 'waits for a second job'),
-    (rules, '_steps', lambda cores: rules._first(cores, Core.next_perception),
-     'there is room in the pass'),
+    (rules, '_steps', _first_step, 'there is room in the pass'),
     (rules, '_steps', _pieces_first, 'has no step itself')])
 def test_unfair_turns_are_found(monkeypatch, where, member, wrong, words):
     monkeypatch.setattr(where, member, wrong)

@@ -125,26 +125,26 @@ def costs_of(passes: Sequence[TimedPass], step_tokens: int) -> Costs:
 
     :param step_tokens: visual tokens of a step
     """
-    took: dict[tuple[int, int], list[float]] = defaultdict(list)
-    pieces = []
+    took: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     for each, following in zip(passes, [*passes[1:], None], strict=True):
         until = each.stop_ns + BETWEEN_NS if following is None else following.start_ns
         seconds = (min(until, each.stop_ns + BETWEEN_NS) - each.start_ns) / NANOSECONDS
-        if each.pieces:
-            pieces.append(seconds)
-        else:
-            took[each.steps, each.speakers].append(seconds)
-    # A pass with steps, each step, a pass with speakers, each of them; as often as it was seen.
-    rows = np.array([(steps > 0, steps, speakers > 0, speakers) for steps, speakers in took], float)
+        took[each.steps, each.pieces, each.speakers].append(seconds)
+    # A pass with steps, each step, one with pieces and no step, each piece, a pass with speakers,
+    # each of them; as often as it was seen.
+    rows = np.array([(steps > 0, steps, pieces > 0 == steps, pieces, speakers > 0, speakers)
+                     for steps, pieces, speakers in took], float)
     weights = np.sqrt([len(each) for each in took.values()])
     fitted, *_ = np.linalg.lstsq(rows * weights[:, None], weights * [
         median(each) for each in took.values()], rcond=None)
-    first, more, speaking, speaker = (float(each) for each in fitted)
+    first, more, piece, more_piece, speaking, speaker = (float(each) for each in fitted)
     ratios = [seconds / float(row @ fitted)
               for row, each in zip(rows, took.values(), strict=True) for seconds in each]
     spread = np.quantile(ratios, SPREAD)
+    together = any(pieces > 1 or pieces and steps for steps, pieces, _ in took)
     looks = [each.looked_ns / NANOSECONDS for each in passes if each.steps == 1 and each.looked_ns]
     return Costs(
         first + more, tuple((count, speaking + speaker * count) for count in (1, MANY)),
         tuple(zip(SPREAD, (spread / spread[0]).tolist(), strict=True)), more, step_tokens,
-        median(pieces) if pieces else 0.0, look_s=median(looks) if looks else 0.0)
+        piece + more_piece, more_piece if together else None,
+        look_s=median(looks) if looks else 0.0)

@@ -49,7 +49,8 @@ class Costs:
     token of each takes, from 1 on, with straight lines between and beyond; `spread` by what a
     pass is multiplied, by its share of all passes, in the same way: ((0.5, 1.0), (0.99, 1.6)).
     A step has so many visual tokens, by which small ones share a pass, where each after the first
-    takes `more_s` (None: as much as the first). A piece of a stream's successor takes `piece_s`.
+    takes `more_s` (None: as much as the first). A piece of a stream's successor takes `piece_s` if
+    it is the first in a pass without steps, else `more_piece_s` (None: as much).
     Of pictures that are taken at the same moment those of each camera come `feed_s` after those of
     the one before. For `look_s` of what a step takes it is looked at before it is taken, if it is
     one of several cameras': steps that come meanwhile go into its pass.
@@ -61,6 +62,7 @@ class Costs:
     more_s: float | None = None
     step_tokens: int = JOINT_TOKENS
     piece_s: float = 0.0
+    more_piece_s: float | None = None
     feed_s: float = 0.0
     look_s: float = 0.0
 
@@ -77,9 +79,12 @@ class Costs:
 
     def pass_s(self, steps: int, speakers: int, share: float = 0.5, pieces: int = 0) -> float:
         """Return what a pass takes [s], at this share of all passes."""
-        taken = pieces * self.piece_s
+        more_s = self.piece_s if self.more_piece_s is None else self.more_piece_s
+        taken = pieces * more_s
         if steps:
             taken += self._steps_s(steps)
+        elif pieces:
+            taken += self.piece_s - more_s
         if speakers and self.tokens_s:
             taken += _at(self.tokens_s, speakers)
         return taken * self._factor(share)
@@ -195,7 +200,8 @@ class SimulatedCamera:
     @property
     def frames_due(self) -> bool:
         """Whether there are frames that may be looked at."""
-        return 0 < self.tokens_due < inf and len(self._captured) < self._waiting
+        return (self.tokens_due > 0 and not self._is_piece_first
+                and len(self._captured) < self._waiting)
 
     @property
     def prefers_perception(self) -> bool:
@@ -203,9 +209,11 @@ class SimulatedCamera:
 
     @property
     def tokens_due(self) -> float:
-        if not self._captured or self._perceiving:
-            return 0
-        return inf if self._is_piece_first else self._step_tokens
+        return 0 if not self._captured or self._perceiving else self._step_tokens
+
+    @property
+    def piece_tokens(self) -> float:
+        return 0 if not self._lacks or self._perceiving else self._step_tokens
 
     def next_perception(self, shared: bool = False) -> Perceive | Carry | None:
         if self._perceiving or not self._captured:
@@ -217,7 +225,7 @@ class SimulatedCamera:
         return job
 
     def next_piece(self) -> Carry | None:
-        if self._perceiving or not self._lacks:
+        if not self.piece_tokens:
             return None
         job = Carry(cast(Any, self), cast(Any, self), 0)
         self._perceiving, self._pieces = (job, 0.0), self._pieces + 1

@@ -180,7 +180,7 @@ class Core:
 
         Or, once that is abreast, of a stream that is made for an answer.
         """
-        if self._perceiving or not self._piece_due or self._is_piece_held:
+        if not self.piece_tokens:
             return None
         piece = next_piece(self.video) or next_recalled(self._recalling[0], self.video)
         self._pieces += 1
@@ -221,13 +221,24 @@ class Core:
         """
         How many visual tokens the step has that is perceived next; 0 if nothing is.
 
-        Infinite: what goes into a pass of its own, a prefix, a piece, or a step of unknown size.
+        Those of a piece, where that goes first. Infinite: what goes into a pass of its own, a
+        prefix, or a step of unknown size.
         """
         if not self._may_perceive:
             return 0
-        if self._is_piece_first or not self.video.opened:
+        if self._is_piece_first:
+            return self.piece_tokens
+        if not self.video.opened:
             return inf
         return 0 if self._is_full else self._step_tokens or inf
+
+    @property
+    def piece_tokens(self) -> float:
+        """How many visual tokens the next piece has, as `tokens_due` has it; 0 if none is due."""
+        stream = self._piece_stream
+        if stream is None or self.closed or self._perceiving or self._is_piece_held:
+            return 0
+        return self._step_tokens or inf if stream.opened else inf
 
     @property
     def frames_due(self) -> tuple[Frame, ...]:
@@ -236,7 +247,9 @@ class Core:
 
         None of a step that the next frame may have dropped: it would be looked at for nothing.
         """
-        return self._frames.first if 0 < self.tokens_due < inf and not self._frames.full else ()
+        if self._is_piece_first or self._frames.full or not 0 < self.tokens_due < inf:
+            return ()
+        return self._frames.first
 
     @property
     def at_rest(self) -> bool:
@@ -288,10 +301,16 @@ class Core:
                         for job in out))
 
     @property
-    def _piece_due(self) -> bool:
+    def _piece_stream(self) -> Video | None:
+        """The stream of which a piece is missing, if there is one."""
         successor = self.video.successor
-        due = successor is not None and not is_abreast(self.video)
-        return not self.closed and (due or bool(self._recalling))
+        if successor is not None and not is_abreast(self.video):
+            return successor
+        return next(iter(self._recalling), None)
+
+    @property
+    def _piece_due(self) -> bool:
+        return not self.closed and self._piece_stream is not None
 
     @property
     def _is_piece_first(self) -> bool:

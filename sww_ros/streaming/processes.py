@@ -127,7 +127,7 @@ class ForkingRunner(ModelRunner):
     def _take_back(self, video: Video, lane: Lane) -> None:
         weakref.finalize(video, self._unread.append, video.stream)  # The child is told.
 
-    def _carry(self, job: Carry) -> Carried:
+    def _carry(self, job: Carry) -> list[Input]:
         stream, words = job.video.work, job.words
         narration = stream.narration
         stops = sum(word.token in self._checkpoint.vocabulary.stop for word in words)
@@ -144,7 +144,7 @@ class ForkingRunner(ModelRunner):
         self._follow(reply, stream.lane)
         narration.cache.follow_beside(stream.lane.view(), reply['narrated'])
         stream.keep_patches(job.source.base + job.index)
-        return Carried(job)
+        return [Carried(job)]
 
     def _perceive(self, job: Perceive, riding: Decode | None = None) -> list[Input]:
         self._send_step(job)

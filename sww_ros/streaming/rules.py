@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 from sww_ros.streaming.core import Core
-from sww_ros.streaming.jobs import Decode, Job, Perceive
+from sww_ros.streaming.jobs import Carry, Decode, Job, Open, Perceive
 
 Handed = list[tuple[Core, Job]]
 Rule = Callable[[Sequence[Core], int], Handed]
@@ -18,7 +19,7 @@ The first core is the one whose turn it is to perceive. Decode steps of all go i
 
 JOINT_TOKENS = 128
 """
-Steps of several cores go into one pass while they have so many visual tokens together.
+Steps of several cores, and pieces, go into one pass with so many visual tokens together at most.
 
 Such a pass reads the weights once, and takes less than its steps would one by one. Of larger steps
 each has a pass of its own, so that the first is not told of as late as the last.
@@ -62,7 +63,8 @@ def looked_at(rule: Rule, cores: Sequence[Core]) -> list[Core]:
 
 def perception(cores: Sequence[Core], now_ns: int) -> Handed:
     """Perceive, and between frames prepare the streams that come next."""
-    return _steps(cores) or _first(cores, lambda core: core.next_piece())
+    return _steps(cores) or _together(cores, lambda core: core.piece_tokens,
+                                      lambda core: core.next_piece())
 
 
 def generation(cores: Sequence[Core], now_ns: int) -> Handed:
@@ -80,23 +82,34 @@ def fused(cores: Sequence[Core], now_ns: int) -> Handed:
     handed = _steps(_eager(cores))
     if not handed:
         return generation(cores, now_ns) or perception(cores, now_ns)
-    perceived = {core: job for core, job in handed if isinstance(job, Perceive)}
-    if perceived:
-        for core in cores:
-            if ridden := core.next_decode(now_ns, perceived.get(core)):
-                handed.append((core, ridden))
+    taken = dict(handed)
+    if any(isinstance(job, Open) for job in taken.values()):
+        return handed
+    for core in cores:
+        job = taken.get(core)
+        if isinstance(job, Carry):
+            continue  # Its token may be about to put the same words into the stream that comes.
+        if ridden := core.next_decode(now_ns, cast(Perceive | None, job)):
+            handed.append((core, ridden))
     return handed
 
 
 def _steps(cores: Sequence[Core]) -> Handed:
-    """Take the steps that wait, as many as one pass has room for; nobody is passed over."""
+    """Take the steps that wait, or what goes before them."""
+    return _together(cores, lambda core: core.tokens_due,
+                     lambda core: core.next_perception(shared=len(cores) > 1))
+
+
+def _together(cores: Sequence[Core], tokens_of: Callable[[Core], float],
+              take: Callable[[Core], Job | None]) -> Handed:
+    """Take a job of each, as many as one pass has room for; nobody is passed over."""
     handed: Handed = []
     tokens = 0.0
     for core in cores:
-        due = core.tokens_due
+        due = tokens_of(core)
         if handed and tokens + due > JOINT_TOKENS:
             break
-        if (job := core.next_perception(shared=len(cores) > 1)) is not None:
+        if due and (job := take(core)) is not None:
             handed.append((core, job))
             tokens += due
     return handed
@@ -104,14 +117,6 @@ def _steps(cores: Sequence[Core]) -> Handed:
 
 def _eager(cores: Sequence[Core]) -> list[Core]:
     return [core for core in cores if core.prefers_perception]
-
-
-def _first(cores: Sequence[Core], next_job: Callable[[Core], Job | None]) -> Handed:
-    """Take a job of the first core that has one."""
-    for core in cores:
-        if (job := next_job(core)) is not None:
-            return [(core, job)]
-    return []
 
 
 RULES: dict[str, dict[str, Rule]] = {

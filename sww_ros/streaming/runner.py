@@ -134,7 +134,7 @@ class ModelRunner:
         if isinstance(job, Open):
             return [self._open(job)]
         if isinstance(job, Carry):
-            return [self._carry(job)]
+            return self._carry(job)
         if isinstance(job, Decode):
             return self._decode(job)
         return self._perceive(job, *[each for each in jobs[1:] if isinstance(each, Decode)])
@@ -160,14 +160,14 @@ class ModelRunner:
 
     def prepare(self, jobs: Sequence[Job], pixels: Pixels | None = None) -> Work[Prepared]:
         """
-        Return what is to be computed for a decode step, or for a step and what rides on it.
+        Return what is to be computed for a piece, a decode step, or a step and what rides on it.
 
         :param pixels: those of the step, if there is one
         """
         job, decodes = jobs[0], [job for job in jobs if isinstance(job, Decode)]
         if isinstance(job, Perceive) and pixels:
             return self._looking(job, pixels, *decodes)
-        return self._speaking(*decodes)
+        return self._carrying(job) if isinstance(job, Carry) else self._speaking(*decodes)
 
     def close(self) -> None:
         """Free what it holds beside memory; no job runs any more."""
@@ -311,14 +311,19 @@ class ModelRunner:
             return done
         return Prepared([chunk, *chunks, *also, *beside], finish)
 
-    def _carry(self, job: Carry) -> Carried:
+    def _carry(self, job: Carry) -> list[Input]:
+        return self._computed(self._carrying(job))
+
+    def _carrying(self, job: Carry) -> Work[Prepared]:
         stream, step = job.video.work, job.source.base + job.index
-        words = self._alone(self._repeat(stream, job.words))
+        words = yield from self._repeat(stream, job.words)
         stream.looks = job.source.work.looks
-        self._checkpoint.decoder.step([stream.kept_chunk(step), *words])
-        stream.keep_patches(step)
-        self.decoder.settle()
-        return Carried(job)
+
+        def finish(_: Sequence[torch.Tensor | None]) -> list[Input]:
+            stream.keep_patches(step)
+            self.decoder.settle()
+            return [Carried(job)]
+        return Prepared([stream.kept_chunk(step), *words], finish)
 
     def _choose_size(self, stream: Stream, frame: Frame) -> None:
         """Fix the size of all frames of a stream: as configured, or fitted to the first one."""
@@ -468,7 +473,7 @@ def run_together(parts: Sequence[tuple[ModelRunner, Sequence[Job]]]) -> list[Inp
     step = parts[0][0].decoder.step
     works: list[tuple[Sequence[Job], Work[Prepared]]] = []
     for runner, jobs in parts:
-        if jobs[0] in steps or isinstance(jobs[0], Decode):
+        if jobs[0] in steps or not isinstance(jobs[0], Perceive):
             with _telling(jobs, done):
                 works.append((jobs, runner.prepare(jobs, steps.get(jobs[0]))))
     passes: list[tuple[Sequence[Job], Prepared, Sequence[Chunk]]] = []
