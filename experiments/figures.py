@@ -145,32 +145,32 @@ def _latency(demo: dict) -> list[tuple[str, str]]:
              f'{frame["p50_ms"]:.0f} ms (p95 {frame["p95_ms"]:.0f} ms)')]
 
 
-def read(table: int | str, docs: Path = DOCS) -> dict:
+def read(table: int | str) -> dict:
     """Return what was measured for a table."""
-    return json.loads((docs / f'paper/table{table}.json').read_text())
+    return json.loads((DOCS / f'paper/table{table}.json').read_text())
 
 
 def _line(*cells: str) -> str:
     return f'| {" | ".join(cells)} |'
 
 
-def ours(table: int | str, docs: Path = DOCS) -> list[str]:
+def ours(table: int | str) -> list[str]:
     """Our figures as Markdown: mean ± half the 95 % interval over seeds."""
     lines = [_line('', 'tested at', 'seeds', *OURS.values()), '|---' * (3 + len(OURS)) + '|']
-    for entry in read(table, docs)['rows'].values():
+    for entry in read(table)['rows'].values():
         for schedule, figures in entry['measured'].items():
             lines.append(_line(entry['title'], schedule, str(len(figures['seeds'])),
                                *(words(figures[metric], metric) for metric in OURS)))
     return lines
 
 
-def differences(table: int | str, docs: Path = DOCS) -> list[str]:
+def differences(table: int | str) -> list[str]:
     """
     Differences seed by seed, as the seeds of a table share their clips, with their intervals.
 
     Table 1: each row against streaming GDPE; table 2: random wait-K against wait-3.
     """
-    rows = read(table, docs)['rows']
+    rows = read(table)['rows']
     metrics = ('facts_true', 'facts_narrated', 'answers_right') if table == 1 else (
         'facts_true', 'facts_narrated', 'grammatical')
     lines = [_line('minus GDPE, in points' if table == 1 else 'random minus wait-3, in points',
@@ -190,9 +190,9 @@ def differences(table: int | str, docs: Path = DOCS) -> list[str]:
     return lines
 
 
-def theirs(table: int, docs: Path = DOCS) -> list[str]:
+def theirs(table: int) -> list[str]:
     """The paper's figures as Markdown."""
-    rows = read(table, docs)['rows'].values()
+    rows = read(table)['rows'].values()
     if table == 2:
         return [_line('paper, BLEURT', 'wait-3', 'random wait-K'), '|---|---|---|',
                 *(_line(entry['title'], *map(str, entry['paper']['random'].values()))
@@ -210,10 +210,10 @@ def _reach(figure: dict) -> np.ndarray:
     return 100 * np.array([[min(half, figure['mean'])], [min(half, 1 - figure['mean'])]])
 
 
-def draw_table1(file: Path, docs: Path = DOCS) -> None:
+def draw_table1(file: Path) -> None:
     """Draw the rows of table 1: ours with intervals and every seed, the paper's beside."""
     from matplotlib import pyplot as plt
-    rows = read(1, docs)['rows']
+    rows = read(1)['rows']
     names = list(rows)[::-1]
     figure, panels = plt.subplots(1, 5, figsize=(13, 3.6), sharey=True)
     for panel, metric, title in zip(panels, ('facts_true', 'facts_narrated', 'answers_right'), (
@@ -239,10 +239,10 @@ def draw_table1(file: Path, docs: Path = DOCS) -> None:
     plt.close(figure)
 
 
-def draw_table2(file: Path, docs: Path = DOCS) -> None:
+def draw_table2(file: Path) -> None:
     """Draw table 2: trained at wait-3, tested at wait-3 and at random wait-K."""
     from matplotlib import pyplot as plt
-    rows = read(2, docs)['rows']
+    rows = read(2)['rows']
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.6))
     for panel, metric, title in zip(panels, ('facts_true', 'facts_narrated'), (
             'ours: facts true [%]', 'ours: facts told [%]')):

@@ -112,12 +112,11 @@ def image_to_rgb(msg: Any) -> np.ndarray:
     return np.ascontiguousarray(pixels.reshape(msg.height, msg.width, 3))
 
 
-def compressed_to_rgb(msg: Any, most: int = MAX_PIXELS) -> np.ndarray:
+def compressed_to_rgb(msg: Any) -> np.ndarray:
     """
     Return the pixels of a sensor_msgs/CompressedImage (jpeg, png), (height, width, 3) uint8 RGB.
 
     :param msg: the message, or anything with its fields `format` and `data`
-    :param most: the most pixels that it may have
     :raises ValueError: for an empty or undecodable image, one that is too large, or compressed
         depth
     """
@@ -127,7 +126,7 @@ def compressed_to_rgb(msg: Any, most: int = MAX_PIXELS) -> np.ndarray:
     data = _bytes(msg.data)
     if not data.size:
         raise ValueError(f'empty compressed image (format {msg.format!r}): it has no data')
-    is_picture = check_compressed(data.tobytes(), most)
+    is_picture = check_compressed(data.tobytes(), MAX_PIXELS)
     try:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if is_picture else None
     except cv2.error:
@@ -159,26 +158,20 @@ IMAGE_TYPES = {'sensor_msgs/msg/Image': image_to_rgb,
 """The types of image topics, and what makes pixels of their messages."""
 
 
-def rgb_to_image(pixels: np.ndarray, header: Any, encoding: str = 'rgb8', step: int = 0) -> Any:
+def rgb_to_image(pixels: np.ndarray, header: Any, encoding: str = 'rgb8') -> Any:
     """
     Return a sensor_msgs/Image of `pixels`, (height, width, 3) uint8 RGB.
 
     :param header: std_msgs/Header of the message
-    :param step: bytes a row, for padded rows; 0: rows without padding
     :raises ValueError: for an encoding that cannot be written, or pixels that do not fit it
     """
     from sensor_msgs.msg import Image
 
     rows = _encode(pixels, encoding)
-    height, row_bytes = rows.shape
-    if step and step < row_bytes:
-        raise ValueError(f'a row has {row_bytes} bytes, more than the step of {step}')
-    if step > row_bytes:
-        rows = np.pad(rows, ((0, 0), (0, step - row_bytes)))
     # An array('B') is taken over as it is; an ndarray would be copied value by value (50 ms).
     data = array('B')
     data.frombytes(rows.data)
-    return Image(header=header, height=height, width=pixels.shape[1], encoding=encoding,
+    return Image(header=header, height=len(rows), width=pixels.shape[1], encoding=encoding,
                  is_bigendian=0, step=rows.shape[1], data=data)
 
 

@@ -28,7 +28,7 @@ from sww_ros.__main__ import OPTIONS, check_questions, parse_question
 from sww_ros.bags import is_bag
 from sww_ros.fleet.collection import Lost, spread
 from sww_ros.library import ClipError
-from sww_ros.recordings.narrating import ENDINGS, Captioner, Captions, Narrated
+from sww_ros.recordings import ENDINGS, Captioner, Captions, Narrated
 from sww_ros.recordings.viewing import Recorded
 from sww_ros.settings import add_option, checked
 from sww_ros.sources import PICTURES

@@ -14,8 +14,8 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from sww_ros import recordings
 from sww_ros.models.loading import load
-from sww_ros.recordings import narrating
 from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
@@ -56,7 +56,7 @@ def checkpoint():
 @pytest.fixture
 def narrate(checkpoint, monkeypatch):
     """Return the command, which finds the built-in checkpoint loaded."""
-    monkeypatch.setattr(narrating, 'load', lambda *_, **__: checkpoint)
+    monkeypatch.setattr(recordings, 'load', lambda *_, **__: checkpoint)
     return lambda *arguments: COMMAND['main']([str(argument) for argument in arguments])
 
 

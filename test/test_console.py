@@ -74,7 +74,8 @@ def test_newlines_do_not_break_a_line():
 
 def test_plain_lines_are_whole():
     stream = io.StringIO()
-    display = PlainDisplay(stream, seconds_since(1_000_000_000))
+    display = PlainDisplay(stream)
+    display.clock = seconds_since(1_000_000_000)
     display.grow([Line('narration', 'The')])
     display.line(Line('narration', 'The square stops.', emitted_ns=3_000_000_000,
                       latency_s=0.5, tokens=3))

@@ -266,7 +266,8 @@ def test_an_answer_waits_for_the_sentence_that_began_before_its_question():
     pytest.importorskip('rclpy')
     from sww_ros.demo.director import DemoEvent, Director
     stream = io.StringIO()
-    display = PlainDisplay(stream, seconds_since(0), ordered=True)
+    display = PlainDisplay(stream, ordered=True)
+    display.clock = seconds_since(0)
     director = Director(DemoOptions(video='a.mp4'), display, 0.0)
     # What is said when: the sentence ends after the answer.
     for said in (chunk('A red', 0, stamp=1.0), chunk('Two.', 0, 'q1', stamp=2.0),

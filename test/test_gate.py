@@ -18,7 +18,7 @@ import torch
 from experiments import gates, lora
 from experiments.paper import interval
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
-from sww_ros.models.qwen2_5_vl.profiles import PROFILES
+from sww_ros.models.qwen2_5_vl.turns import PROFILES
 from sww_ros.shapes.truth import Utterance
 from sww_ros.streaming import perception
 from sww_ros.streaming.config import SessionConfig

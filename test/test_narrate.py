@@ -27,10 +27,11 @@ import numpy as np
 import pytest
 
 import sww_ros
+from sww_ros import recordings
 from sww_ros.bags import Capture
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.library import play_steps
-from sww_ros.recordings import narrating, viewing
+from sww_ros.recordings import viewing
 from sww_ros.recordings.viewing import Account
 from sww_ros.recordings.writing import cues, write_subtitles
 from sww_ros.sources import VideoFile
@@ -61,7 +62,7 @@ def unloaded(narrate, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError('a model was loaded')
 
-    monkeypatch.setattr(narrating, 'load', refuse)
+    monkeypatch.setattr(recordings, 'load', refuse)
     return narrate
 
 
@@ -244,7 +245,7 @@ def test_words_are_burned_into_all_pictures_at_their_times(narrate, video, pictu
 
 def test_a_checkpoint_that_will_disappoint_is_warned_of_once(narrate, video, tmp_path, capsys,
                                                             monkeypatch):
-    monkeypatch.setattr(narrating, 'load', lambda *_, **__: random_checkpoint(SMALL, 3)[1])
+    monkeypatch.setattr(recordings, 'load', lambda *_, **__: random_checkpoint(SMALL, 3)[1])
     (tmp_path / 'in').mkdir()
     for name in ('a.mp4', 'b.mp4'):
         shutil.copy(video, tmp_path / 'in' / name)

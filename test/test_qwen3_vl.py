@@ -39,7 +39,7 @@ from sww_ros.evaluation.random_model import (
     save_random,
 )
 from sww_ros.models.loading import CheckpointError, load, load_stock
-from sww_ros.models.qwen3_vl.language import Qwen3Tower
+from sww_ros.models.qwen3_vl import Qwen3Tower
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.positions import SCHEMES, make_scheme

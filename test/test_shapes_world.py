@@ -216,15 +216,6 @@ def test_lies_repeats_prophecies_and_babble_are_found():
     assert early.true == 0
 
 
-def test_what_may_be_told_again_is_true_once_more_and_owed_by_nobody():
-    scene, spoken = truth()
-    first = scene.facts[0].claim
-    twice = [*spoken, *2 * [Utterance(first.sentence, 13, 13)]]
-    verdict = judge(scene, twice, 20, 16, again=[(first, 12)])
-    assert verdict.marks == [True] * len(spoken) + [True, False]
-    assert judge(scene, spoken, 20, 16, again=[(first, 12)]).summary()['facts_narrated'] == 1.0
-
-
 def test_lateness_and_omissions_are_counted():
     scene, spoken = truth()
     late = [Utterance(u.text, u.first_step + 3, u.last_step + 3) for u in spoken[:2]]

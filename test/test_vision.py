@@ -14,7 +14,7 @@ from sww_ros.evaluation.random_model import (
 )
 from sww_ros.models.qwen2_5_vl.language import QwenTower
 from sww_ros.models.qwen2_vl import Qwen2Tower
-from sww_ros.models.qwen3_vl.language import Qwen3Tower
+from sww_ros.models.qwen3_vl import Qwen3Tower
 from sww_ros.streaming.perception import Perception, PixelSettings
 
 WIDE = dict(SMALL, vision=dict(SMALL['vision'], window_size=112, depth=3,

@@ -1,8 +1,13 @@
-"""The node's side of the engine: never waits for the model, and survives its end."""
+"""
+A session's side of its engine: never waits for the model, and survives its end.
+
+A `Standby` is a client that feeds nothing, so that an engine stays loaded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial, wraps
 import logging
@@ -11,7 +16,7 @@ import time
 from typing import Concatenate, ParamSpec, TypeVar
 import uuid
 
-from sww_ros.engine.process import EngineProcess, Launcher, WorkerProcess
+from sww_ros.engine.process import EngineHost, EngineProcess, Launcher, WorkerProcess
 from sww_ros.engine.supervision import NO_LIMITS, EngineError, Limits, Supervision
 from sww_ros.engine.worker import open_request
 from sww_ros.frames import CameraFrame
@@ -23,6 +28,8 @@ ENGINE = 'sww_ros.library:Engine.open'
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 LINK_BACKOFF_S = (0.5, 1.0, 2.0, 3.0)
 """Before each attempt to start an engine again, or to have one over a link that was lost [s]."""
+STANDBY_LOAD_S = 3600.0
+STANDBY_LIMITS = Limits(silence=30.0, work=60.0)
 
 LOG = logging.getLogger(__name__)
 P = ParamSpec('P')
@@ -252,6 +259,46 @@ class EngineClient:
                 pass  # The receiver sees the same end, and reports it.
             except Exception as error:  # Too large, no memory, OpenCV's own: it costs this frame.
                 self._handle(Supervision.frame_failed, process, str(error) or repr(error))
+
+
+class Standby:
+    """
+    Holds a session on a host that nothing is fed to, so that its process stays; it is supervised.
+
+    :param model: what all sessions of the host are to ask for
+    :param config: what holds for the engine; how much a session remembers is left out
+    :param session: as of `EngineClient`
+    :param on_line: takes each line that the engine writes
+    """
+
+    def __init__(self, host: EngineHost, model: str, config: SessionConfig,
+                 session: str = ENGINE, on_line: Callable[[str], None] = lambda line: None,
+                 ) -> None:
+        small = replace(config, max_steps=8, capacity=0, memory=0, recall_steps=0,
+                        reserved_steps=0)
+        self.client = EngineClient(
+            model, small, host=host, session=session, limits=STANDBY_LIMITS, on_line=on_line,
+            on_event=lambda event: None)
+
+    def load(self) -> dict:
+        """Load the model, and return the session's info; raises as `EngineClient.start`."""
+        return self.client.start(STANDBY_LOAD_S)
+
+    def load_later(self) -> None:
+        """Load the model, on a thread of its own; whether that succeeds, `ready` says."""
+        def load() -> None:
+            with suppress(EngineError):
+                self.load()
+        threading.Thread(target=load, name='standby', daemon=True).start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine runs."""
+        return self.client.ready
+
+    def close(self) -> None:
+        """Give it up; its process ends with the last session of the host."""
+        self.client.close()
 
 
 def _call(listener: Callable, what: Event | dict | str) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 import logging
 import threading
 
-from sww_ros.engine.client import ENGINE
+from sww_ros.engine.client import ENGINE, Standby
 from sww_ros.engine.process import EngineHost, EngineProcess, HostedSession, Launcher
-from sww_ros.engine.standby import Standby
 from sww_ros.streaming.config import OF_ENGINE, SessionConfig
 
 LOG = logging.getLogger(__name__)

@@ -37,9 +37,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from ray.util import metrics
 
-from sww_ros.engine.client import ENGINE
+from sww_ros.engine.client import ENGINE, Standby
 from sww_ros.engine.process import EngineHost
-from sww_ros.engine.standby import Standby
 from sww_ros.fleet.gateway import Bounds, Gateway
 from sww_ros.fleet.meters import BUCKETS_S, COUNTERS, GAUGES, PREFIX, TIMES
 from sww_ros.fleet.robots import Robots

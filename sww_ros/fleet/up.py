@@ -18,8 +18,8 @@ import sys
 import threading
 
 from sww_ros.engine.address import is_local
+from sww_ros.engine.client import Standby
 from sww_ros.engine.process import EngineHost
-from sww_ros.engine.standby import Standby
 from sww_ros.fleet.gateway import POOLS, Bounds, Gateway
 from sww_ros.fleet.meters import LocalMeter
 from sww_ros.fleet.robots import Robots

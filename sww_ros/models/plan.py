@@ -153,10 +153,10 @@ def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | Non
     return max(available, 0)
 
 
-def process_bytes(rollup: Path = _ROLLUP) -> int | None:
+def process_bytes() -> int | None:
     """Return what this process takes of memory now [bytes], its share of what others have too."""
     try:
-        fields = dict(line.split(':', 1) for line in rollup.read_text().splitlines()[1:])
+        fields = dict(line.split(':', 1) for line in _ROLLUP.read_text().splitlines()[1:])
         return int(fields['Pss'].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None

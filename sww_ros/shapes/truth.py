@@ -57,10 +57,9 @@ def wanted(facts: Sequence[Fact], question: str = NARRATE) -> list[Fact]:
     return [fact for fact in facts if fact.claim.shape in _STANDING[question]]
 
 
-def newest_frame_s(step: int, phase_s: float, frame_period_s: float = TICK_S,
-                   frames_per_step: int = 2) -> float:
-    """Time of the last frame of a step, in seconds, for a camera that starts at `phase_s`."""
-    return phase_s + ((step + 1) * frames_per_step - 1) * frame_period_s
+def newest_frame_s(step: int, phase_s: float, frame_period_s: float = TICK_S) -> float:
+    """Time of the second frame of a step, in seconds, for a camera that starts at `phase_s`."""
+    return phase_s + (2 * step + 1) * frame_period_s
 
 
 def facts_by_step(scene: Scene, steps: int, phase_s: float = 0.0, question: str = NARRATE,
@@ -190,8 +189,7 @@ class Judgement:
 
 def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps: int,
           phase_s: float = 0.0, question: str = NARRATE,
-          max_lateness: int = MAX_LATENESS_STEPS, again: Sequence[tuple[Claim, int]] = (),
-          frame_period_s: float = TICK_S) -> Judgement:
+          max_lateness: int = MAX_LATENESS_STEPS, frame_period_s: float = TICK_S) -> Judgement:
     """
     Compare what was said of `steps` steps with the facts.
 
@@ -199,12 +197,10 @@ def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps:
     and has not been told before; its lateness counts from the step that first showed the fact to
     the step of its first token. Only facts of the first `owed_steps` steps had to be narrated, so
     that the last ones leave time to finish.
-
-    :param again: claims that may be made once more from a step on, but need not
     """
     shown = facts_by_step(scene, steps, phase_s, question, frame_period_s)
     owed = [(fact, step) for step, group in enumerate(shown) for fact in group]
-    truth = Truth([*((fact.claim, step) for fact, step in owed), *again], max_lateness)
+    truth = Truth(((fact.claim, step) for fact, step in owed), max_lateness)
     verdict = Judgement()
     for utterance in utterances:
         verdict.sentences += 1
@@ -219,10 +215,9 @@ def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps:
             continue
         verdict.true += 1
         verdict.said_true[claim.kind] += 1
-        verdict.lateness.append(max(0, utterance.first_step - truth.claims[match][1]))
-        if match < len(owed):
-            first_s = newest_frame_s(utterance.first_step, phase_s, frame_period_s)
-            verdict.lateness_s.append(max(0.0, first_s - owed[match][0].visible_s))
+        verdict.lateness.append(max(0, utterance.first_step - owed[match][1]))
+        first_s = newest_frame_s(utterance.first_step, phase_s, frame_period_s)
+        verdict.lateness_s.append(max(0.0, first_s - owed[match][0].visible_s))
     for index, (fact, step) in enumerate(owed):
         if step < owed_steps:
             verdict.facts[fact.claim.kind] += 1

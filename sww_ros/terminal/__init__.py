@@ -121,8 +121,9 @@ class Display(ABC):
     of their times. Otherwise each is shown once it is whole.
     """
 
-    def __init__(self, clock: Callable[[int], str], ordered: bool) -> None:
-        self.clock, self._ordered = clock, ordered
+    def __init__(self, ordered: bool) -> None:
+        self.clock: Callable[[int], str] = wall_clock
+        self._ordered = ordered
         self._growing: list[Line] = []
         self._waiting: list[tuple[int, Any]] = []
 
@@ -178,9 +179,8 @@ class Display(ABC):
 class PlainDisplay(Display):
     """Whole lines without colors, each flushed: for pipes and files, which get whole lines only."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[int], str] = wall_clock,
-                 ordered: bool = False) -> None:
-        super().__init__(clock, ordered)
+    def __init__(self, stream: TextIO, ordered: bool = False) -> None:
+        super().__init__(ordered)
         self._stream = stream
 
     def note(self, text: str) -> None:
@@ -215,9 +215,8 @@ class RichDisplay(Display):
     Latencies are dim; questions and answers have colors of their own.
     """
 
-    def __init__(self, console: Console, clock: Callable[[int], str] = wall_clock,
-                 ordered: bool = False) -> None:
-        super().__init__(clock, ordered)
+    def __init__(self, console: Console, ordered: bool = False) -> None:
+        super().__init__(ordered)
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
         self._stale, self._closed = threading.Event(), threading.Event()
@@ -302,6 +301,5 @@ def make_display(style: str = 'auto', stream: TextIO = sys.stdout,
     if style not in STYLES:
         raise ValueError(f'style must be one of {", ".join(STYLES)}, not {style!r}')
     if style == 'plain' or style == 'auto' and not stream.isatty():
-        return PlainDisplay(stream, ordered=ordered)
-    return RichDisplay(Console(file=stream, force_terminal=True, highlight=False),
-                       ordered=ordered)
+        return PlainDisplay(stream, ordered)
+    return RichDisplay(Console(file=stream, force_terminal=True, highlight=False), ordered)

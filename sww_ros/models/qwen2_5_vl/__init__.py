@@ -27,8 +27,7 @@ from sww_ros.models.files import (
     told,
 )
 from sww_ros.models.qwen2_5_vl.language import QwenLanguage, QwenTower
-from sww_ros.models.qwen2_5_vl.profiles import PROFILES
-from sww_ros.models.qwen2_5_vl.turns import TURNS
+from sww_ros.models.qwen2_5_vl.turns import PROFILES, TURNS
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.family import Profile, Turns, VisionTower, Wanted
 from sww_ros.streaming.perception import PixelSettings
@@ -65,7 +64,16 @@ class Qwen25VL:
 
     def check(self, config: Any) -> None:
         """Check that the sizes in transformers' config fit together; else a CheckpointError."""
-        check_config(config)
+        vision = config.vision_config
+        check_heads(config)
+        check_positive('tokens_per_second of the vision tower', vision.tokens_per_second)
+        unit = vision.patch_size * vision.spatial_merge_size
+        if vision.window_size < unit:
+            raise CheckpointError(f'window_size {vision.window_size} is less than one visual '
+                                  f'token, {unit} pixels')
+        whole = vision.fullatt_block_indexes
+        if not isinstance(whole, (list, tuple)) or not all(type(index) is int for index in whole):
+            raise CheckpointError(f'fullatt_block_indexes must be a list of blocks, not {whole!r}')
 
     def stock(self, source: str | None, **options: Any) -> Any:
         """Return what transformers' `from_pretrained` does."""
@@ -124,24 +132,6 @@ class Qwen25VL:
 
 
 FAMILY = Qwen25VL()
-
-
-def check_config(config) -> None:
-    """
-    Check that the sizes in transformers' config fit together.
-
-    :raises CheckpointError: for what no such model can have
-    """
-    vision = config.vision_config
-    check_heads(config)
-    check_positive('tokens_per_second of the vision tower', vision.tokens_per_second)
-    unit = vision.patch_size * vision.spatial_merge_size
-    if vision.window_size < unit:
-        raise CheckpointError(f'window_size {vision.window_size} is less than one visual token, '
-                              f'{unit} pixels')
-    whole = vision.fullatt_block_indexes
-    if not isinstance(whole, (list, tuple)) or not all(type(index) is int for index in whole):
-        raise CheckpointError(f'fullatt_block_indexes must be a list of blocks, not {whole!r}')
 
 
 def check_heads(config, width: str = 'hidden_size', merged: str = 'out_hidden_size') -> None:

@@ -1,25 +1,31 @@
 """
 Qwen3-VL, the dense sizes: what differs from Qwen2.5-VL, whose family it derives from.
 
-The time of each step is written before it, so no position follows a clock.
+The time of each step is written before it, so no position follows a clock. Queries and keys are
+normed, each head by itself, before they turn; rotary angles take their axes in turns (t, h, w, t,
+h, w, ..., then t alone). Every block of the vision tower attends to the whole frame, a learnt table
+of places is stretched over it, and what some blocks make of it is merged for the first decoder
+layers (DeepStack). transformers' modules are the oracle of all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+import functools
 import math
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from sww_ros.models.files import CheckpointError
 from sww_ros.models.qwen2_5_vl import Qwen25VL, check_heads, pixel_settings
+from sww_ros.models.qwen2_5_vl.language import PLANS, QwenLanguage, TowerBlocks
 from sww_ros.models.qwen2_5_vl.turns import ChatTurns
-from sww_ros.models.qwen3_vl.language import Qwen3Language, Qwen3Tower
 from sww_ros.streaming.decoder import Decoder
-from sww_ros.streaming.family import Profile, StepPlace, Turns, VisionTower, Wanted
+from sww_ros.streaming.family import Profile, Seen, StepPlace, Turns, VisionTower, Wanted
 from sww_ros.streaming.perception import PixelSettings
 
 FRAMES = 2
@@ -48,6 +54,123 @@ class TimedTurns(ChatTurns):
         return (f'<{time:.1f} seconds><|vision_start|>',), ('<|vision_end|>',)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What size and number of steps fix: what is added to patches for their places, and angles."""
+
+    places: torch.Tensor
+    turn: tuple[torch.Tensor, torch.Tensor]
+
+
+class Qwen3Tower(TowerBlocks):
+    """Runs the weights of transformers' vision tower on the patches of steps."""
+
+    def __init__(self, tower: Any, wanted: Wanted | None = None) -> None:
+        """Take the weights of the stock tower, made as they are wanted; they are shared."""
+        super().__init__(tower, wanted)
+        self._merger_of = dict(zip(self.config.deepstack_visual_indexes,
+                                   tower.deepstack_merger_list))
+        self.deep_layers = len(self._merger_of)
+        self._plan = functools.lru_cache(maxsize=PLANS)(self._make_plan)
+
+    @torch.inference_mode()
+    def __call__(self, patches: torch.Tensor, rows: int, columns: int) -> Seen:
+        """
+        Return the merged tokens of each step, rows * columns of them, and those of deeper layers.
+
+        :param patches: (steps * 4 * rows * columns, channels * pixels), in the tower's order
+        :param rows: rows of merged tokens
+        """
+        steps = self.steps_in(patches, rows, columns)
+        plan = self._plan(rows, columns, steps)
+        x, deep = self.embed(patches) + plan.places, []
+        for index, block in enumerate(self.tower.blocks):
+            x = self.run(block, x, plan.turn, (len(x) // steps,) * steps)
+            if index in self._merger_of:
+                deep.append(self._merger_of[index](x))
+        return Seen(self.tower.merger(x), deep=torch.stack(deep) if deep else None)
+
+    def _make_plan(self, rows: int, columns: int, steps: int) -> _Plan:
+        angles = self.angles(rows, columns).repeat(steps, 1).to(self.device)
+        return _Plan(self._places(rows, columns).repeat(steps, 1), (angles.cos(), angles.sin()))
+
+    def _places(self, rows: int, columns: int) -> torch.Tensor:
+        """Stretch the square table of learnt places over a frame; (patches, hidden)."""
+        table = self.tower.pos_embed.weight.detach()
+        side = math.isqrt(len(table))
+        (above, row_shares), (before, column_shares) = (
+            _stretched(side, self.merge * count) for count in (rows, columns))
+        # Of each patch the four entries around it; shares are multiplied in fp32 by the oracle too.
+        entries = (side * above[:, None, :, None] + before[:, None, :]).flatten(2)
+        shares = (row_shares[:, None, :, None] * column_shares[:, None, :]).flatten(2)
+        found = table[entries.to(self.device)] * shares.to(self.device)[..., None]
+        return self.in_order(found.sum(2).to(self.dtype))
+
+
+def _stretched(side: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Stretch `side` entries over `size` patches, the first and the last over the edges.
+
+    :return: of each patch the two entries around it, int64 (size, 2), and their shares, fp32
+    """
+    at = torch.arange(size, dtype=torch.float32) * (side - 1) / max(size - 1, 1)
+    below = at.floor()[:, None] + torch.tensor([0.0, 1.0])
+    # Past the last entry nothing is left to share.
+    return below.clamp(max=side - 1).long(), 1 - (at[:, None] - below).abs()
+
+
+class Qwen3Language(QwenLanguage):
+    """The text model's weights, as `streaming.decoder.LanguageModel` has them."""
+
+    def __init__(self, language_model: Any, lm_head: nn.Module,
+                 wanted: Wanted | None = None) -> None:
+        """
+        Take over the weights of transformers' text model; its layers are emptied.
+
+        :raises ValueError: for what the live pass does not compute
+        """
+        self._head_norms: list[torch.Tensor] = []
+        super().__init__(language_model, lm_head, wanted)
+
+    def axes(self, sections: list[int]) -> list[int]:
+        """Return the axis of each pair of dimensions: t, h, w in turns as far as h and w go."""
+        found = torch.zeros(sum(sections), dtype=torch.long)
+        for axis in (1, 2):
+            found[axis:3 * sections[axis]:3] = axis
+        return found.tolist()
+
+    def rotary(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return cosines and sines, (2, n, 1, dim)."""
+        angles = positions.to(self.device)[self._axis].t().float() * self._inv_freq
+        angles = torch.cat([angles, angles], dim=1)[:, None]
+        return torch.stack([angles.cos(), angles.sin()]).to(self.dtype)
+
+    def project(self, layer: int, x: torch.Tensor,
+                turn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return queries (n, kv heads, group, dim) and keys with values (n, 2, kv heads, dim)."""
+        fused = self.projected(layer, x)
+        heads = fused.view(len(x), -1, self.head_dim)[:, :self.heads + self.kv_heads]
+        # Halves, not neighbours, turn together: a norm of reordered numbers would round otherwise.
+        normed = self.weighted_norm(heads, self._head_norms[layer])
+        first, second = normed.chunk(2, -1)
+        cos, sin = turn
+        heads.copy_(normed * cos + torch.cat([-second, first], dim=-1) * sin)
+        return self.parted(fused)
+
+    def qkv(self, attention: nn.Module) -> tuple[torch.Tensor, None]:
+        """Return the weight of q, k and v in one; there is no bias."""
+        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        return torch.cat([part.weight.detach() for part in parts]), None
+
+    def fuse(self, layer: nn.Module) -> Any:
+        """Return the weights of a stock layer in the form that they are used in."""
+        of_queries, of_keys = (norm.weight.detach() for norm in (
+            layer.self_attn.q_norm, layer.self_attn.k_norm))
+        self._head_norms.append(torch.cat([of_queries.expand(self.heads, -1),
+                                           of_keys.expand(self.kv_heads, -1)]))
+        return super().fuse(layer)
+
+
 class Qwen3VL(Qwen25VL):
     """The family, as `streaming.family.Family` describes it."""
 
@@ -59,7 +182,26 @@ class Qwen3VL(Qwen25VL):
 
     def check(self, config: Any) -> None:
         """Check that the sizes in transformers' config fit together; else a CheckpointError."""
-        check_config(config)
+        text, vision = config.text_config, config.vision_config
+        check_heads(config)
+        sections = text.rope_parameters['mrope_section']
+        if len(sections) != 3:
+            raise CheckpointError('mrope_section must have a part for each of time, row and '
+                                  f'column, not {sections!r}')
+        if text.attention_bias:
+            raise CheckpointError('attention_bias is set: attention with biases cannot be streamed')
+        if vision.temporal_patch_size != FRAMES:
+            raise CheckpointError(f'temporal_patch_size of the vision tower is '
+                                  f'{vision.temporal_patch_size}: only {FRAMES} frames a step have '
+                                  'the times that are written')
+        places = vision.num_position_embeddings
+        if math.isqrt(places) ** 2 != places:
+            raise CheckpointError(f'num_position_embeddings {places} is no square')
+        deep, most = list(vision.deepstack_visual_indexes), text.num_hidden_layers
+        if deep != sorted({*deep} & {*range(vision.depth)}) or len(deep) > most:
+            raise CheckpointError(
+                f'deepstack_visual_indexes must be rising blocks below {vision.depth}, at most '
+                f'one for each of the {most} layers of the text, not {deep!r}')
 
     def tokens_per_second(self, config: Any) -> float:
         """A step has one position: its time is text."""
@@ -85,31 +227,3 @@ class Qwen3VL(Qwen25VL):
 
 
 FAMILY = Qwen3VL()
-
-
-def check_config(config: Any) -> None:
-    """
-    Check that the sizes in transformers' config fit together.
-
-    :raises CheckpointError: for what no such model can have
-    """
-    text, vision = config.text_config, config.vision_config
-    check_heads(config)
-    sections = text.rope_parameters['mrope_section']
-    if len(sections) != 3:
-        raise CheckpointError(f'mrope_section must have a part for each of time, row and column, '
-                              f'not {sections!r}')
-    if text.attention_bias:
-        raise CheckpointError('attention_bias is set: attention with biases cannot be streamed')
-    if vision.temporal_patch_size != FRAMES:
-        raise CheckpointError(f'temporal_patch_size of the vision tower is '
-                              f'{vision.temporal_patch_size}: only {FRAMES} frames a step have '
-                              'the times that are written')
-    places = vision.num_position_embeddings
-    if math.isqrt(places) ** 2 != places:
-        raise CheckpointError(f'num_position_embeddings {places} is no square')
-    deep, most = list(vision.deepstack_visual_indexes), text.num_hidden_layers
-    if deep != sorted({*deep} & {*range(vision.depth)}) or len(deep) > most:
-        raise CheckpointError(
-            f'deepstack_visual_indexes must be rising blocks below {vision.depth}, at most one for '
-            f'each of the {most} layers of the text, not {deep!r}')
