@@ -21,7 +21,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
 from sww_ros.frames import CameraFrame, FrameChoice, FrameSampler
-from sww_ros.images import compressed_to_rgb, draw_subtitle, image_to_rgb
+from sww_ros.images import compressed_to_rgb, draw_subtitle, image_to_rgb, rgb_to_image
 from sww_ros.nodes.diagnostics import Rate
 from sww_ros.streaming.events import TextDelta
 
@@ -248,8 +248,4 @@ class Annotator:
         message, pixels = newest
         self._published = message
         drawn = draw_subtitle(pixels, self.subtitle.text)
-        height, width = drawn.shape[:2]
-        # Bytes: an array would be copied element by element.
-        self._publisher.publish(Image(
-            header=message.header, height=height, width=width, encoding='rgb8', is_bigendian=0,
-            step=3 * width, data=drawn.tobytes()))
+        self._publisher.publish(rgb_to_image(drawn, message.header))

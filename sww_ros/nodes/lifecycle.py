@@ -106,8 +106,6 @@ class ManagedNode(LifecycleNodeMixin, EndingNode):
         return answer
 
 
-
-
 def _notice(message: Warning | str, *arguments: object, **named: object) -> None:
     """Note, for the thread that sends, that a response was dropped; show other warnings."""
     if str(message).startswith(_MESSAGE):

@@ -29,7 +29,7 @@ CANCEL_S = 1.0
 """How long the engine may take to end what was taken back."""
 
 QUIET_S = 5.0
-"""Least time between two log messages about questions of the same kind."""
+"""Least time between two log messages of the same kind."""
 
 ENDS = {
     TextChunk.FINISH_DEACTIVATED: 'the narrator was deactivated',

@@ -17,7 +17,7 @@ from sww_ros.frames import NANOSECONDS
 from sww_ros.node import TEXT_QOS
 from sww_ros.nodes.camera import Arrival, Camera, Subtitle
 from sww_ros.nodes.diagnostics import Health, Rate, Window
-from sww_ros.nodes.questions import AnswerBook
+from sww_ros.nodes.questions import QUIET_S, AnswerBook
 from sww_ros.streaming.events import (
     NARRATION,
     Event,
@@ -29,9 +29,6 @@ from sww_ros.streaming.events import (
     TextDelta,
     Trouble,
 )
-
-QUIET_S = 5.0
-"""Least time between two log messages about troubles of the same kind."""
 
 UNSEEN_STEPS = 64
 """Steps that may wait for a token that sees them; older ones are reported without."""

@@ -9,6 +9,7 @@ costs more than the arithmetic.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 import functools
 from typing import Any
@@ -24,12 +25,18 @@ from sww_ros.streaming.quantize import weights_of
 PLANS = 32
 """For so many sizes and numbers of steps a tower keeps what depends on these alone."""
 
-_Turn = tuple[torch.Tensor, torch.Tensor]
+Turn = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of rotary angles."""
 
 
-class TowerBlocks:
-    """What Qwen's vision towers share: patches, blocks of attention, rotary angles."""
+class TowerBlocks(ABC):
+    """
+    What Qwen's vision towers share: patches, blocks of attention, rotary angles.
+
+    A family's own tower says what is fixed by size and number of steps, and what it does with it.
+    """
+
+    deep_layers = 0
 
     def __init__(self, tower: Any, wanted: Wanted | None = None) -> None:
         """Take the weights of the stock tower, made as they are wanted; they are shared."""
@@ -41,18 +48,35 @@ class TowerBlocks:
         self._patch = convolution.weight.detach().flatten(1)
         self._bias = None if convolution.bias is None else convolution.bias.detach()
         self.dtype, self.device = self._patch.dtype, self._patch.device
+        self._plan = functools.lru_cache(maxsize=PLANS)(self.make_plan)
 
-    def embed(self, patches: torch.Tensor) -> torch.Tensor:
-        """Return patches (n, channels * pixels) as rows of the first block, (n, hidden)."""
-        return F.linear(patches, self._patch, self._bias)
+    @torch.inference_mode()
+    def __call__(self, patches: torch.Tensor, rows: int, columns: int) -> Seen:
+        """
+        Return the merged tokens of each step, rows * columns of them.
 
-    def run(self, block: nn.Module, x: torch.Tensor, turn: _Turn,
+        :param patches: (steps * 4 * rows * columns, channels * pixels), in the tower's order
+        :param rows: rows of merged tokens
+        """
+        steps = len(patches) // (rows * columns * self.merge ** 2)
+        return self.see(F.linear(patches, self._patch, self._bias),
+                        self._plan(rows, columns, steps))
+
+    @abstractmethod
+    def make_plan(self, rows: int, columns: int, steps: int) -> Any:
+        """Return what size and number of steps fix; asked once for each."""
+
+    @abstractmethod
+    def see(self, x: torch.Tensor, plan: Any) -> Seen:
+        """Return what the tower makes of the rows of its first block, (n, hidden)."""
+
+    def run(self, block: nn.Module, x: torch.Tensor, turn: Turn,
             windows: tuple[int, ...]) -> torch.Tensor:
         """Return a block's output; rows see those of their window, whose lengths are given."""
         x = x + self._attend(block.attn, block.norm1(x), turn, windows)
         return x + block.mlp(block.norm2(x))
 
-    def _attend(self, attention: nn.Module, x: torch.Tensor, turn: _Turn,
+    def _attend(self, attention: nn.Module, x: torch.Tensor, turn: Turn,
                 windows: tuple[int, ...]) -> torch.Tensor:
         qkv = attention.qkv(x).view(len(x), 3, self.config.num_heads, -1).transpose(0, 2)
         # The oracle turns queries and keys in fp32 whatever the weights' type.
@@ -64,10 +88,6 @@ class TowerBlocks:
         out = [F.scaled_dot_product_attention(*part).transpose(1, 2).flatten(0, 1)
                for part in parts]
         return attention.proj((out[0] if len(out) == 1 else torch.cat(out)).flatten(1))
-
-    def steps_in(self, patches: torch.Tensor, rows: int, columns: int) -> int:
-        """Return of how many steps of rows x columns merged tokens the patches are."""
-        return len(patches) // (rows * columns * self.merge ** 2)
 
     def angles(self, rows: int, columns: int) -> torch.Tensor:
         """Return rotary angles of all patches in the tower's order, (patches, head dim) fp32."""
@@ -90,36 +110,22 @@ class _Plan:
 
     order: torch.Tensor
     back: torch.Tensor
-    turn: _Turn
+    turn: Turn
     windows: list[tuple[int, ...]]
 
 
 class QwenTower(TowerBlocks):
     """Runs the weights of transformers' vision tower on the patches of steps."""
 
-    deep_layers = 0
-
-    def __init__(self, tower: Any, wanted: Wanted | None = None) -> None:
-        """Take the weights of the stock tower, made as they are wanted; they are shared."""
-        super().__init__(tower, wanted)
-        self._plan = functools.lru_cache(maxsize=PLANS)(self._make_plan)
-
-    @torch.inference_mode()
-    def __call__(self, patches: torch.Tensor, rows: int, columns: int) -> Seen:
-        """
-        Return the merged tokens of each step, rows * columns of them.
-
-        :param patches: (steps * 4 * rows * columns, channels * pixels), in the tower's order
-        :param rows: rows of merged tokens
-        """
-        plan = self._plan(rows, columns, self.steps_in(patches, rows, columns))
-        x = self.embed(patches)
+    def see(self, x: torch.Tensor, plan: _Plan) -> Seen:
+        """As of `TowerBlocks`."""
         x = x.view(-1, self.merge ** 2, x.shape[-1])[plan.order].reshape(len(x), -1)
         for block, windows in zip(self.tower.blocks, plan.windows):
             x = self.run(block, x, plan.turn, windows)
         return Seen(self.tower.merger(x)[plan.back])
 
-    def _make_plan(self, rows: int, columns: int, steps: int) -> _Plan:
+    def make_plan(self, rows: int, columns: int, steps: int) -> _Plan:
+        """As of `TowerBlocks`."""
         config, unit = self.config, self.merge ** 2
         size = config.window_size // (config.patch_size * self.merge)
         blocks = [index[r:r + size, c:c + size].flatten()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-import functools
 import math
 from typing import Any
 
@@ -22,7 +21,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from sww_ros.models.files import CheckpointError
 from sww_ros.models.qwen2_5_vl import Qwen25VL, check_heads, pixel_settings
-from sww_ros.models.qwen2_5_vl.language import PLANS, QwenLanguage, TowerBlocks
+from sww_ros.models.qwen2_5_vl.language import QwenLanguage, TowerBlocks, Turn
 from sww_ros.models.qwen2_5_vl.turns import ChatTurns
 from sww_ros.streaming.decoder import Decoder
 from sww_ros.streaming.family import Profile, Seen, StepPlace, Turns, VisionTower, Wanted
@@ -56,10 +55,11 @@ class TimedTurns(ChatTurns):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What size and number of steps fix: what is added to patches for their places, and angles."""
+    """What a size and `steps` of it fix: what is added to patches for their places, and angles."""
 
     places: torch.Tensor
-    turn: tuple[torch.Tensor, torch.Tensor]
+    turn: Turn
+    steps: int
 
 
 class Qwen3Tower(TowerBlocks):
@@ -71,28 +71,21 @@ class Qwen3Tower(TowerBlocks):
         self._merger_of = dict(zip(self.config.deepstack_visual_indexes,
                                    tower.deepstack_merger_list))
         self.deep_layers = len(self._merger_of)
-        self._plan = functools.lru_cache(maxsize=PLANS)(self._make_plan)
 
-    @torch.inference_mode()
-    def __call__(self, patches: torch.Tensor, rows: int, columns: int) -> Seen:
-        """
-        Return the merged tokens of each step, rows * columns of them, and those of deeper layers.
-
-        :param patches: (steps * 4 * rows * columns, channels * pixels), in the tower's order
-        :param rows: rows of merged tokens
-        """
-        steps = self.steps_in(patches, rows, columns)
-        plan = self._plan(rows, columns, steps)
-        x, deep = self.embed(patches) + plan.places, []
+    def see(self, x: torch.Tensor, plan: _Plan) -> Seen:
+        """As of `TowerBlocks`, with the merged tokens of deeper layers."""
+        x, deep = x + plan.places, []
         for index, block in enumerate(self.tower.blocks):
-            x = self.run(block, x, plan.turn, (len(x) // steps,) * steps)
+            x = self.run(block, x, plan.turn, (len(x) // plan.steps,) * plan.steps)
             if index in self._merger_of:
                 deep.append(self._merger_of[index](x))
         return Seen(self.tower.merger(x), deep=torch.stack(deep) if deep else None)
 
-    def _make_plan(self, rows: int, columns: int, steps: int) -> _Plan:
+    def make_plan(self, rows: int, columns: int, steps: int) -> _Plan:
+        """As of `TowerBlocks`."""
         angles = self.angles(rows, columns).repeat(steps, 1).to(self.device)
-        return _Plan(self._places(rows, columns).repeat(steps, 1), (angles.cos(), angles.sin()))
+        return _Plan(self._places(rows, columns).repeat(steps, 1),
+                     (angles.cos(), angles.sin()), steps)
 
     def _places(self, rows: int, columns: int) -> torch.Tensor:
         """Stretch the square table of learnt places over a frame; (patches, hidden)."""
