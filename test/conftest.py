@@ -51,6 +51,16 @@ def pytest_pycollect_makemodule(
         return pytest.Module.from_parent(parent, path=module_path)
 
 
+@pytest.fixture(scope='module')
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint of a module's SHAPE, or a small one, as `save_pretrained` writes it."""
+    from sww_ros.evaluation.random_model import SMALL, save_random
+
+    found = tmp_path_factory.mktemp('checkpoint')
+    save_random(found, getattr(request.module, 'SHAPE', SMALL), 1)
+    return found
+
+
 def claim_domain() -> tuple[int, int]:
     """Return a domain id that no other test run on this machine holds, and the lock to close."""
     found = lock_domain(DOMAINS)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from transformers import PreTrainedModel
 
+from sww_ros.models.loading import load, load_stock
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived, TextDelta
@@ -18,6 +22,23 @@ from sww_ros.streaming.trace import VIDEO, Trace, replay
 STEPS = 4
 GRID = (2, 3)
 """Rows and columns of visual tokens in a frame of `noise_for`."""
+
+
+@pytest.fixture(scope='module')
+def exact(folder: Path) -> tuple[Checkpoint, PreTrainedModel]:
+    """The checkpoint in fp64, and its oracle."""
+    return load(str(folder), dtype='float64'), load_stock(str(folder), torch.float64)
+
+
+def changed(folder: Path, to: Path, change: Callable[[dict], object] = lambda config: None) -> str:
+    """Copy a checkpoint, and change its config; return where it is."""
+    to.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    config = json.loads((to / 'config.json').read_text())
+    change(config)
+    (to / 'config.json').write_text(json.dumps(config))
+    return str(to)
 
 
 def noise_for(checkpoint: Checkpoint, steps: int, seed: int = 0) -> np.ndarray:

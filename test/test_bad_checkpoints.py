@@ -3,12 +3,13 @@
 import json
 import math
 
+from family_kit import changed
 import pytest
 from safetensors.torch import load_file, save_file
 import torch
 from training_kit import noise
 
-from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
+from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.models.loading import CheckpointError, load
 from sww_ros.streaming.checkpoint import StreamDefaults
 from sww_ros.streaming.config import SessionConfig
@@ -19,17 +20,9 @@ TEXT, VISION, STREAMING = ('text_config',), ('vision_config',), ('speak_while_wa
 ROPE = (*TEXT, 'rope_parameters')
 
 
-@pytest.fixture(scope='module')
-def good(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('good')
-    save_random(folder, SMALL, 1)
-    return folder
-
-
 @pytest.fixture
-def copied(good, tmp_path):
-    for file in good.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+def copied(folder, tmp_path):
+    changed(folder, tmp_path)
     return tmp_path
 
 

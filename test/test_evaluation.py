@@ -22,7 +22,6 @@ from sww_ros.evaluation.random_model import (
     QWEN2_5_VL_3B,
     SMALL,
     random_model,
-    save_random,
 )
 from sww_ros.evaluation.run import MODES, Options, evaluate
 from sww_ros.models.loading import builtin_path, load, take_apart
@@ -50,13 +49,6 @@ def one_thread():
 @pytest.fixture(scope='module')
 def builtin() -> Checkpoint:
     return load('builtin')
-
-
-@pytest.fixture(scope='module')
-def small_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp('small')
-    save_random(folder, SMALL, 1)
-    return folder
 
 
 @pytest.fixture(scope='module')
@@ -130,11 +122,11 @@ def test_built_in_checkpoint_on_the_committed_captions(tmp_path: Path, capsys):
         pytest.approx(6.4, abs=0.5)
 
 
-def test_random_checkpoint_speaks_about_every_clip_in_every_mode(small_folder: Path,
-                                                                 tmp_path: Path, capsys):
+def test_random_checkpoint_speaks_about_every_clip_in_every_mode(folder: Path, tmp_path: Path,
+                                                                 capsys):
     """A checkpoint without a silence token, with questions of its own for each clip."""
     out = tmp_path / 'out.json'
-    assert main(['--model', str(small_folder), '--data', str(QUESTIONS), '--mode', *MODES,
+    assert main(['--model', str(folder), '--data', str(QUESTIONS), '--mode', *MODES,
                  '--max-rest-tokens', '12', '--wait-k', '4', '--resamples', '0',
                  '--json', str(out)]) == 0
     assert 'warning' not in capsys.readouterr().err

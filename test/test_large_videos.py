@@ -10,7 +10,7 @@ import torch
 
 from sww_ros.evaluation import run
 from sww_ros.evaluation.clips import ClipError, Player
-from sww_ros.evaluation.random_model import SMALL, random_model, save_random
+from sww_ros.evaluation.random_model import SMALL, random_model
 from sww_ros.models.loading import load
 from sww_ros.streaming.perception import PixelSettings, fit_size, shrunk
 from sww_ros.training.clips import ClipMaker
@@ -37,9 +37,7 @@ def large(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('small')
-    save_random(folder, SMALL, 1)
+def checkpoint(folder):
     return load(str(folder))
 
 

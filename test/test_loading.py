@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from family_kit import check_real_shapes
+from family_kit import changed, check_real_shapes
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, SMALL, save_random
+from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, save_random
 from sww_ros.models import loading
 from sww_ros.models.loading import CheckpointError, Described, load
 from sww_ros.models.plan import plan_of
@@ -18,13 +18,6 @@ from sww_ros.models.qwen2_5_vl import Qwen25VL
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.perception import PixelSettings, fit_size
 from sww_ros.streaming.session import Session
-
-
-@pytest.fixture(scope='module')
-def small(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('small')
-    save_random(folder, SMALL, 1)
-    return folder
 
 
 def test_the_layer_shapes_of_the_3b_model_load_and_stream(tmp_path):
@@ -51,65 +44,60 @@ def test_a_folder_without_a_config_is_named(tmp_path):
         load(str(tmp_path))
 
 
-def edited(small, tmp_path, **changes):
-    for file in small.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((tmp_path / 'config.json').read_text())
-    config.update(changes)
-    (tmp_path / 'config.json').write_text(json.dumps(config))
-    return str(tmp_path)
+def edited(folder, tmp_path, **changes):
+    return changed(folder, tmp_path, lambda config: config.update(changes))
 
 
-def test_another_model_is_refused(small, tmp_path):
+def test_another_model_is_refused(folder, tmp_path):
     with pytest.raises(CheckpointError, match="is a 'qwen2' model; only Qwen2.5-VL"):
-        load(edited(small, tmp_path, model_type='qwen2'))
+        load(edited(folder, tmp_path, model_type='qwen2'))
 
 
-def test_unknown_streaming_settings_are_named(small, tmp_path):
-    folder = edited(small, tmp_path, speak_while_watching=dict(wait_kay=3))
+def test_unknown_streaming_settings_are_named(folder, tmp_path):
+    spoiled = edited(folder, tmp_path, speak_while_watching=dict(wait_kay=3))
     with pytest.raises(CheckpointError, match=r"unknown speak_while_watching .*'wait_kay'"):
-        load(folder)
+        load(spoiled)
 
 
-def test_a_silence_token_that_is_not_there_is_named(small, tmp_path):
-    folder = edited(small, tmp_path, speak_while_watching=dict(silence_token='<|hush|>'))
+def test_a_silence_token_that_is_not_there_is_named(folder, tmp_path):
+    spoiled = edited(folder, tmp_path, speak_while_watching=dict(silence_token='<|hush|>'))
     with pytest.raises(CheckpointError, match='<|hush|>'):
-        load(folder)
+        load(spoiled)
 
 
-def test_a_checkpoint_that_says_how_it_streams_sets_its_own_size(small, tmp_path):
+def test_a_checkpoint_that_says_how_it_streams_sets_its_own_size(folder, tmp_path):
     """One that says anything else is a general one, perceived as large as is fast enough."""
     size = json.dumps(dict(size=dict(shortest_edge=784, longest_edge=10_000_000)))
     for entry, trained in ((dict(wait_k=3), False), (dict(position_encoding='gdpe'), True)):
-        folder = edited(small, tmp_path, speak_while_watching=entry)
+        spoiled = edited(folder, tmp_path, speak_while_watching=entry)
         (tmp_path / 'preprocessor_config.json').write_text(size)
-        checkpoint = load(folder, device='meta')
+        checkpoint = load(spoiled, device='meta')
         assert checkpoint.trained == trained
         assert (checkpoint.perception.settings.max_pixels == 10_000_000) == trained
 
 
-def test_missing_weights_are_told(small, tmp_path):
-    folder = edited(small, tmp_path)
+def test_missing_weights_are_told(folder, tmp_path):
+    spoiled = edited(folder, tmp_path)
     (tmp_path / 'model.safetensors').unlink()
     with pytest.raises(CheckpointError, match='cannot load checkpoint'):
-        load(folder)
+        load(spoiled)
 
 
-def test_a_weight_that_is_not_in_the_file_is_named(small, tmp_path):
-    folder, file = edited(small, tmp_path), tmp_path / 'model.safetensors'
+def test_a_weight_that_is_not_in_the_file_is_named(folder, tmp_path):
+    spoiled, file = edited(folder, tmp_path), tmp_path / 'model.safetensors'
     weights = load_file(file)
     del weights['model.layers.0.mlp.up_proj.weight']
     save_file(weights, file, metadata=dict(format='pt'))
     with pytest.raises(CheckpointError, match=r'lacks 1 weights, .*layers\.0\.mlp\.up_proj'):
-        load(folder)
+        load(spoiled)
 
 
-def test_an_unknown_dtype_is_named(small):
+def test_an_unknown_dtype_is_named(folder):
     with pytest.raises(CheckpointError, match="unknown dtype 'int3'"):
-        load(str(small), dtype='int3')
+        load(str(folder), dtype='int3')
 
 
-def test_pixels_equal_the_processors_own(small):
+def test_pixels_equal_the_processors_own(folder):
     """The live patches are those of transformers' own processor (its Pillow variant)."""
     from PIL import Image
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
@@ -117,7 +105,7 @@ def test_pixels_equal_the_processors_own(small):
     )
     # Of little contrast, as the two clamp what the filter overshoots at different places.
     frame = np.random.default_rng(1).integers(64, 192, (90, 130, 3), np.uint8)
-    perception = load(str(small)).perception
+    perception = load(str(folder)).perception
     settings = perception.settings
     processor = Qwen2VLImageProcessorPil(
         image_mean=settings.mean, image_std=settings.std,

@@ -10,7 +10,7 @@ import threading
 from narrator_harness import NarratorProcess
 import pytest
 
-from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
+from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming import pace
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.pace import Pace, advice, working_size
@@ -19,9 +19,7 @@ from sww_ros.streaming.session import Session
 
 
 @pytest.fixture(scope='module')
-def stock(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('stock')
-    save_random(folder, SMALL, 1)
+def stock(folder):
     return str(folder)
 
 

@@ -8,7 +8,6 @@ from training_kit import noise
 
 from sww_ros import nodes
 from sww_ros.evaluation.clips import Player
-from sww_ros.evaluation.random_model import SMALL, save_random
 from sww_ros.evaluation.run import Options, run_settings
 from sww_ros.models.loading import load, load_stock
 from sww_ros.streaming.config import SessionConfig
@@ -18,10 +17,8 @@ from sww_ros.streaming.trace import replay
 
 
 @pytest.fixture(scope='module')
-def penalized(tmp_path_factory):
+def penalized(folder):
     """A checkpoint whose generation_config.json asks for a penalty, as Qwen's own do."""
-    folder = tmp_path_factory.mktemp('penalized')
-    save_random(folder, SMALL, 1)
     file = folder / 'generation_config.json'
     file.write_text(json.dumps(dict(json.loads(file.read_text()), repetition_penalty=1.05)))
     return load(str(folder))

@@ -15,7 +15,6 @@ from transformers import Qwen2_5_VLConfig
 
 from sww_ros.evaluation.random_model import (
     QWEN2_5_VL_3B,
-    SMALL,
     save_random,
     shape,
     shape_qwen3,
@@ -95,9 +94,7 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope='module')
-def small(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('small')
-    save_random(folder, SMALL, 1)
+def small(folder):
     return str(folder)
 
 

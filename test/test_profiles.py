@@ -6,16 +6,16 @@ the oracle is transformers' own model on them, with its own positions.
 """
 
 from contextlib import contextmanager
-import json
 from pathlib import Path
 
+from family_kit import changed
 import numpy as np
 import pytest
 from session_kit import texts
 import torch
 from training_kit import DATA
 
-from sww_ros.evaluation.random_model import SMALL, SMALL_QWEN2, save_random
+from sww_ros.evaluation.random_model import SMALL_QWEN2, save_random
 from sww_ros.models.files import CheckpointError
 from sww_ros.models.loading import load, load_stock
 from sww_ros.streaming import core
@@ -37,13 +37,6 @@ STREAMING_VLM = ['He shoots ...', '\n ...', ' and scores a goal i', 'n time. ...
 LIVECC = ['He shoots ...', ' ...', ' and scores a go', 'al in time. ...']
 """The third one is cut too, and loses its last token by that."""
 MMDUET2 = ['NO REPLY', 'Nobody.', 'Now, NO REPLY is not all.']
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('plain')
-    save_random(folder, SMALL, 1)
-    return folder
 
 
 @pytest.fixture(scope='module')
@@ -336,13 +329,7 @@ def test_it_is_too_slow_where_even_silence_is(folder):
 
 def called(folder, name, **entries):
     """The checkpoint under another name, with other entries in its config.json."""
-    copy = folder.parent / name
-    copy.mkdir(parents=True, exist_ok=True)
-    for file in folder.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    config = json.loads((copy / 'config.json').read_text())
-    (copy / 'config.json').write_text(json.dumps(config | entries))
-    return str(copy)
+    return changed(folder, folder.parent / name, lambda config: config.update(entries))
 
 
 @pytest.mark.parametrize('name, entries, expected', [

@@ -6,13 +6,14 @@ import json
 import math
 from pathlib import Path
 
+from family_kit import changed
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 import torch
 
 from sww_ros.evaluation import replay as replay_command
-from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, SMALL, SMALL_QWEN3, save_random
+from sww_ros.evaluation.random_model import QWEN2_5_VL_3B, SMALL_QWEN3, save_random
 from sww_ros.models.loading import CheckpointError, load, load_stock
 from sww_ros.shapes import score
 from sww_ros.streaming.config import SessionConfig
@@ -26,9 +27,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 @pytest.fixture(scope='module')
-def small(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('small')
-    save_random(folder, SMALL, 1)
+def small(folder):
     return str(folder)
 
 
@@ -175,8 +174,7 @@ def test_what_cannot_be_quantized_is_told(small):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_weights_that_are_no_numbers_are_told(small, tmp_path, kind):
-    for file in Path(small).iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    changed(Path(small), tmp_path)
     weights = load_file(tmp_path / 'model.safetensors')
     weights['model.layers.0.mlp.up_proj.weight'].view(-1)[5] = math.nan
     save_file(weights, tmp_path / 'model.safetensors', metadata=dict(format='pt'))

@@ -4,36 +4,35 @@ Qwen2-VL: random checkpoints of it are told by their config, stream, and equal t
 Only random weights; those of the published checkpoints are not here.
 """
 
-import json
 
-from family_kit import GRID, STEPS, check_replay, noise_for, relieved, turn_of, watch
+from family_kit import (
+    GRID,
+    STEPS,
+    changed,
+    check_replay,
+    exact,
+    noise_for,
+    relieved,
+    turn_of,
+    watch,
+)
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 import torch
 
 from sww_ros.evaluation.proof import TOLERANCE, Subject, run_case, subject_of
-from sww_ros.evaluation.random_model import QWEN2_VL_7B, SMALL_QWEN2, random_model, save_random
-from sww_ros.models.loading import CheckpointError, load, load_stock
+from sww_ros.evaluation.random_model import SMALL_QWEN2, random_model, shape_qwen2
+from sww_ros.models.loading import CheckpointError, load
 from sww_ros.models.qwen2_vl import Qwen2Tower
 from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.trace import VIDEO, replay
 
+__all__ = ['exact']
+SHAPE = SMALL_QWEN2
 CASES = 20
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """A random checkpoint, as transformers' `save_pretrained` writes it."""
-    folder = tmp_path_factory.mktemp('qwen2_vl')
-    save_random(folder, SMALL_QWEN2, 1)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def exact(folder):
-    """The checkpoint in fp64, and its oracle."""
-    return load(str(folder), dtype='float64'), load_stock(str(folder), torch.float64)
+QWEN2_VL_7B = shape_qwen2(3584, 18944, 28, 28, 4, depth=32, embed_dim=1280, num_heads=16)
+"""The layer shapes of Qwen2-VL-7B, and so of LiveCC, from its published config."""
 
 
 @torch.no_grad()
@@ -104,15 +103,6 @@ def test_its_steps_are_counted_whatever_their_time(exact, frame_rate):
 
 
 # Loading.
-
-def changed(folder, to, change):
-    for file in folder.iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / 'config.json').read_text())
-    change(config)
-    (to / 'config.json').write_text(json.dumps(config))
-    return str(to)
-
 
 @pytest.mark.parametrize('part, values, words', [
     ('vision_config', dict(embed_dim=33), 'num_heads of the vision tower'),

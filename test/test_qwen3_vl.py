@@ -5,6 +5,7 @@ Only random weights; those of the published checkpoints are not here.
 """
 
 from dataclasses import replace
+from functools import reduce
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,11 @@ from types import SimpleNamespace
 from family_kit import (
     GRID,
     STEPS,
+    changed,
     check_ids,
     check_real_shapes,
     check_replay,
+    exact,
     noise_for,
     relieved,
     turn_of,
@@ -32,11 +35,11 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from sww_ros.benchmark.contenders import make_contest
 from sww_ros.evaluation.proof import TOLERANCE, Subject, can_relay, run_case, subject_of
 from sww_ros.evaluation.random_model import (
-    QWEN3_VL_2B,
     SMALL_QWEN3,
     random_checkpoint,
     random_model,
     save_random,
+    shape_qwen3,
 )
 from sww_ros.models.loading import CheckpointError, load, load_stock
 from sww_ros.models.qwen3_vl import Qwen3Tower
@@ -50,21 +53,13 @@ from sww_ros.training.recipe import Recipe
 from sww_ros.training.trainer import train
 
 PARALLEL = ('gdpe', 'gipe', 'ospe', 'offline')
+__all__ = ['exact']
+SHAPE = SMALL_QWEN3
 CASES = 40
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    """A random checkpoint, as transformers' `save_pretrained` writes it."""
-    folder = tmp_path_factory.mktemp('qwen3_vl')
-    save_random(folder, SMALL_QWEN3, 1)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def exact(folder):
-    """The checkpoint in fp64, and its oracle."""
-    return load(str(folder), dtype='float64'), load_stock(str(folder), torch.float64)
+QWEN3_VL_2B = shape_qwen3(2048, 6144, 28, 16, 8, 128, depth=24, hidden_size=1024,
+                          intermediate_size=4096, num_heads=16, num_position_embeddings=2304,
+                          deepstack_visual_indexes=[5, 11, 17])
+"""The layer shapes of Qwen3-VL-2B, from its published config."""
 
 
 # The vision tower.
@@ -270,14 +265,7 @@ def test_golden_positions_of_a_step_between_its_time_and_its_end():
 
 def edited(folder: Path, to: Path, path: tuple[str, ...], values: dict) -> str:
     """Copy a checkpoint with a part of its config changed."""
-    for file in folder.iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    part = config = json.loads((folder / 'config.json').read_text())
-    for name in path:
-        part = part[name]
-    part.update(values)
-    (to / 'config.json').write_text(json.dumps(config))
-    return str(to)
+    return changed(folder, to, lambda config: reduce(dict.__getitem__, path, config).update(values))
 
 
 TEXT, VISION = ('text_config',), ('vision_config',)
@@ -310,41 +298,41 @@ def test_a_setting_that_makes_no_sense_is_named(folder, tmp_path, path, values, 
 
 
 def test_more_deeper_features_than_layers_are_refused(folder, tmp_path):
-    changed = edited(folder, tmp_path, VISION, dict(deepstack_visual_indexes=[0, 1, 2]))
+    spoiled = edited(folder, tmp_path, VISION, dict(deepstack_visual_indexes=[0, 1, 2]))
     with pytest.raises(CheckpointError, match='at most one for each of the 2 layers of the text'):
-        load(edited(Path(changed), tmp_path, TEXT, dict(num_hidden_layers=2)))
+        load(edited(Path(spoiled), tmp_path, TEXT, dict(num_hidden_layers=2)))
 
 
 def test_the_published_form_of_a_config_is_read_alike(folder, tmp_path):
     """Its files have `rope_scaling` and `rope_theta` beside it, and one name for both types."""
-    changed = edited(folder, tmp_path, VISION, dict(model_type='qwen3_vl'))
+    spoiled = edited(folder, tmp_path, VISION, dict(model_type='qwen3_vl'))
     rotary = json.loads((folder / 'config.json').read_text())['text_config']['rope_parameters']
     theta = rotary.pop('rope_theta')
-    changed = edited(Path(changed), tmp_path, TEXT, dict(rope_scaling=rotary, rope_theta=theta))
+    spoiled = edited(Path(spoiled), tmp_path, TEXT, dict(rope_scaling=rotary, rope_theta=theta))
     config = json.loads((tmp_path / 'config.json').read_text())
     del config['text_config']['rope_parameters']
     (tmp_path / 'config.json').write_text(json.dumps(config))
     one, other = (load(name).decoder.model.rotary(torch.arange(9).expand(3, -1))
-                  for name in (str(folder), changed))
+                  for name in (str(folder), spoiled))
     assert torch.equal(one, other)
 
 
 def test_deeper_features_that_are_no_numbers_are_told(folder, tmp_path):
-    changed, file = edited(folder, tmp_path, (), {}), tmp_path / 'model.safetensors'
+    spoiled, file = edited(folder, tmp_path, (), {}), tmp_path / 'model.safetensors'
     weights = load_file(file)
     weights['model.visual.deepstack_merger_list.1.linear_fc2.bias'][3] = torch.nan
     save_file(weights, file, metadata=dict(format='pt'))
     with pytest.raises(CheckpointError, match='no finite numbers .its vision tower.'):
-        load(changed)
+        load(spoiled)
 
 
 def test_frames_are_as_large_as_its_patches_make_308_tokens(folder, tmp_path):
     """Its video processor's bounds are of a whole video; those of a frame are the engine's own."""
-    changed = edited(folder, tmp_path, (), {})
+    spoiled = edited(folder, tmp_path, (), {})
     (tmp_path / 'video_preprocessor_config.json').write_text(json.dumps(dict(
         size=dict(longest_edge=25_165_824, shortest_edge=4096), patch_size=16,
         temporal_patch_size=2, merge_size=2)))
-    pixels = load(changed, device='meta').perception.settings
+    pixels = load(spoiled, device='meta').perception.settings
     assert (pixels.unit, pixels.min_pixels, pixels.max_pixels) == (32, 4096, 308 * 32 * 32)
     assert pixels.mean == pixels.std == (0.5, 0.5, 0.5)
 

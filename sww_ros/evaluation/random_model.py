@@ -65,11 +65,6 @@ def shape_qwen3(hidden: int, inner: int, layers: int, heads: int, kv_heads: int,
     return dict(text=text, vision=vision, model=Qwen3VLForConditionalGeneration)
 
 
-QWEN3_VL_2B = shape_qwen3(2048, 6144, 28, 16, 8, 128, depth=24, hidden_size=1024,
-                          intermediate_size=4096, num_heads=16, num_position_embeddings=2304,
-                          deepstack_visual_indexes=[5, 11, 17])
-"""The layer shapes of Qwen3-VL-2B, from its published config."""
-
 SMALL_QWEN3 = shape_qwen3(48, 64, 3, 4, 2, 16, theta=1e4, depth=3, hidden_size=32,
                           intermediate_size=48, num_heads=2, num_position_embeddings=25,
                           deepstack_visual_indexes=[0, 1])
@@ -87,9 +82,6 @@ def shape_qwen2(hidden: int, inner: int, layers: int, heads: int, kv_heads: int,
     return dict(text=text, vision=dict(hidden_size=hidden) | vision,
                 model=Qwen2VLForConditionalGeneration)
 
-
-QWEN2_VL_7B = shape_qwen2(3584, 18944, 28, 28, 4, depth=32, embed_dim=1280, num_heads=16)
-"""The layer shapes of Qwen2-VL-7B, and so of LiveCC, from its published config."""
 
 SMALL_QWEN2 = shape_qwen2(48, 64, 2, 4, 2, theta=1e4, depth=2, embed_dim=32, num_heads=2,
                           mlp_ratio=2)
