@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 import json
 from pathlib import Path
 import sys
@@ -21,7 +22,6 @@ from tqdm import tqdm
 from experiments.paper import (
     FIRST_SCENE,
     MAX_OBJECTS,
-    OWED_STEPS,
     ROWS,
     STEPS,
     ShapesClip,
@@ -33,10 +33,10 @@ from experiments.paper import (
 from sww_ros.library import play_steps, settle
 from sww_ros.models.loading import load
 from sww_ros.shapes.checkpoint import WAIT_K
-from sww_ros.shapes.truth import Judgement, Utterance, judge, utterances
+from sww_ros.shapes.truth import Judgement, Utterance, utterances
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, Event, TextDelta
+from sww_ros.streaming.events import Event
 from sww_ros.streaming.gate import GATES
 from sww_ros.streaming.session import Session
 
@@ -60,7 +60,7 @@ class GateScore:
     still_s: float = 0.0
 
     def add(self, clip: ShapesClip, spoken: list[Utterance]) -> None:
-        verdict = judge(clip.scene, spoken, STEPS, OWED_STEPS, clip.phase_s)
+        verdict = clip.judged(spoken)
         self.verdict.add(verdict)
         said: set[str] = set()
         for each, is_true in zip(spoken, verdict.marks, strict=True):
@@ -90,12 +90,11 @@ def score(model: Path, speak: str, scene_seeds: Iterable[int], scheme: str = '')
                                        disable=None)):
         clip = ShapesClip.of(seed)
         with Session(checkpoint, config) as session:
-            events: list[Event] = []
-            for new in play_steps(session, clip.stamped(STEPS), ends=False):
-                events += new
-        tally.add(clip, _spoken(events))
+            events = chain.from_iterable(
+                play_steps(session, clip.film.steps(0, STEPS), ends=False))
+            tally.add(clip, utterances(events))
         if number < STILL_SCENES:
-            said = _spoken(_watch_still(checkpoint, config, clip.frames[-1]))
+            said = utterances(_watch_still(checkpoint, config, clip.frames[-1]))
             tally.needless += sum(each.first_step >= STEPS for each in said)
             tally.still_s += (STILL_STEPS - STEPS) * checkpoint.defaults.seconds_per_step
     return dict(scenes=number + 1, **tally.summary())
@@ -118,18 +117,9 @@ def kept(file: Path, scenes: int, measure: Callable[[], dict]) -> dict:
 
 
 def _watch_still(checkpoint: Checkpoint, config: SessionConfig, frame: np.ndarray) -> list[Event]:
-    events: list[Event] = []
+    frames = ((frame, index) for index in range(2 * STILL_STEPS))
     with Session(checkpoint, config) as session:
-        for new in play_steps(session, ((frame, index) for index in range(2 * STILL_STEPS)),
-                              ends=False):
-            events += new
-        events += settle(session)
-    return events
-
-
-def _spoken(events: Iterable[Event]) -> list[Utterance]:
-    return utterances([(event.delta, event.sentence, event.step) for event in events
-                       if isinstance(event, TextDelta) and event.stream_id == NARRATION])
+        return [*chain.from_iterable(play_steps(session, frames, ends=False)), *settle(session)]
 
 
 def described(summary: dict[str, dict], what: str = 'speak') -> str:

@@ -35,7 +35,7 @@ from experiments.paper import (
 )
 from sww_ros.models.loading import load
 from sww_ros.shapes.checkpoint import SILENCE, WAIT_K
-from sww_ros.shapes.truth import Answers, facts_by_step
+from sww_ros.shapes.truth import Answers
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.layout import IGNORE
 from sww_ros.training.annotations import read_annotations
@@ -66,8 +66,8 @@ def write_clips(folder: Path, name: str, seeds: Iterable[int]) -> Path:
     for seed in tqdm(list(seeds), desc=f'clips {name}', unit='clip', disable=None):
         clip, video = ShapesClip.of(seed), folder / f'{seed}.mkv'
         _write_video(video, clip.frames)
-        said = [[step, step + 1, fact.claim.sentence] for step, facts in enumerate(
-            facts_by_step(clip.scene, STEPS, clip.phase_s)) for fact in facts]
+        said = [[step, step + 1, fact.claim.sentence]
+                for step, facts in enumerate(clip.facts()) for fact in facts]
         lines.append(json.dumps([
             dict(role='user', content=[dict(type='video', video=video.name, video_start=0,
                                             video_end=STEPS)]),
@@ -103,9 +103,9 @@ def answers_right(model: Path, scheme: str, seeds: Iterable[int]) -> float | Non
     config = SessionConfig(position_encoding=scheme, wait_k=WAIT_K, narrate=False,
                            max_pending_frames=64)
     for seed in tqdm(list(seeds), desc=f'answers {scheme}', unit='clip', disable=None):
-        texts, asked = play_streaming(checkpoint, config, ShapesClip.of(seed))
+        events, asked = play_streaming(checkpoint, config, ShapesClip.of(seed))
         for question_id, question in asked.items():
-            tally.mark(question, texts, question_id)
+            tally.mark(question, events, question_id)
     return tally.share()
 
 

@@ -11,9 +11,10 @@ some rows on another clock, in a folder of their own.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 import json
 import math
 import os
@@ -30,23 +31,23 @@ from tqdm import tqdm
 from sww_ros.evaluation.metrics import score as caption_scores
 from sww_ros.library import play_steps, settle
 from sww_ros.models.loading import load
-from sww_ros.shapes.checkpoint import FRAME_SIZE, WAIT_K
+from sww_ros.shapes.checkpoint import WAIT_K
 from sww_ros.shapes.grammar import ShapesQuestion, make_question
-from sww_ros.shapes.render import Renderer
-from sww_ros.shapes.scene import TICK_S, Scene, generate
+from sww_ros.shapes.long_scenes import Film
+from sww_ros.shapes.scene import Fact, generate
 from sww_ros.shapes.truth import (
     NARRATE,
     Answers,
     Judgement,
+    Utterance,
     facts_by_step,
     judge,
     narration_ids,
-    newest_frame_s,
     utterances,
 )
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
-from sww_ros.streaming.events import NARRATION, Event, TextDelta
+from sww_ros.streaming.events import Event
 from sww_ros.streaming.schedule import make_schedule
 from sww_ros.streaming.session import Session
 
@@ -78,28 +79,33 @@ class ClipScores:
 
 @dataclass(frozen=True)
 class ShapesClip:
-    """One clip: its scene, frames (2 * STEPS of them), and when which question is asked."""
+    """One clip of STEPS steps: a scene as frames, and when which question is asked."""
 
-    scene: Scene
-    phase_s: float
-    frames: list[np.ndarray]
+    film: Film
     asked: list[tuple[int, ShapesQuestion]]
 
-    def stamped(self, steps: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Frames of the first so many steps, with their stamps."""
-        return ((frame, index) for index, frame in enumerate(self.frames[:2 * steps]))
+    @property
+    def frames(self) -> list[np.ndarray]:
+        """All of them."""
+        return [frame for frame, _ in self.film.steps(0, STEPS)]
 
     @staticmethod
     def of(seed: int) -> ShapesClip:
         scene = generate(seed, STEPS + 1.0, max_objects=MAX_OBJECTS)
         rng = np.random.default_rng([seed, 3])
-        phase = float(rng.random() * TICK_S)
-        renderer = Renderer(scene, FRAME_SIZE, FRAME_SIZE)
-        asked = []
-        for step in rng.choice(np.arange(1, STEPS + 1), QUESTIONS, replace=False):
-            asked.append((int(step), make_question(scene, newest_frame_s(step - 1, phase), rng)))
-        frames = [renderer.frame(phase + i * TICK_S) for i in range(2 * STEPS)]
-        return ShapesClip(scene, phase, frames, sorted(asked, key=lambda pair: pair[0]))
+        film = Film.of(scene, rng)
+        asked = [(int(step), make_question(scene, film.seen_s(step), rng))
+                 for step in rng.choice(np.arange(1, STEPS + 1), QUESTIONS, replace=False)]
+        return ShapesClip(film, sorted(asked, key=lambda pair: pair[0]))
+
+    def judged(self, spoken: list[Utterance], max_lateness: int = OWED_STEPS) -> Judgement:
+        """Compare a narration with the facts."""
+        return judge(self.film.scene, spoken, STEPS, OWED_STEPS, self.film.phase_s,
+                     max_lateness=max_lateness)
+
+    def facts(self) -> list[list[Fact]]:
+        """For each step, the facts that it is the first to show."""
+        return facts_by_step(self.film.scene, STEPS, self.film.phase_s)
 
 
 def score_clips(model: str | Path, schedule: str, seeds: Iterable[int]) -> dict:
@@ -127,60 +133,52 @@ def score_clips(model: str | Path, schedule: str, seeds: Iterable[int]) -> dict:
 
 
 def play_streaming(checkpoint: Checkpoint, config: SessionConfig,
-                   clip: ShapesClip) -> tuple[list[TextDelta], dict[str, ShapesQuestion]]:
-    """Have a clip watched, and ask as it goes on; return what was said, and questions by id."""
+                   clip: ShapesClip) -> tuple[list[Event], dict[str, ShapesQuestion]]:
+    """Have a clip watched, and ask as it goes on; return what came, and questions by id."""
     asked, events = {}, []
     with Session(checkpoint, config) as session:
-        for step, new in enumerate(play_steps(session, clip.stamped(STEPS), ends=False), 1):
+        for step, new in enumerate(play_steps(session, clip.film.steps(0, STEPS), ends=False), 1):
             events += new
             for at, question in clip.asked:
                 if at == step:
                     asked[session.ask(question.text)] = question
             events += settle(session)
-    return _texts(events), asked
+    return events, asked
 
 
 def _score_streaming(checkpoint: Checkpoint, config: SessionConfig, clip: ShapesClip,
                      tally: ClipScores) -> None:
-    texts, asked = play_streaming(checkpoint, config, clip)
+    events, asked = play_streaming(checkpoint, config, clip)
     schedule = make_schedule(config.schedule, config.wait_k, config.schedule_seed)
     counts = [schedule.granted(step + 1) - schedule.granted(step) for step in range(STEPS)]
     silence = checkpoint.vocabulary.silence
-    ids = narration_ids(clip.scene, STEPS, clip.phase_s, NARRATE, silence, checkpoint.encode,
-                        counts)
+    ids = narration_ids(clip.film.scene, STEPS, clip.film.phase_s, NARRATE, silence,
+                        checkpoint.encode, counts)
     said = checkpoint.tokenizer.decode([token for token in ids if token != silence])
-    _note(tally, clip, texts, said[:said.rfind('.') + 1].strip())
+    _note(tally, clip, events, said[:said.rfind('.') + 1].strip())
     for question_id, question in asked.items():
-        tally.answers.mark(question, texts, question_id)
+        tally.answers.mark(question, events, question_id)
 
 
 def _score_offline(checkpoint: Checkpoint, config: SessionConfig, clip: ShapesClip,
                    tally: ClipScores) -> None:
     with Session(checkpoint, config) as session:
         for end in {STEPS, *(at for at, _ in clip.asked)}:
-            events = []
-            for new in play_steps(session, clip.stamped(end)):
-                events += new
+            events = [*chain.from_iterable(play_steps(session, clip.film.steps(0, end)))]
             if end == STEPS:
-                _note(tally, clip, _texts(events), ' '.join(
-                    fact.claim.sentence for facts in facts_by_step(
-                        clip.scene, STEPS, clip.phase_s) for fact in facts), STEPS)
+                _note(tally, clip, events, ' '.join(
+                    fact.claim.sentence for facts in clip.facts() for fact in facts), STEPS)
             for at, question in clip.asked:
                 if at == end:
                     question_id = session.ask(question.text)
-                    tally.answers.mark(question, _texts(settle(session)), question_id)
+                    tally.answers.mark(question, settle(session), question_id)
 
 
-def _texts(events: Iterable[Event]) -> list[TextDelta]:
-    return [event for event in events if isinstance(event, TextDelta)]
-
-
-def _note(tally: ClipScores, clip: ShapesClip, texts: list[TextDelta], wanted: str,
+def _note(tally: ClipScores, clip: ShapesClip, events: list[Event], wanted: str,
           max_lateness: int = OWED_STEPS) -> None:
     """Judge a narration; its last sentence, if it was cut off, is not held against it."""
-    spoken = utterances([(t.delta, t.sentence, t.step) for t in texts if t.stream_id == NARRATION])
-    tally.verdict.add(judge(clip.scene, spoken, STEPS, OWED_STEPS, clip.phase_s,
-                            max_lateness=max_lateness))
+    spoken = utterances(events)
+    tally.verdict.add(clip.judged(spoken, max_lateness))
     tally.spoken.append(' '.join(utterance.text for utterance in spoken))
     tally.wanted.append(wanted)
 

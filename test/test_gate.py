@@ -438,7 +438,7 @@ def test_gates_are_scored_by_what_is_true_told_again_and_needless(monkeypatch):
 
 def test_a_true_sentence_that_is_said_again_is_a_repetition():
     tally, clip = gates.GateScore(), gates.ShapesClip.of(1000)
-    fact = clip.scene.facts[0]
+    fact = clip.film.scene.facts[0]
     told = [Utterance(fact.claim.sentence, step, step) for step in (4, 5)]
     tally.add(clip, [*told, Utterance('Nothing of that kind.', 6, 6)])
     assert (tally.verdict.sentences, tally.verdict.true, tally.again) == (3, 1, 1)

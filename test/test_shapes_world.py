@@ -29,6 +29,7 @@ from sww_ros.shapes.truth import (
     utterances,
     wanted,
 )
+from sww_ros.streaming.events import NARRATION, TextDelta
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -225,9 +226,15 @@ def test_lateness_and_omissions_are_counted():
     assert verdict.summary()['facts_narrated'] == round(2 / len(owed), 4)
 
 
+def piece(step: int, delta: str, sentence: str = '', stream_id: str = NARRATION) -> TextDelta:
+    return TextDelta(stream_id, 0, delta, sentence, False, '', step, step + 1, 0, 0, 0, 0, False)
+
+
 def test_pieces_make_utterances():
-    pieces = [(' The', '', 4), (' end.', 'The end.', 5), (' A', '', 6)]
+    pieces = [piece(4, ' The'), piece(4, 'Two.', 'Two.', 'q'), piece(5, ' end.', 'The end.'),
+              piece(6, ' A')]
     assert utterances(pieces) == [Utterance('The end.', 4, 5)]
+    assert utterances(pieces, before=10) == [Utterance('The end.', 14, 15)]
 
 
 def test_the_world_knows_neither_training_nor_scoring():

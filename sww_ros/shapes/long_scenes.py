@@ -174,9 +174,8 @@ class _Heard:
         """Whole sentences; one that was cut is none, and nothing goes on with it."""
         found: list[Utterance] = []
         for video, begun in self._begun.items():
-            found += utterances([(text.delta, text.sentence, begun + text.step)
-                                 for text in self.texts if text.stream_id == NARRATION
-                                 and text.video == video and not text.final])
+            found += utterances((text for text in self.texts
+                                 if text.video == video and not text.final), begun)
         return found
 
     def told_again(self, spoken: Sequence[Utterance], marks: Sequence[bool]) -> int:

@@ -32,7 +32,7 @@ from sww_ros.shapes.truth import (
     utterances,
 )
 from sww_ros.streaming.config import BY_NAME, QUANTIZATIONS, SessionConfig
-from sww_ros.streaming.events import NARRATION, Event, Restarted, TextDelta
+from sww_ros.streaming.events import Event, Restarted
 from sww_ros.streaming.session import Session
 
 OWED_STEPS = 16
@@ -87,14 +87,11 @@ def play(session: Session, seed: int, max_objects: int, score: Score,
             events += settle(session)
     if any(isinstance(event, Restarted) for event in events):
         raise ClipError(f'seed {seed}: the stream began anew')
-    texts = [event for event in events if isinstance(event, TextDelta)]
-    spoken = utterances([(t.delta, t.sentence, t.step) for t in texts
-                         if t.stream_id == NARRATION])
-    verdict = judge(scene, spoken, steps, OWED_STEPS, film.phase_s, prompt)
+    verdict = judge(scene, utterances(events), steps, OWED_STEPS, film.phase_s, prompt)
     score.verdict.add(verdict)
     answers = []
     for question_id, question in questions.items():
-        said = score.answers.mark(question, texts, question_id)
+        said = score.answers.mark(question, events, question_id)
         answers.append(dict(kind=question.kind, question=question.text, truth=question.answer,
                             answer=said))
     score.seeds.append(dict(

@@ -28,7 +28,7 @@ from sww_ros.shapes.grammar import (
     true_answer,
 )
 from sww_ros.shapes.scene import TICK_S, Fact, Scene, generate
-from sww_ros.streaming.events import TextDelta
+from sww_ros.streaming.events import NARRATION, Event, TextDelta
 from sww_ros.streaming.schedule import spread
 
 NARRATE = 'What happens?'
@@ -226,14 +226,20 @@ def judge(scene: Scene, utterances: Iterable[Utterance], steps: int, owed_steps:
     return verdict
 
 
-def utterances(deltas: Sequence[tuple[str, str, int]]) -> list[Utterance]:
-    """Whole sentences from (delta, sentence, step) pieces; an unfinished tail is left out."""
+def utterances(events: Iterable[Event], before: int = 0) -> list[Utterance]:
+    """
+    Whole sentences of a narration; an unfinished tail is left out.
+
+    :param before: how many steps came before the one that the events call 0
+    """
     found, first = [], None
-    for _, sentence, step in deltas:
-        first = step if first is None else first
-        if sentence:
-            found.append(Utterance(sentence, first, step))
-            first = None
+    for event in events:
+        if isinstance(event, TextDelta) and event.stream_id == NARRATION:
+            step = before + event.step
+            first = step if first is None else first
+            if event.sentence:
+                found.append(Utterance(event.sentence, first, step))
+                first = None
     return found
 
 
@@ -248,9 +254,10 @@ class Answers:
     asked: Counter = field(default_factory=Counter)
     right: Counter = field(default_factory=Counter)
 
-    def mark(self, question: ShapesQuestion, texts: Iterable[TextDelta], question_id: str) -> str:
+    def mark(self, question: ShapesQuestion, events: Iterable[Event], question_id: str) -> str:
         """Count a question by what was said under its id, which is returned."""
-        said = ''.join(text.delta for text in texts if text.stream_id == question_id).strip()
+        said = ''.join(event.delta for event in events if isinstance(event, TextDelta)
+                       and event.stream_id == question_id).strip()
         self.asked[question.kind] += 1
         self.right[question.kind] += said == question.answer
         return said
