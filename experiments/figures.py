@@ -47,12 +47,12 @@ def _quality(score: dict) -> list[tuple[str, str]]:
     summary, three = score['summary'], score['with_3_objects']['summary']
     return [
         (f'built-in checkpoint, {score["count"]} unseen scenes of {score["steps"]} steps with up '
-         'to two shapes, live: narrated facts true / true facts narrated',
+         'to two shapes, live: sentences true / facts narrated',
          f'{summary["facts_true"]:.1%} / {summary["facts_narrated"]:.1%}'),
         ('sentences grammatical / answers right / median lateness',
          f'{summary["grammatical"]:.1%} / {summary["answers_right"]:.1%} / '
          f'{summary["median_lateness_steps"]} steps'),
-        ('with three shapes: facts true / narrated / answers right',
+        ('with three shapes: sentences true / facts narrated / answers right',
          f'{three["facts_true"]:.1%} / {three["facts_narrated"]:.1%} / '
          f'{three["answers_right"]:.1%}')]
 
@@ -61,8 +61,8 @@ def _long_scenes(found: dict) -> tuple[str, str]:
     relay, anew = found['summary'], found['begun_anew']['summary']
     return (f'{relay["scenes"]} unseen scenes of {found["seconds"] / 60:.0f} minutes, streams of '
             f'{found["capacity"]} steps relieved by others that begin with the last '
-            f'{found["memory"]} (beside it: begun anew): facts true / narrated / sentences cut / '
-            'told again',
+            f'{found["memory"]} (in parentheses: streams that begin anew): sentences true / '
+            'facts narrated / sentences cut / told again',
             ' ('.join(f'{each["facts_true"]:.1%} / {each["facts_narrated"]:.1%} / '
                       f'{each["sentences_cut"]} / {each["told_again"]} of {each["sentences"]}'
                       for each in (relay, anew)) + ')')
@@ -86,12 +86,13 @@ def _calibrated(overlap: dict) -> list[tuple[str, str]]:
     longest = overlap['hazard'][-1]
     return [
         ('both at once against one after the other, on calibrated devices, which sleep instead of '
-         'computing; perception = generation',
+         'computing; perceiving and generating take equally long',
          f'{at_one["speedup"]:.2f} times as fast (limit {at_one["limit"]:.2f}); at worst '
          f'{worst:.0%} of the limit, r from 0.1 to 10'),
         (f'on the same sleeping devices ({PERCEIVE_S * 1e3:.0f} ms a step, {DECODE_S * 1e3:.0f} '
          'ms a token) a step that comes during a '
-         f'sentence of {longest["tokens"]} tokens is seen after (one after the other)',
+         f'sentence of {longest["tokens"]} tokens is seen after (in parentheses: one after the '
+         'other)',
          f'{longest["threads_s"] * 1e3:.0f} ms ({longest["serial_s"]:.1f} s)')]
 
 
@@ -112,13 +113,13 @@ def _peers(peers: dict) -> list[tuple[str, str]]:
     here = (f'{peers["parameters"] / 1e6:.1f} M parameters, {peers["machine"]["cores"]} CPU cores, '
             f'after {longest["steps"]} steps')
     return [
-        (f'a step that comes while a sentence of {peers["sentence"]} tokens is spoken is seen by a '
-         f'token after ({here})',
+        ('from the arrival of a step, while a sentence of '
+         f'{peers["sentence"]} tokens is being spoken, to the first token that sees it ({here})',
          f'{seen["gdpe_fused"]} (fused), {seen["gdpe_processes"]} (processes); interleaved '
          f'{seen["interleaved"]}; stock modules with a carried cache {seen["carried"]}; '
          f'`generate()` on the newest frames {seen["generate_newest"]}, on all '
          f'{seen["generate_whole"]}'),
-        ('the same stream at full load takes, of the time of this engine',
+        ('how long others take for the same stream at full load, compared with this engine',
          f'stock modules with a carried cache {slower["carried"]} times as long, in windows '
          f'{slower["windows"]}; `generate()` on the newest frames {slower["generate_newest"]}, on '
          f'all {slower["generate_whole"]}')]
@@ -138,10 +139,11 @@ def _gpu(peers: dict) -> tuple[str, str]:
 
 def _latency(demo: dict) -> list[tuple[str, str]]:
     event, frame = (demo['latency'][name] for name in ('hazard', 'capture_to_first_token'))
-    return [('demo, over ROS on two CPU cores: an event becomes visible → the first token that '
-             'saw it', f'{event["p50_ms"]:.0f} ms (p95 {event["p95_ms"]:.0f} ms), most of it the '
-             "rest of the step's own second"),
-            ("of it, from the capture of the step's last frame on",
+    return [('demo, over ROS on two CPU cores: from the moment that an event is visible to the '
+             'first token that saw it',
+             f'{event["p50_ms"]:.0f} ms (p95 {event["p95_ms"]:.0f} ms), most of it the rest of the '
+             "step's own second"),
+            ("of which, after the capture of the step's last frame",
              f'{frame["p50_ms"]:.0f} ms (p95 {frame["p95_ms"]:.0f} ms)')]
 
 

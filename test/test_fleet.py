@@ -23,7 +23,7 @@ from sww_ros.benchmark.pool import watched  # noqa: E402
 from sww_ros.benchmark.watched import Far, Phase  # noqa: E402
 from sww_ros.engine.link import Link, tls_to  # noqa: E402
 from sww_ros.fleet import pool  # noqa: E402
-from sww_ros.fleet.gateway import TOKEN, TOO_LARGE, Bounds  # noqa: E402
+from sww_ros.fleet.gateway import TOO_LARGE, WRONG_TOKEN, Bounds  # noqa: E402
 from sww_ros.fleet.robots import Robots  # noqa: E402
 from sww_ros.fleet.server import tls_of  # noqa: E402
 from sww_ros.images import jpeg_of  # noqa: E402
@@ -133,6 +133,6 @@ def test_robots_are_told_of_their_own_scene_again_after_a_cut_and_a_killed_repli
 
 def test_who_is_refused_is_told_why_by_a_pool_too(url: str):
     answers, code = said_to(url, 'wrong', opening())
-    assert code == TOKEN and 'not known here' in answers[0]['message']
+    assert code == WRONG_TOKEN and 'not known here' in answers[0]['message']
     answers, code = said_to(url, TOKENS['rear'], packed({}, b'x' * 300_000))
     assert code == TOO_LARGE and 'too large' in answers[0]['message']

@@ -21,10 +21,10 @@ from sww_ros.engine.link import Link
 from sww_ros.fleet.gateway import (
     CROWDED,
     POOLS,
-    TOKEN,
     TOO_FAST,
     TOO_LARGE,
     WRONG,
+    WRONG_TOKEN,
     Bounds,
     settings_of,
 )
@@ -74,7 +74,7 @@ def feeding(jpeg: bytes, **header: object) -> bytes:
     (TOKENS['front'][:-1], 'not known here'), ('é' * 9, 'not known here')])
 def test_who_has_no_token_is_told_so(served: Served, token: str | None, words: str):
     answers, code = said_to(served.url, token, opening())
-    assert code == TOKEN and len(answers) == 1
+    assert code == WRONG_TOKEN and len(answers) == 1
     assert answers[0]['type'] == 'failed' and words in answers[0]['message']
 
 
@@ -173,7 +173,7 @@ def test_a_thousand_connections_do_not_keep_a_robot_out(served: Served):
             with ThreadPoolExecutor(8) as pool:
                 refused = list(pool.map(
                     lambda _: said_to(served.url, 'wrong')[1], range(16)))
-            assert refused == [TOKEN] * 16
+            assert refused == [WRONG_TOKEN] * 16
             speak(robot)
             with narrated_to(served, 'rear') as rear:
                 speak(rear)

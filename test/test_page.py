@@ -25,7 +25,6 @@ from sww_ros import web  # noqa: E402 - aiohttp may be absent.
 from sww_ros.engine.address import is_local  # noqa: E402
 from sww_ros.images import jpeg_of  # noqa: E402
 from sww_ros.web import Broadcast, Outbox, step_of, text_of  # noqa: E402
-from sww_ros.web import server as server_module  # noqa: E402
 from sww_ros.web.server import FILES, PageServer  # noqa: E402
 
 
@@ -353,7 +352,7 @@ def test_what_cannot_be_understood_ends_the_connection_and_nothing_else(
 def test_a_browser_that_asks_too_fast_is_refused_in_words_and_one_that_floods_is_sent_away(
         feed: Broadcast, monkeypatch: pytest.MonkeyPatch):
     acted = []
-    monkeypatch.setattr(server_module, 'time', SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr('sww_ros.web.time', SimpleNamespace(monotonic=lambda: 0.0))
 
     async def visitor(browser: Browser) -> None:
         async with browser.open() as stream:

@@ -62,6 +62,27 @@ def test_the_method_knows_neither_ros_nor_pictures():
         assert not known & (ROS | {'cv2', 'av'}), path
 
 
+def documented() -> dict[str, str]:
+    """Return, for each row of the table of packages, what it says that the room knows."""
+    page = (ROOT / 'docs/architecture.md').read_text()
+    return {name: knows for names, knows in re.findall(r'^\| (`sww_ros/.+?) \|.+\| (.*) \|$', page,
+                                                       re.MULTILINE)
+            for name in re.findall(r'`(?:sww_ros/)?(.+?)`', names)}
+
+
+def test_each_room_knows_what_the_architecture_says_it_does_and_nothing_else():
+    rows, rooms = documented(), {path.relative_to(PACKAGE).parts[0] for path in FILES}
+    assert rooms - {'__init__.py'} <= {*rows}
+    for path in FILES:
+        inside = path.relative_to(PACKAGE)
+        row = max((row for row in rows if inside.is_relative_to(row)), key=len, default=None)
+        for name in imported(path) if row else ():
+            known = name.split('.')[1:2] if name.startswith('sww_ros.') else []
+            for room in {*known} & {Path(room).stem for room in rooms}:
+                assert room in (Path(row).parts[0], Path(row).stem) or re.search(
+                    rf'\b{room}\b', rows[row]), f'{inside} imports {name}'
+
+
 def test_the_engine_and_what_is_shown_need_no_torch_for_themselves():
     for room in ('engine', 'sources', 'terminal', 'settings', 'web'):
         for path in (PACKAGE / room).glob('*.py'):

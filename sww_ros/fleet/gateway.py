@@ -26,21 +26,18 @@ from sww_ros.fleet.robots import Robots
 from sww_ros.images import check_compressed
 from sww_ros.streaming.config import OF_ENGINE, SessionConfig
 from sww_ros.streaming.events import Event, FramesDropped, Trouble, event_to_dict
-from sww_ros.web.server import Allowance
+from sww_ros.web import CROWDED, WRONG_TOKEN, WRONG_TOKEN_S, Allowance
 from sww_ros.wire import Channel, next_packed, packed, unpacked
 
 LOG = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 64 * 1024
 OPEN_S = 15.0
 """How long a robot may take until it opens its session [s]."""
-WRONG_TOKEN_S = 0.5
-"""How long a wrong token is thought about: nobody shall try many."""
 LAST_WORDS_S = 2.0
 UNREAD = 4096
 """So many messages to a robot may wait for it to read."""
-WRONG, TOKEN, CROWDED, TOO_LARGE, TOO_FAST, UNREAD_CODE, ENDED, GOING = (
-    1002, 4401, 4429, 1009, 1008, 4408, 1011, 1001)
-"""Codes with which a WebSocket is closed."""
+WRONG, TOO_LARGE, TOO_FAST, UNREAD_CODE, ENDED, GOING = 1002, 1009, 1008, 4408, 1011, 1001
+"""Codes with which a WebSocket is closed, beside those of who is not let in."""
 POOLS = (*OF_ENGINE, 'record_trace', 'profile')
 """The settings that the pool alone has a say in."""
 
@@ -212,7 +209,7 @@ class Gateway:
         robot = self._robots.known(shown)
         if not robot:
             await asyncio.sleep(WRONG_TOKEN_S)
-            raise Refused(TOKEN, 'this token is not known here' if shown else
+            raise Refused(WRONG_TOKEN, 'this token is not known here' if shown else
                           'a token is needed, as the header "Authorization: Bearer TOKEN"')
         for count, most, whose in ((self._here[robot], self.bounds.of_one, 'this robot has'),
                                    (self._here.total(), self.bounds.sessions, 'there are')):

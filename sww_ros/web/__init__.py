@@ -17,6 +17,7 @@ import json
 import math
 import struct
 import threading
+import time
 from typing import Any
 
 HISTORY = 2000
@@ -30,6 +31,10 @@ STATES = ('health', 'pulse')
 """Kinds of messages of which only the newest counts."""
 MAX_TEXT = 4000
 """Characters of one text that are shown."""
+WRONG_TOKEN, CROWDED = 4401, 4429
+"""Codes with which the WebSocket of one who is not let in is closed."""
+WRONG_TOKEN_S = 0.5
+"""How long a wrong token is thought about: nobody shall try many."""
 TIMES = ('at', 'seen', 'captured', 'started', 'perceived', 'first')
 """What a message calls its times."""
 
@@ -39,9 +44,9 @@ def encoded(kind: str, **content: Any) -> str:
     return json.dumps({'kind': kind, **content}, separators=(',', ':'))
 
 
-def seconds(time: Any) -> float:
+def seconds(stamp: Any) -> float:
     """Return a Time or Duration message in seconds."""
-    return time.sec + time.nanosec / 1e9
+    return stamp.sec + stamp.nanosec / 1e9
 
 
 def text_of(chunk: Any) -> dict[str, Any]:
@@ -62,6 +67,23 @@ def step_of(latency: Any) -> dict[str, Any]:
         started=arrived + seconds(latency.callback_to_engine), perceived=perceived,
         first=perceived + seconds(latency.first_token) if latency.has_first_token else None,
         overlap=overlap if math.isfinite(overlap) else 0.0)
+
+
+class Allowance:
+    """How often something may be done: `burst` times at once, and `rate` times a second."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._left, self._at = burst, time.monotonic()
+
+    def take(self, count: float = 1) -> bool:
+        """Return whether it may be done now, so many times."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        allowed = self._left >= count
+        self._left -= count * allowed
+        return allowed
 
 
 class Outbox:

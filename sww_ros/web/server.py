@@ -10,13 +10,20 @@ from importlib.resources import files
 import json
 import secrets
 import socket
-import time
 from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
 
 from sww_ros.engine.address import is_local
-from sww_ros.web import Broadcast, Outbox, encoded
+from sww_ros.web import (
+    CROWDED,
+    WRONG_TOKEN,
+    WRONG_TOKEN_S,
+    Allowance,
+    Broadcast,
+    Outbox,
+    encoded,
+)
 from sww_ros.web.serving import ServingThread
 
 Reply = Callable[[bool, str], None]
@@ -32,7 +39,6 @@ HEADERS = {
                                "form-action 'none'; frame-ancestors 'none'",
     'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer',
     'Cache-Control': 'no-cache'}
-LOCAL = ('localhost', '127.0.0.1', '::1')
 ACTS = ('ask', 'pause', 'prompt', 'reset')
 MAX_MESSAGE = 32 * 1024
 """Longest message of a browser [bytes]; a prompt may have 4,000 characters."""
@@ -41,26 +47,6 @@ HEARTBEAT_S = 10.0
 BATCH_S = 0.015
 """Least time between two messages to a browser: what comes meanwhile goes together."""
 END_S = 2.0
-WRONG_TOKEN, CROWDED = 4401, 4429
-WRONG_TOKEN_S = 0.5
-"""How long a wrong token is thought about: nobody shall try many."""
-
-
-class Allowance:
-    """How often something may be done: `burst` times at once, and `rate` times a second."""
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate, self._burst = rate, burst
-        self._left, self._at = burst, time.monotonic()
-
-    def take(self, count: float = 1) -> bool:
-        """Return whether it may be done now, so many times."""
-        now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        allowed = self._left >= count
-        self._left -= count * allowed
-        return allowed
 
 
 class PageServer(ServingThread):
@@ -129,7 +115,7 @@ class PageServer(ServingThread):
         Otherwise a page of elsewhere, whose name its owner lets point here, would be let in.
         """
         name = urlsplit(f'//{request.host}').hostname
-        if not self.token and name not in (*LOCAL, self._host):
+        if not (self.token or name == self._host or is_local(name or '')):
             raise web.HTTPForbidden(text=f'{name} is not the name of this machine\n')
         return await handler(request)
 
