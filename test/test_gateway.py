@@ -1,23 +1,34 @@
 """What robots meet at a gateway: who is let in, what is refused in words, and who goes on."""
 
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 import itertools
 from pathlib import Path
+import resource
 import socket
+import ssl
 import urllib.error
 import urllib.request
 
 from engine_harness import START_S, speak
-from fleet_kit import OPENING, TOKENS, Served, narrated_to, opening, said_to, serving
+from fleet_kit import (
+    CERTIFICATE,
+    OPENING,
+    TOKENS,
+    Served,
+    narrated_to,
+    opening,
+    said_to,
+    serving,
+)
 import numpy as np
 import pytest
 from waiting import PATIENCE_S, wait_until
 
 from sww_ros.engine.client import EngineError
 from sww_ros.engine.fallback import OF_HERE
-from sww_ros.engine.link import Link
+from sww_ros.engine.link import Link, tls_to
 from sww_ros.fleet.gateway import (
     CROWDED,
     POOLS,
@@ -29,7 +40,8 @@ from sww_ros.fleet.gateway import (
     settings_of,
 )
 from sww_ros.fleet.robots import Robots
-from sww_ros.fleet.server import STRANGERS, GatewayServer
+from sww_ros.fleet.server import GatewayServer
+from sww_ros.fleet.strangers import LEAVING, REFUSED, STRANGERS
 from sww_ros.images import jpeg_of
 from sww_ros.library import OF_ENGINE
 from sww_ros.streaming.config import BY_NAME
@@ -37,6 +49,10 @@ from sww_ros.streaming.events import FramesDropped, QuestionState, TextDelta
 from sww_ros.wire import packed
 
 MANY = 1000
+UPGRADE = (b'GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n'
+           b'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n'
+           b'Authorization: Bearer wrong\r\n\r\n')
+"""What a robot says first, but for its token."""
 
 
 @pytest.fixture(scope='module')
@@ -49,10 +65,41 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
+def many_files() -> Iterator[None]:
+    """Let this process have both ends of a crowd open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture
 def served(kept: Served) -> Served:
     """Give it once whoever was there before has gone."""
     wait_until(lambda: kept.gateway._here.total() == 1)
     return kept
+
+
+def come(served: Served) -> socket.socket:
+    return socket.create_connection(('localhost', served.server.port), timeout=PATIENCE_S)
+
+
+def told(stranger: socket.socket) -> str:
+    """Return what one is told: to the end of some words, or else of its connection."""
+    said = b''
+    with suppress(ConnectionError, ssl.SSLError):  # What was said before that counts.
+        while not any(end in said for end in (b'again\n', b'who you are\n', b'not known here')):
+            if not (more := stranger.recv(1 << 16)):
+                break
+            said += more
+    return said.decode(errors='replace')
+
+
+def kind_of(said: str) -> str:
+    """Return how one was refused; what it was told, where that is no refusal."""
+    if said.startswith('HTTP/1.1 503 ') and 'too many are connected' in said:
+        return '503'
+    return 'failed' if 'failed' in said and 'this token is not known here' in said else said
 
 
 def get(served: Served, path: str, token: str = '') -> tuple[int, str]:
@@ -160,38 +207,74 @@ def test_of_one_robot_and_of_all_only_so_many_are_let_in(served: Served):
         speak(again)
 
 
-def test_a_thousand_connections_do_not_keep_a_robot_out(served: Served):
-    """Most of them say nothing, which is no session; the first are sent away."""
-    with narrated_to(served) as robot:
-        strangers = []
-        try:
-            for _ in range(MANY):
-                strangers.append(socket.create_connection(('localhost', served.server.port)))
-                if len(strangers) > STRANGERS:
-                    strangers.pop(0).close()
-            assert len(served.server._strangers) <= STRANGERS
-            with ThreadPoolExecutor(8) as pool:
-                refused = list(pool.map(
-                    lambda _: said_to(served.url, 'wrong')[1], range(16)))
-            assert refused == [WRONG_TOKEN] * 16
-            speak(robot)
-            with narrated_to(served, 'rear') as rear:
-                speak(rear)
-            assert robot.lost == []
-        finally:
-            for each in strangers:
-                each.close()
+@pytest.mark.parametrize('said, more', [(b'', STRANGERS), (UPGRADE, 0)], ids=['silent', 'wrong'])
+def test_a_thousand_connections_are_refused_in_words_and_keep_no_robot_out(
+        served: Served, said: bytes, more: int, many_files: None,
+        monkeypatch: pytest.MonkeyPatch):
+    """Those that say nothing are told as soon as others come: the last of them are not counted."""
+    monkeypatch.setattr('sww_ros.fleet.strangers.STRANGER_S', PATIENCE_S)
+    with ExitStack() as stack, narrated_to(served) as robot:
+        crowd = []
+        for _ in range(MANY + more):
+            crowd.append(stack.enter_context(come(served)))
+            crowd[-1].sendall(said)
+        assert all(len(those) <= most for those, most in zip(
+            served.server._strangers._all(), (STRANGERS, REFUSED, LEAVING), strict=True))
+        speak(robot)
+        with narrated_to(served, 'rear') as rear:
+            speak(rear)
+        kinds = Counter(kind_of(told(each)) for each in crowd[:MANY])
+        assert kinds.total() == MANY and set(kinds) <= {'503', 'failed'}
+        assert bool(said) == bool(kinds['failed'])
+        assert robot.lost == [] and robot.of(FramesDropped) == []
 
 
-def test_a_stranger_who_says_nothing_is_sent_away(
+def test_over_tls_each_is_told_once_it_has_agreed_on_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in dict(STRANGERS=8, REFUSED=4, LEAVING=32, STRANGER_S=PATIENCE_S,
+                            LINGER_S=PATIENCE_S).items():
+        monkeypatch.setattr(f'sww_ros.fleet.strangers.{name}', value)
+    context = tls_to(str(CERTIFICATE))
+    with serving(tmp_path, tls=True) as served, ExitStack() as stack, narrated_to(served) as robot:
+        def agreed(stranger: socket.socket) -> socket.socket:
+            return stack.enter_context(
+                context.wrap_socket(stranger, server_hostname='localhost'))
+
+        mute = [stack.enter_context(come(served)) for _ in range(8)]
+        silent = [agreed(come(served)) for _ in range(8)]
+        assert [kind_of(told(agreed(each))) for each in mute[:4]] == ['503'] * 4
+        silent += [agreed(come(served)) for _ in range(40)]
+        assert [told(each) for each in mute[4:]] == [''] * 4, 'they could not be told'
+        wrong = [agreed(come(served)) for _ in range(16)]
+        for each in wrong:
+            each.sendall(UPGRADE)
+        assert {kind_of(told(each)) for each in silent[:40]} == {'503'}
+        assert {kind_of(told(each)) for each in wrong} == {'503', 'failed'}
+        speak(robot)
+        with narrated_to(served, 'rear') as rear:
+            speak(rear)
+        assert robot.lost == []
+
+
+def test_a_stranger_who_says_nothing_is_told_to_leave(
         served: Served, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr('sww_ros.fleet.server.STRANGER_S', 0.2)
-    with socket.create_connection(
-            ('localhost', served.server.port), timeout=PATIENCE_S) as stranger:
-        try:
-            assert stranger.recv(1) == b''
-        except ConnectionResetError:
-            pass
+    monkeypatch.setattr('sww_ros.fleet.strangers.STRANGER_S', 0.2)
+    with come(served) as stranger:
+        assert 'you did not say in time who you are' in told(stranger)
+        assert stranger.recv(1) == b'', 'it has not stayed'
+
+
+def test_who_is_sent_away_while_it_speaks_is_told_and_is_not_listened_to_for_long(
+        served: Served, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr('sww_ros.fleet.strangers.STRANGERS', 2)
+    monkeypatch.setattr('sww_ros.fleet.strangers.LINGER_S', PATIENCE_S)
+    with ExitStack() as stack:
+        first, *_ = [stack.enter_context(come(served)) for _ in range(3)]
+        first.sendall(UPGRADE[:20])
+        assert kind_of(told(first)) == '503'
+        with pytest.raises(OSError):
+            while True:
+                first.sendall(bytes(1 << 16))
 
 
 def test_who_opens_nothing_is_sent_away(served: Served, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """An engine far away: sessions over a WebSocket, and what becomes of them when the link drops."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from fake_session import ENGINE
 from fleet_kit import KEY, TOKENS, Served, narrated_to, serving
 import numpy as np
 import pytest
+from waiting import PATIENCE_S
 
 from experiments import jpeg
 from experiments.outages import Proxy
@@ -23,7 +25,9 @@ from sww_ros.engine.address import check_address, check_engine, token_of
 from sww_ros.engine.client import EngineError
 from sww_ros.engine.fallback import Fallback
 from sww_ros.engine.link import Clocks, Link, sent_as
+from sww_ros.fleet.robots import Robots
 from sww_ros.fleet.server import GatewayServer
+from sww_ros.fleet.strangers import MANY, told_to_leave
 from sww_ros.images import compressed_to_rgb
 from sww_ros.library import Engine
 from sww_ros.streaming.config import SessionConfig
@@ -165,6 +169,38 @@ def test_robots_come_back_to_a_gateway_that_is_started_again(
         robot.events[:] = [each for each in robot.events if not isinstance(each, FramesDropped)]
         speak(robot)
         assert numbers(robot) == list(range(len(numbers(robot)))), 'no gap'
+
+
+def test_a_robot_hears_that_too_many_are_connected_and_comes_back_once_they_are_not(
+        served: Served, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    robot = over(proxy)
+    others = tmp_path / 'others'
+    others.write_text('nobody 0123456789abcdef\n')
+    try:
+        robot.client.start(START_S)
+        with monkeypatch.context() as crowded:
+            crowded.setattr('sww_ros.fleet.strangers.REFUSED', 0)
+            crowded.setattr(served.gateway, '_robots', Robots(others))
+            proxy.sever()
+            proxy.mend()
+            robot.wait(lambda: any('too many are connected there' in each for each in robot.lost))
+        robot.wait(lambda: len(robot.ready) == 2)
+        speak(robot)
+    finally:
+        robot.client.close()
+
+
+def test_what_is_said_before_it_is_asked_is_heard():
+    """As by a gateway that has sent a robot away before the robot has said a word."""
+    with socket.create_server(('localhost', 0)) as crowded:
+        address = f'ws://localhost:{crowded.getsockname()[1]}'
+        with ThreadPoolExecutor(1) as pool:
+            robot = pool.submit(Link(address, TOKENS['front']).session, print)
+            connection, _ = crowded.accept()
+            with connection:
+                connection.sendall(told_to_leave(MANY))
+                with pytest.raises(ConnectionError, match='too many are connected there'):
+                    robot.result(PATIENCE_S)
 
 
 def test_what_the_engine_refuses_is_said_in_its_words(tmp_path: Path):

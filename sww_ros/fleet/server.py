@@ -12,14 +12,14 @@ from aiohttp.web_protocol import RequestHandler
 from sww_ros.engine.address import is_local
 from sww_ros.fleet.gateway import Gateway
 from sww_ros.fleet.meters import LocalMeter
+from sww_ros.fleet.strangers import Strangers
 from sww_ros.web.serving import ServingThread
 
 HEARTBEAT_S = 10.0
-STRANGER_S = 10.0
-"""How long whoever connects may take until its token is known [s]."""
-STRANGERS = 256
-"""So many may be connected whose token is not known yet: of more, the first is sent away."""
 END_S = 5.0
+AT_ONCE, QUEUE = 16, 1024
+"""So many connections are taken at once, so that those before have their turn too, and so many may
+wait for that: more have to try again, which TCP does after a second."""
 
 
 def bearer(header: str) -> str:
@@ -78,7 +78,8 @@ class GatewayServer(ServingThread):
                              'or listen on 127.0.0.1')
         super().__init__('robots', END_S, host, port)
         self._gateway, self._meter, self._ready, self._tls = gateway, meter, ready, tls
-        self._strangers: dict[RequestHandler, asyncio.TimerHandle] = {}
+        self._strangers = Strangers(self._handler, tls,
+                                    lambda: gateway.meter.count('refused', '503'))
         self._server: asyncio.Server | None = None
 
     @property
@@ -96,8 +97,10 @@ class GatewayServer(ServingThread):
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=END_S)
         await self._runner.setup()
         self._server = await self._loop.create_server(
-            self._admit, self._host, self.port, ssl=self._tls, backlog=128,
-            **({'ssl_handshake_timeout': STRANGER_S} if self._tls else {}))
+            self._strangers.admit, self._host, self.port, backlog=AT_ONCE)
+        for each in self._server.sockets:
+            with each.dup() as listening:
+                listening.listen(QUEUE)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _shut(self) -> None:
@@ -105,37 +108,24 @@ class GatewayServer(ServingThread):
             self._server.close()
         await self._gateway.send_away()
         await super()._shut()
+        self._strangers.close()
 
-    def _admit(self) -> RequestHandler:
-        """Return what talks to one that connects, which has so long to say who it is."""
+    def _handler(self) -> RequestHandler:
+        """Return what talks to one that connects."""
         assert self._runner is not None and self._runner.server is not None
-        stranger = self._runner.server()
-        if len(self._strangers) >= STRANGERS:
-            self._send_away(next(iter(self._strangers)))
-        self._strangers[stranger] = self._loop.call_later(STRANGER_S, self._send_away, stranger)
-        return stranger
-
-    def _send_away(self, stranger: RequestHandler) -> None:
-        self._forget(stranger)
-        stranger.force_close()
-        if stranger.transport is not None:
-            stranger.transport.abort()
-
-    def _forget(self, stranger: RequestHandler) -> None:
-        timer = self._strangers.pop(stranger, None)
-        if timer is not None:
-            timer.cancel()
+        return self._runner.server()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get('Upgrade', '').lower() != 'websocket':
             raise web.HTTPUpgradeRequired(text='this is for robots, which come by a WebSocket\n')
+        token = bearer(request.headers.get('Authorization', ''))
+        if not self._strangers.let_in(request.protocol, self._gateway.knows(token)):
+            return web.Response(status=503)  # Nobody is there to read it.
         # What is a little too large is refused in words, by the gateway; the rest is not even read.
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False,
                                        max_msg_size=4 * self._gateway.bounds.message_bytes)
         await socket.prepare(request)
-        self._forget(request.protocol)
-        await self._gateway.attend(_Socket(socket), bearer(
-            request.headers.get('Authorization', '')))
+        await self._gateway.attend(_Socket(socket), token)
         return socket
 
     async def _tell_health(self, _: web.Request) -> web.Response:
