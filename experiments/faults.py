@@ -55,10 +55,14 @@ def living_children(pid: int) -> list[int]:
     return [child for child in children(pid) if not is_gone(child)]
 
 
+def descendants(pid: int) -> list[int]:
+    """Return the process ids of all that a process has started, and they in turn."""
+    return [deeper for child in living_children(pid) for deeper in (child, *descendants(child))]
+
+
 def held(pid: int) -> dict[str, int]:
     """Return what a process, or one that it has started, holds of what can leak."""
-    family = [pid, *(deeper for child in living_children(pid)
-                     for deeper in (child, *living_children(child)))]
+    family = [pid, *descendants(pid)]
     status = dict(line.split(':', 1) for line in _read(Path(f'/proc/{pid}/status')).splitlines())
     return dict(processes=len(family), shared_memory=len(shared_memory(family)),
                 descriptors=len(os.listdir(f'/proc/{pid}/fd')), threads=int(status['Threads']),

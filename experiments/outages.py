@@ -27,7 +27,7 @@ import time
 
 import numpy as np
 
-from experiments.faults import PATIENCE_S, living_children, wait_until
+from experiments.faults import PATIENCE_S, descendants, wait_until
 from sww_ros.demo.processes import Child, Household, is_gone
 from sww_ros.engine.client import EngineClient, EngineError
 from sww_ros.engine.link import Link
@@ -359,11 +359,6 @@ class Drill:
             not_true=[[*each - Counter(true=each['true'])] for each in said],
             foreign=[each for robot in self._robots for each in robot.foreign],
             frames=dict(sum((robot.frames for robot in self._robots), Counter[str]())))
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the process ids of all that a process has started, and they in turn."""
-    return [deeper for child in living_children(pid) for deeper in (child, *descendants(child))]
 
 
 def broken(found: dict) -> list[str]:

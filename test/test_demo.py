@@ -29,7 +29,6 @@ from sww_ros.demo.record import (
     DemoRecord,
     Exchange,
     NarratedSentence,
-    Piece,
     Recording,
     Step,
     report,
@@ -132,8 +131,10 @@ def make_record(witness: Witness | None) -> DemoRecord:
         Exchange('How many?', 'count', at(4.0), 'q1', '', Line('q1', 'One.', at(3.5), at(3.5),
                  at(4.25), 0.75, 2, 'stop'), ['One.'] if witness else []),
         Exchange('Why?', refused='it is closed', asked_ns=at(5.0))]
-    record.pieces = {'narration': [Piece(at(1.6), at(1.5)), Piece(at(1.61), at(1.5)),
-                                   Piece(at(2.6), at(2.5))], 'q1': [Piece(at(4.25), at(3.5))]}
+    record.heard = [dict(kind='text', stream=stream, delta='word', at=at(said_s) / 1e9,
+                         seen=at(seen_s) / 1e9) for stream, said_s, seen_s in (
+        ('narration', 1.6, 1.5), ('narration', 1.61, 1.5), ('narration', 2.6, 2.5),
+        ('q1', 4.25, 3.5))]
     return record
 
 

@@ -4,8 +4,9 @@ Moments between inputs and the ends of jobs that once went wrong, each given to 
 Random and exhaustive schedules are the simulation's part; these are the ones with a history.
 """
 
-import numpy as np
+from core_kit import Play
 import pytest
+from session_kit import FRAME
 
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint
 from sww_ros.streaming.config import SessionConfig
@@ -22,9 +23,6 @@ from sww_ros.streaming.events import (
 from sww_ros.streaming.jobs import Cancelled, Closed, Open, Paused, Perceive, Prompted, Reset
 from sww_ros.streaming.runner import ModelRunner
 from sww_ros.streaming.session import Session
-from test.core_kit import Play
-
-FRAME = np.zeros((56, 56, 3), np.uint8)
 
 
 @pytest.fixture(scope='module')

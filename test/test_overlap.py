@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from threading import Condition
 import time
 
-import numpy as np
 import pytest
 from session_kit import feed
 from waiting import PATIENCE_S
@@ -15,8 +14,6 @@ from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived
 from sww_ros.streaming.executors import Executor
 from sww_ros.streaming.session import Session
-
-FRAME = np.zeros((56, 56, 3), np.uint8)
 
 
 class Passes:

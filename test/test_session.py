@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from session_kit import FRAME
 
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
 from sww_ros.streaming.config import OVERLAPS, SessionConfig
@@ -20,8 +21,6 @@ from sww_ros.streaming.events import (
 from sww_ros.streaming.schedule import SCHEDULES
 from sww_ros.streaming.session import Session
 from sww_ros.streaming.trace import replay
-
-FRAME = np.zeros((56, 56, 3), np.uint8)
 
 
 @pytest.fixture(scope='module')

@@ -28,12 +28,12 @@ from std_msgs.msg import String
 from sww_interfaces.msg import StepLatency, TextChunk
 from sww_interfaces.srv import Ask
 from sww_ros.demo.processes import Child, Household, command_of
-from sww_ros.demo.record import DemoRecord, Exchange, NarratedSentence, Piece, Step
+from sww_ros.demo.record import DemoRecord, Exchange, NarratedSentence, Step
 from sww_ros.frames import NANOSECONDS
 from sww_ros.images import image_to_rgb
 from sww_ros.shapes.render import difference
 from sww_ros.shapes.truth import Witness
-from sww_ros.terminal import Display, Line, Transcript, nanoseconds, seconds_since
+from sww_ros.terminal import Display, Line, Transcript, seconds_since
 from sww_ros.web import step_of, text_of
 
 if TYPE_CHECKING:
@@ -325,8 +325,6 @@ class Director:
             self._last_word_s = time.monotonic()
             if self.record.first_word_s is None:
                 self.record.first_word_s = self._last_word_s - self._begun_s
-            self.record.pieces.setdefault(chunk.stream_id, []).append(
-                Piece(nanoseconds(chunk.emitted), nanoseconds(chunk.header.stamp)))
         line = self._transcript.feed(chunk)
         if line is not None and line.is_answer:
             self._early[line.stream_id] = line

@@ -98,21 +98,12 @@ class Step:
                 + self.first_token_ns)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """When a piece of text was published, and the newest frame that it could see [ns]."""
-
-    emitted_ns: int
-    seen_ns: int
-
-
 @dataclass
 class DemoRecord:
     """
     All of a run; `start_ns` is the time 0 of the scene or video on the stamps' clock.
 
-    `pieces` of text are kept by stream; `heard` are the messages of a live page (`sww_ros.web`),
-    of text and steps.
+    `heard` are the messages of a live page (`sww_ros.web`), of text and steps.
     """
 
     model: str
@@ -125,8 +116,16 @@ class DemoRecord:
     sentences: list[NarratedSentence] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    pieces: dict[str, list[Piece]] = field(default_factory=dict)
     heard: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def pieces(self) -> dict[str, list[dict[str, Any]]]:
+        """The messages that have text, by stream."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for message in self.heard:
+            if message['kind'] == 'text' and message['delta']:
+                found.setdefault(message['stream'], []).append(message)
+        return found
 
 
 def spread(values_ns: Iterable[float]) -> dict[str, float] | None:
@@ -214,8 +213,8 @@ def _latencies(record: DemoRecord) -> dict:
             exchange.line.emitted_ns - exchange.asked_ns for exchange in record.exchanges
             if exchange.line is not None and exchange.line.tokens),
         token_gap=spread(
-            later.emitted_ns - sooner.emitted_ns for pieces in record.pieces.values()
-            for sooner, later in pairwise(pieces) if sooner.seen_ns == later.seen_ns))
+            NANOSECONDS * (later['at'] - sooner['at']) for pieces in record.pieces.values()
+            for sooner, later in pairwise(pieces) if sooner['seen'] == later['seen']))
     if record.witness is not None:
         stages['hazard'] = spread(_hazards(record))
         stages['event_to_first_word'] = spread(
