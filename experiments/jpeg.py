@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sww_ros.engine.link import sent_as
 from sww_ros.images import compressed_to_rgb
-from sww_ros.shapes.checkpoint import FRAME_SIZE
+from sww_ros.shapes.render import FRAME_SIZE
 from sww_ros.shapes.score import Score, play
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.session import Session

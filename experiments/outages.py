@@ -32,7 +32,7 @@ from sww_ros.demo.processes import Child, Household, is_gone
 from sww_ros.engine.client import EngineClient, EngineError
 from sww_ros.engine.link import Link
 from sww_ros.frames import NANOSECONDS, CameraFrame
-from sww_ros.shapes.long_scenes import Film
+from sww_ros.shapes.render import Film
 from sww_ros.shapes.scene import TICK_S, generate
 from sww_ros.shapes.truth import Witness
 from sww_ros.streaming.config import SessionConfig

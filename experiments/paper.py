@@ -33,7 +33,7 @@ from sww_ros.library import play_steps, settle
 from sww_ros.models.loading import load
 from sww_ros.shapes.checkpoint import WAIT_K
 from sww_ros.shapes.grammar import ShapesQuestion, make_question
-from sww_ros.shapes.long_scenes import Film
+from sww_ros.shapes.render import Film
 from sww_ros.shapes.scene import Fact, generate
 from sww_ros.shapes.truth import (
     NARRATE,

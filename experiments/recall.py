@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from sww_ros.library import play_steps, settle
-from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.grammar import COLORS, SHAPES
-from sww_ros.shapes.render import Renderer
+from sww_ros.shapes.render import Film, Renderer
 from sww_ros.shapes.scene import TICK_S, Scene, ShapeTrack, generate
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import TextDelta
@@ -55,10 +54,8 @@ def play(session: Session, seed: int, minutes: list[float]) -> dict:
     if found is None:
         return {}
     scene, kept, last = found
-    step_ticks = round(session.info['seconds_per_step'] / TICK_S)
-    due = {round(last + 60 * minute / TICK_S) // step_ticks: minute for minute in minutes}
-    renderer = Renderer(scene, FRAME_SIZE, FRAME_SIZE)
-    frames = ((renderer.frame(tick * TICK_S), tick) for tick in range((max(due) + 1) * step_ticks))
+    due = {round(last + 60 * minute / TICK_S) // 2: minute for minute in minutes}
+    frames = Film(scene, Renderer(scene), phase_s=0.0).steps(0, max(due) + 1)
     session.reset()
     list(settle(session, lossless=False))
     answers = {}

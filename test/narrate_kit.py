@@ -16,7 +16,6 @@ from rosbags.typesys import Stores, get_typestore
 
 from sww_ros import recordings
 from sww_ros.models.loading import load
-from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import generate
 
@@ -37,14 +36,14 @@ COMMAND: dict[str, Any] = runpy.run_module('sww_ros.narrate', run_name='narrate'
 @pytest.fixture(scope='session')
 def pictures() -> list[np.ndarray]:
     """The pictures of a scene."""
-    renderer = Renderer(generate(1001, SECONDS + 1.0, max_objects=2), FRAME_SIZE, FRAME_SIZE)
+    renderer = Renderer(generate(1001, SECONDS + 1.0, max_objects=2))
     return [renderer.frame(number / RATE) for number in range(COUNT)]
 
 
 @pytest.fixture(scope='session')
 def long_pictures() -> list[np.ndarray]:
     """Two pictures a second, in more steps than a stream has: another one relieves it."""
-    renderer = Renderer(generate(1002, 56.0, max_objects=2), FRAME_SIZE, FRAME_SIZE)
+    renderer = Renderer(generate(1002, 56.0, max_objects=2))
     return [renderer.frame(number / 2) for number in range(110)]
 
 

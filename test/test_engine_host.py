@@ -19,7 +19,6 @@ from sww_ros.engine.process import EngineHost, Launcher
 from sww_ros.engine.shared import SharedHost
 from sww_ros.engine.supervision import Limits
 from sww_ros.frames import CameraFrame
-from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, generate
 from sww_ros.streaming.config import SessionConfig
@@ -172,7 +171,7 @@ def test_a_model_that_takes_too_long_is_given_up():
 
 
 def scene(seed: int, steps: int) -> Iterator[CameraFrame]:
-    renderer = Renderer(generate(seed, steps + 1.0, max_objects=2), FRAME_SIZE, FRAME_SIZE)
+    renderer = Renderer(generate(seed, steps + 1.0, max_objects=2))
     for number in range(2 * steps):
         pixels = renderer.frame(number * TICK_S)
         yield CameraFrame(lambda pixels=pixels: pixels, 1 + number, time.monotonic_ns())

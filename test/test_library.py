@@ -15,7 +15,6 @@ from test_readers import write_video
 
 import sww_ros
 from sww_ros.evaluation.random_model import SMALL, random_checkpoint, save_random
-from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, generate
 from sww_ros.streaming import events
@@ -28,7 +27,7 @@ STEPS = 4
 
 @pytest.fixture(scope='module')
 def frames() -> list[np.ndarray]:
-    renderer = Renderer(generate(1001, STEPS + 1.0, max_objects=2), FRAME_SIZE, FRAME_SIZE)
+    renderer = Renderer(generate(1001, STEPS + 1.0, max_objects=2))
     return [renderer.frame(number * TICK_S) for number in range(2 * STEPS)]
 
 

@@ -8,7 +8,6 @@ import torch
 
 from sww_ros.models.qwen2_5_vl import TURNS
 from sww_ros.shapes.checkpoint import (
-    FRAME_SIZE,
     GRID,
     IGNORE,
     SILENCE,
@@ -22,7 +21,7 @@ from sww_ros.shapes.checkpoint import (
     save_checkpoint,
 )
 from sww_ros.shapes.grammar import KINDS
-from sww_ros.shapes.render import Renderer
+from sww_ros.shapes.render import FRAME_SIZE, Renderer
 from sww_ros.shapes.scene import generate
 from sww_ros.shapes.train import ModelWithHeads, RunSettings, draw_recipe, train
 from sww_ros.streaming.config import SessionConfig
@@ -136,7 +135,7 @@ def test_cells_know_what_is_where():
 
 def test_the_training_tower_is_the_stock_one(tokenizer):
     model = build_model(build_config(tokenizer, 64, 2), seed=1)
-    renderer = Renderer(generate(1), FRAME_SIZE, FRAME_SIZE)
+    renderer = Renderer(generate(1))
     patches = torch.from_numpy(frames_to_patches(
         np.stack([renderer.frame(i / 2) for i in range(6)])))
     grid = torch.tensor([[3, 2 * GRID, 2 * GRID]])
@@ -148,7 +147,7 @@ def test_the_training_tower_is_the_stock_one(tokenizer):
 
 def test_training_patches_are_the_engines(tiny):
     from sww_ros.models.loading import load
-    renderer = Renderer(generate(2), FRAME_SIZE, FRAME_SIZE)
+    renderer = Renderer(generate(2))
     frames = np.stack([renderer.frame(0.0), renderer.frame(0.5)])
     live = load(str(tiny)).perception.patches(list(frames), FRAME_SIZE, FRAME_SIZE)
     assert torch.allclose(torch.from_numpy(frames_to_patches(frames)), live, atol=1e-6)

@@ -19,12 +19,11 @@ from sww_ros.shapes.grammar import (
     true_answer,
 )
 from sww_ros.shapes.render import Renderer
-from sww_ros.shapes.scene import PRESETS, TICK_S, Difficulty, generate
+from sww_ros.shapes.scene import PRESETS, TICK_S, Difficulty, generate, newest_frame_s
 from sww_ros.shapes.truth import (
     Utterance,
     facts_by_step,
     judge,
-    newest_frame_s,
     standing_questions,
     utterances,
     wanted,

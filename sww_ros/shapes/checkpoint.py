@@ -26,14 +26,13 @@ from transformers import (
 
 from sww_ros.models.qwen2_5_vl import TURNS
 from sww_ros.shapes.grammar import COLORS, DIRECTIONS, KINDS, NUMBERS, SHAPES, Claim, make_question
-from sww_ros.shapes.render import Renderer
-from sww_ros.shapes.scene import TICK_S, Difficulty, Scene, generate
+from sww_ros.shapes.render import FRAME_SIZE, Film
+from sww_ros.shapes.scene import TICK_S, Difficulty, Scene, generate, newest_frame_s
 from sww_ros.shapes.truth import (
     NARRATE,
     description_ids,
     facts_by_step,
     narration_ids,
-    newest_frame_s,
     standing_questions,
 )
 from sww_ros.streaming.layout import IGNORE, ClipShape, Layout, lay_out
@@ -101,8 +100,6 @@ def build_tokenizer() -> Qwen2Tokenizer:
         extra_special_tokens=list(SPECIAL))
 
 
-FRAME_SIZE = 84
-"""Width and height of a frame in pixels: 3 x 3 merged visual tokens a step."""
 WAIT_K = 3
 MAX_STEPS = 48
 """After so many steps a stream begins anew."""
@@ -343,13 +340,12 @@ class Batcher:
         difficulty = Difficulty(max_objects=recipe.max_objects, noise=rng.uniform(0.1, 1.2),
                                 texture=rng.uniform(0.3, 1.3))
         scene = generate(int(rng.integers(1 << 40)) + 1_000_000, recipe.steps + 1.0, difficulty)
-        phase = float(rng.random() * TICK_S)
-        renderer = Renderer(scene, FRAME_SIZE, FRAME_SIZE)
-        frames = np.stack([renderer.frame(phase + i * TICK_S) for i in range(2 * recipe.steps)])
+        film = Film.of(scene, rng)
+        frames = np.stack([frame for frame, _ in film.steps(0, recipe.steps)])
         lanes = []
         for _ in range(recipe.questions):
             seen = int(rng.integers(recipe.steps)) + 1
-            question = make_question(scene, newest_frame_s(seen - 1, phase), rng)
+            question = make_question(scene, film.seen_s(seen), rng)
             text = question.text
             if rng.random() < 0.2:
                 text = text.replace('colour', 'color')
@@ -359,11 +355,11 @@ class Batcher:
                      *self._encode(''.join(TURNS.question(text)))]
             lanes.append((asked + self._encode(question.answer) + [self._end], len(asked), seen))
         if self._offline:
-            narration = description_ids(scene, recipe.steps, phase, recipe.prompt, self._encode)
-            narration.append(self._end)
+            narration = [*description_ids(scene, recipe.steps, film.phase_s, recipe.prompt,
+                                          self._encode), self._end]
         else:
-            narration = narration_ids(scene, recipe.steps, phase, recipe.prompt, self._silence,
-                                      self._encode, [WAIT_K] * recipe.steps)
+            narration = narration_ids(scene, recipe.steps, film.phase_s, recipe.prompt,
+                                      self._silence, self._encode, [WAIT_K] * recipe.steps)
         return dict(
             patches=frames_to_patches(frames), lanes=lanes, narration=narration,
-            cells=cell_truths(scene, recipe.steps, phase))
+            cells=cell_truths(scene, recipe.steps, film.phase_s))

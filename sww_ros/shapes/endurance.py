@@ -25,7 +25,6 @@ import numpy as np
 from tqdm import tqdm
 
 from sww_ros.library import ClipError
-from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.render import Renderer
 from sww_ros.shapes.scene import TICK_S, generate
 from sww_ros.streaming.config import SessionConfig
@@ -115,7 +114,7 @@ def compare(old: Watching, fresh: Watching, steps: int) -> dict:
 
 
 def _draw(seed: int) -> list[np.ndarray]:
-    renderer = Renderer(generate(seed, SCENE_S), FRAME_SIZE, FRAME_SIZE)
+    renderer = Renderer(generate(seed, SCENE_S))
     return [renderer.frame(index * TICK_S) for index in range(int(SCENE_S / TICK_S))]
 
 

@@ -9,17 +9,16 @@ carried over, or before them. The same is asked of a stream that holds all of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
 
 from sww_ros.library import play_steps, settle
-from sww_ros.shapes.checkpoint import FRAME_SIZE
 from sww_ros.shapes.grammar import QUESTION_KINDS, ShapesQuestion, Viewer, make_question
-from sww_ros.shapes.render import Renderer
-from sww_ros.shapes.scene import TICK_S, Scene, generate
+from sww_ros.shapes.render import Film
+from sww_ros.shapes.scene import Scene, generate
 from sww_ros.shapes.truth import (
     MAX_LATENESS_STEPS,
     NARRATE,
@@ -27,7 +26,6 @@ from sww_ros.shapes.truth import (
     Judgement,
     Utterance,
     judge,
-    newest_frame_s,
     utterances,
 )
 from sww_ros.streaming.config import SessionConfig
@@ -42,35 +40,6 @@ UNOWED_STEPS = 4
 """The last steps, whose facts need not have been told."""
 STRETCH_STEPS = 600
 """The first and the last stretch of a scene are compared: ten minutes, or a third of it."""
-
-
-@dataclass(frozen=True)
-class Film:
-    """A scene as frames, from any step on; two to a step."""
-
-    scene: Scene
-    renderer: Renderer
-    phase_s: float
-    period_s: float = TICK_S
-
-    @staticmethod
-    def of(scene: Scene, rng: np.random.Generator, period_s: float = TICK_S) -> Film:
-        """Return one that begins within half a second, with a frame every `period_s` [s]."""
-        phase_s = float(rng.random() * TICK_S)
-        return Film(scene, Renderer(scene, FRAME_SIZE, FRAME_SIZE), phase_s, period_s)
-
-    @property
-    def steps_in_a_second(self) -> int:
-        """How many, at least one."""
-        return max(1, round(1 / (2 * self.period_s)))
-
-    def steps(self, first: int, end: int) -> Iterator[tuple[np.ndarray, int]]:
-        for frame in range(2 * first, 2 * end):
-            yield self.renderer.frame(self.phase_s + frame * self.period_s), frame
-
-    def seen_s(self, steps: int) -> float:
-        """Return until when one has seen the scene who has seen so many steps [s]."""
-        return newest_frame_s(steps - 1, self.phase_s, self.period_s)
 
 
 @dataclass

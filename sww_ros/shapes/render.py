@@ -1,22 +1,26 @@
 """
-Pictures of the shapes world: a scene at any time and size, and what could be none of it.
+Pictures of the shapes world: a scene at any time and size, as frames, and what could be none of it.
 
 Textured background, light that varies, sensor noise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 import functools
 
 import cv2
 import numpy as np
 
 from sww_ros.shapes.grammar import COLORS, SHAPES
-from sww_ros.shapes.scene import TICK_S, Scene
+from sww_ros.shapes.scene import TICK_S, Scene, newest_frame_s
 
 _RGB = {'red': (215, 40, 40), 'green': (40, 180, 60), 'blue': (50, 70, 220),
         'yellow': (225, 210, 40), 'purple': (160, 50, 190)}
 _SUBPIXEL_BITS = 4
+FRAME_SIZE = 84
+"""Width and height of a frame in pixels: 3 x 3 merged visual tokens a step."""
 
 
 @functools.cache
@@ -27,7 +31,7 @@ def _noise_bank() -> np.ndarray:
 class Renderer:
     """Renders one scene; the unit square of the scene is centered in the picture."""
 
-    def __init__(self, scene: Scene, width: int = 84, height: int = 84) -> None:
+    def __init__(self, scene: Scene, width: int = FRAME_SIZE, height: int = FRAME_SIZE) -> None:
         """
         Prepare the background and the look of this scene.
 
@@ -111,6 +115,36 @@ class Renderer:
         if strength != 1:
             noise = np.round(noise * strength).astype(np.int16)
         return cv2.add(image, noise, dtype=cv2.CV_8U)
+
+
+@dataclass(frozen=True)
+class Film:
+    """A scene as frames, from any step on; two to a step."""
+
+    scene: Scene
+    renderer: Renderer
+    phase_s: float
+    period_s: float = TICK_S
+
+    @staticmethod
+    def of(scene: Scene, rng: np.random.Generator, period_s: float = TICK_S) -> Film:
+        """Return one that begins within half a second, with a frame every `period_s` [s]."""
+        phase_s = float(rng.random() * TICK_S)
+        return Film(scene, Renderer(scene), phase_s, period_s)
+
+    @property
+    def steps_in_a_second(self) -> int:
+        """How many, at least one."""
+        return max(1, round(1 / (2 * self.period_s)))
+
+    def steps(self, first: int, end: int) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield the frames from one step to before another, each with its number."""
+        for frame in range(2 * first, 2 * end):
+            yield self.renderer.frame(self.phase_s + frame * self.period_s), frame
+
+    def seen_s(self, steps: int) -> float:
+        """Return until when one has seen the scene who has seen so many steps [s]."""
+        return newest_frame_s(steps - 1, self.phase_s, self.period_s)
 
 
 SIDE = 84

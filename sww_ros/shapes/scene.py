@@ -19,6 +19,11 @@ _MARGIN = 0.02
 _HORIZON = 40
 
 
+def newest_frame_s(step: int, phase_s: float, frame_period_s: float = TICK_S) -> float:
+    """Time of the second frame of a step, in seconds, for a camera that starts at `phase_s`."""
+    return phase_s + (2 * step + 1) * frame_period_s
+
+
 @dataclass(frozen=True)
 class Difficulty:
     """How hard a scene is to follow; lengths in widths of the scene, gaps in ticks of 0.5 s."""

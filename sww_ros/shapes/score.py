@@ -22,6 +22,7 @@ from sww_ros.library import ClipError, play_steps, settle
 from sww_ros.settings import add_option
 from sww_ros.shapes import long_scenes
 from sww_ros.shapes.grammar import QUESTION_KINDS, ShapesQuestion, make_question
+from sww_ros.shapes.render import Film
 from sww_ros.shapes.scene import generate
 from sww_ros.shapes.truth import (
     NARRATE,
@@ -70,7 +71,7 @@ def play(session: Session, seed: int, max_objects: int, score: Score,
     steps = OWED_STEPS + SETTLING_STEPS
     scene = generate(seed, steps + 1.0, max_objects=max_objects)
     rng = np.random.default_rng([seed, 2])
-    film = long_scenes.Film.of(scene, rng)
+    film = Film.of(scene, rng)
     asked_at = sorted(rng.choice(np.arange(1, OWED_STEPS), QUESTIONS, replace=False).tolist())
     questions: dict[str, ShapesQuestion] = {}
     session.set_prompt(prompt)

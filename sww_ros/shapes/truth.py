@@ -27,7 +27,7 @@ from sww_ros.shapes.grammar import (
     parse,
     true_answer,
 )
-from sww_ros.shapes.scene import TICK_S, Fact, Scene, generate
+from sww_ros.shapes.scene import TICK_S, Fact, Scene, generate, newest_frame_s
 from sww_ros.streaming.events import NARRATION, Event, TextDelta
 from sww_ros.streaming.schedule import spread
 
@@ -55,11 +55,6 @@ def wanted(facts: Sequence[Fact], question: str = NARRATE) -> list[Fact]:
         raise ValueError(f'no truth for the standing question {question!r}; '
                          f'known: {standing_questions()}')
     return [fact for fact in facts if fact.claim.shape in _STANDING[question]]
-
-
-def newest_frame_s(step: int, phase_s: float, frame_period_s: float = TICK_S) -> float:
-    """Time of the second frame of a step, in seconds, for a camera that starts at `phase_s`."""
-    return phase_s + (2 * step + 1) * frame_period_s
 
 
 def facts_by_step(scene: Scene, steps: int, phase_s: float = 0.0, question: str = NARRATE,
