@@ -93,15 +93,15 @@ def test_costs_are_read_off_passes_that_were_timed():
     for steps, speakers in ((1, 1), (2, 2), (3, 8), (0, 1), (0, 5), (1, 0)) * 3:
         took_ns = round(1e6 * ((3 + 2 * steps if steps else 0)
                                + (0.5 + 0.25 * speakers if speakers else 0)))
-        passes.append(TimedPass(steps, 0, speakers, now_ns, now_ns + took_ns,
+        # What lies between it and the next is a part of it, where it is no more than that.
+        passes.append(TimedPass(steps, 0, speakers, now_ns, now_ns + took_ns - 100_000,
                                 1_000_000 * steps * (speakers > 0)))
         now_ns += took_ns
         for pieces in (1, 4):
             took_ns = 500_000 * (2 + pieces)
             passes.append(TimedPass(0, pieces, 0, now_ns, now_ns + took_ns))
-            now_ns += took_ns
+            now_ns += took_ns + 5_000_000 * (pieces > 1)
     found = costs_of(passes, 9)
-    # What follows on the last one is not known: it may have been the same work.
     assert (found.piece_s, found.more_piece_s) == (pytest.approx(0.0015), pytest.approx(0.0005))
     assert found.look_s == 0.001, 'of one step; where a camera is alone, steps are not looked at'
     assert (found.step_s, found.more_s, found.step_tokens) == (

@@ -127,9 +127,9 @@ def costs_of(passes: Sequence[TimedPass], step_tokens: int) -> Costs:
     """
     took: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     for each, following in zip(passes, [*passes[1:], None], strict=True):
-        until = each.stop_ns + BETWEEN_NS if following is None else following.start_ns
-        seconds = (min(until, each.stop_ns + BETWEEN_NS) - each.start_ns) / NANOSECONDS
-        took[each.steps, each.pieces, each.speakers].append(seconds)
+        between_ns = following.start_ns - each.stop_ns if following else BETWEEN_NS
+        taken_ns = each.stop_ns - each.start_ns + (between_ns if between_ns < BETWEEN_NS else 0)
+        took[each.steps, each.pieces, each.speakers].append(taken_ns / NANOSECONDS)
     # A pass with steps, each step, one with pieces and no step, each piece, a pass with speakers,
     # each of them; as often as it was seen.
     rows = np.array([(steps > 0, steps, pieces > 0 == steps, pieces, speakers > 0, speakers)
