@@ -30,7 +30,7 @@ ARRIVALS = ('together', 'apart', 'spaced', 'random', FULL)
 All cameras take their pictures at the same moments, which is the worst; each at its own, at the
 same rate, drawn or as far from those of others as can be; at moments that know nothing of each
 other (a Poisson process); or, at full load, as soon as a step has been perceived, with as many
-waiting as may.
+waiting as may, the first ones at moments as far from those of others as can be.
 """
 WAITING = 4
 """Steps of a camera that may wait, as `max_pending_frames` has it; the oldest gives way."""
@@ -385,8 +385,8 @@ def steps_a_second(costs: Costs, tokens: int, cameras: int, engines: int = 1, *,
     found = 0.0
     for number in range(engines):
         served = simulate_engine(
-            costs, Load(1.0, tokens, FULL), cameras // engines + (number < cameras % engines),
-            FULL_STEPS, seed=number, relay=relay, waiting=waiting, overlap=overlap)
+            costs, Load(cameras * costs.step_s, tokens, FULL),
+            cameras // engines + (number < cameras % engines), FULL_STEPS, seed=number, relay=relay, waiting=waiting, overlap=overlap)
         found += len(served.waits_s) / served.lasted_s / pace
     return found / max(1.0, (engines + found * outside_s) / cores)
 
@@ -415,7 +415,7 @@ def _captures(load: Load, steps: int, chance: random.Random, share: float) -> li
             found.append(at_s)
         return found
     if load.arrivals == FULL:
-        return [0.0] * steps
+        return [share * every_s] * steps
     if load.arrivals == 'apart':
         share = chance.random()
     begin_s = every_s * share if load.arrivals != 'together' else 0.0
