@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from sww_ros.__main__ import OPTIONS, check_questions, parse_question
 from sww_ros.bags import is_bag
-from sww_ros.fleet.collection import Lost, spread
+from sww_ros.fleet.collection import Lost, work_off
 from sww_ros.library import ClipError
 from sww_ros.recordings import ENDINGS, Captioner, Captions, Narrated
 from sww_ros.recordings.viewing import Recorded
@@ -185,7 +185,7 @@ def _run(options: argparse.Namespace) -> int:
     keep = partial(_keep_settings, options.out, begun)
     if options.ray:
         return _narrate_all(jobs, partial(
-            spread, partial(Captioner, options.model, config, wanted), ready=keep,
+            work_off, partial(Captioner, options.model, config, wanted), ready=keep,
             cpus=max(1, config.threads), gpu=config.device != 'cpu'))
     captioner = Captioner(options.model, config, wanted)
     if recording:

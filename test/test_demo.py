@@ -31,8 +31,8 @@ from sww_ros.demo.record import (
     NarratedSentence,
     Recording,
     Step,
+    percentiles,
     report,
-    spread,
     summarize,
 )
 from sww_ros.demo.rerun import frames_of
@@ -238,9 +238,9 @@ def test_report_takes_no_markup_from_questions_and_answers():
     assert 'Is it [/b]?' in stream.getvalue() and '[red]Yes.' in stream.getvalue()
 
 
-def test_spread():
-    assert spread([]) is None
-    assert spread([1e6, 2e6, 3e6]) == dict(p50_ms=2.0, p95_ms=2.9, count=3)
+def test_percentiles():
+    assert percentiles([]) is None
+    assert percentiles([1e6, 2e6, 3e6]) == dict(p50_ms=2.0, p95_ms=2.9, count=3)
 
 
 def test_picture_shows_what_was_said(witness: Witness, tmp_path: Path):

@@ -12,7 +12,7 @@ from narrate_kit import QUESTION, camera, checkpoint, narrate, pictures, write_b
 import pytest
 
 from sww_ros.evaluation.__main__ import main as evaluate
-from sww_ros.fleet.collection import Lost, spread
+from sww_ros.fleet.collection import Lost, work_off
 
 __all__ = ['checkpoint', 'narrate', 'pictures']
 CLIPS = Path(__file__).parent / 'data/clips'
@@ -50,7 +50,7 @@ def test_what_fails_or_dies_is_told_and_the_others_go_on(cluster, tmp_path, monk
         return work
 
     made: list[bool] = []
-    found = dict(spread(make, range(8), ready=lambda: made.append(not Path('tried-0').exists())))
+    found = dict(work_off(make, range(8), ready=lambda: made.append(not Path('tried-0').exists())))
     assert made == [True]
     died, broke = found.pop(3), found.pop(5)
     assert found == {item: item * item for item in (0, 1, 2, 4, 6, 7)}
@@ -66,15 +66,15 @@ def test_workers_that_cannot_be_made_are_told_in_words(cluster):
         raise ValueError('there is no such model')
 
     with pytest.raises(ValueError, match='there is no such model'):
-        list(spread(make, [1, 2], ready=lambda: pytest.fail('nothing is ready')))
+        list(work_off(make, [1, 2], ready=lambda: pytest.fail('nothing is ready')))
     with pytest.raises(ValueError, match='has no GPU for a worker'):
-        list(spread(make, [1], gpu=True))
+        list(work_off(make, [1], gpu=True))
 
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
     with pytest.raises(ValueError, match='--ray needs Ray: pip install -r requirements/fleet.txt'):
-        list(spread(lambda: str, [1]))
+        list(work_off(lambda: str, [1]))
 
 
 def test_a_folder_is_narrated_as_by_one_process(cluster, narrate, pictures, tmp_path, capsys):

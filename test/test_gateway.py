@@ -37,7 +37,7 @@ from sww_ros.fleet.gateway import (
     WRONG,
     WRONG_TOKEN,
     Bounds,
-    settings_of,
+    bounded_config,
 )
 from sww_ros.fleet.robots import Robots
 from sww_ros.fleet.server import GatewayServer
@@ -184,7 +184,7 @@ def test_robots_do_not_see_one_another(served: Served):
 
 def test_the_pool_alone_says_what_runs_and_where(served: Served):
     given = dict(device='cuda', overlap='processes', threads=99, allow_download=True, wait_k=2)
-    config = settings_of(given, Bounds())
+    config = bounded_config(given, Bounds())
     assert config.wait_k == 2
     assert all(getattr(config, name) == BY_NAME[name].default for name in POOLS)
     assert set(OF_ENGINE) <= set(POOLS) & set(OF_HERE)

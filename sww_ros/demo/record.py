@@ -128,7 +128,7 @@ class DemoRecord:
         return found
 
 
-def spread(values_ns: Iterable[float]) -> dict[str, float] | None:
+def percentiles(values_ns: Iterable[float]) -> dict[str, float] | None:
     """Return p50 and p95 [ms] and the count of durations [ns], None where there are none."""
     values = [value / 1e6 for value in values_ns]
     if not values:
@@ -203,21 +203,21 @@ def _latencies(record: DemoRecord) -> dict:
     """Each stage, and how long what happens in the scene stays unseen and unsaid."""
     steps, sentences = record.steps, record.sentences
     stages = dict(
-        capture_to_callback=spread(step.capture_to_callback_ns for step in steps),
-        callback_to_perceived=spread(step.perceived_ns for step in steps),
-        perceived_to_first_token=spread(
+        capture_to_callback=percentiles(step.capture_to_callback_ns for step in steps),
+        callback_to_perceived=percentiles(step.perceived_ns for step in steps),
+        perceived_to_first_token=percentiles(
             step.first_token_ns for step in steps if step.first_token_ns is not None),
-        capture_to_first_token=spread(
+        capture_to_first_token=percentiles(
             step.seen_ns - step.stamp_ns for step in steps if step.seen_ns is not None),
-        question_to_first_word=spread(
+        question_to_first_word=percentiles(
             exchange.line.emitted_ns - exchange.asked_ns for exchange in record.exchanges
             if exchange.line is not None and exchange.line.tokens),
-        token_gap=spread(
+        token_gap=percentiles(
             NANOSECONDS * (later['at'] - sooner['at']) for pieces in record.pieces.values()
             for sooner, later in pairwise(pieces) if sooner['seen'] == later['seen']))
     if record.witness is not None:
-        stages['hazard'] = spread(_hazards(record))
-        stages['event_to_first_word'] = spread(
+        stages['hazard'] = percentiles(_hazards(record))
+        stages['event_to_first_word'] = percentiles(
             sentence.line.emitted_ns - record.start_ns - sentence.fact.visible_s * NANOSECONDS
             for sentence in sentences if sentence.fact is not None)
     return stages

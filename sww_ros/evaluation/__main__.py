@@ -26,7 +26,7 @@ from sww_ros.evaluation.clips import ClipLog, read_clips
 from sww_ros.evaluation.fluency import JudgeError, add_judge_options, judge_from
 from sww_ros.evaluation.metrics import Bleurt
 from sww_ros.evaluation.run import CHOSEN, MODES, Options, Performer, evaluate, run_settings
-from sww_ros.fleet.collection import spread
+from sww_ros.fleet.collection import work_off
 from sww_ros.models.loading import BUILTIN, builtin_path, load
 from sww_ros.settings import add_option
 from sww_ros.streaming.config import BY_NAME, check_prompt
@@ -86,7 +86,7 @@ def _evaluate(given: argparse.Namespace) -> dict:
     bleurt = given.bleurt and Bleurt(given.bleurt, device=given.device,
                                      allow_download=given.allow_download)
     workers = partial(
-        spread, partial(_performer, given.model, options, device=given.device, dtype=given.dtype,
+        work_off, partial(_performer, given.model, options, device=given.device, dtype=given.dtype,
                         allow_download=given.allow_download, quantize=given.quantize),
         cpus=max(1, given.threads), gpu=given.device != 'cpu') if given.ray else None
     results = evaluate(checkpoint, clips, options, log=log, bleurt=bleurt, judge=judge,

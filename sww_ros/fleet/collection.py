@@ -26,7 +26,7 @@ class Lost:
     reason: str
 
 
-def spread(make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, cpus: int = 1,
+def work_off(make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, cpus: int = 1,
            gpu: bool = False, ready: Callable[[], object] = lambda: None,
            ) -> Iterator[tuple[Item, Result | Lost]]:
     """

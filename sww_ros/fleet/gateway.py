@@ -114,7 +114,7 @@ class SessionHost(Protocol):
         """As of `Launcher`."""
 
 
-def settings_of(given: object, bounds: Bounds) -> SessionConfig:
+def bounded_config(given: object, bounds: Bounds) -> SessionConfig:
     """
     Return the settings of a session as a robot wants them, but for those that are the pool's.
 
@@ -225,7 +225,7 @@ class Gateway:
         :raises ValueError: for settings that cannot be
         """
         return open_request(self._session, self._model,
-                            settings_of(asked.get('config', {}), self.bounds))
+                            bounded_config(asked.get('config', {}), self.bounds))
 
     def start(self) -> RobotSession:
         """

@@ -21,7 +21,7 @@ _ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 """Which of eight numbers in an int32 of AWQ is that of the first, second, ... output."""
 
 
-def unpacked(parts: dict[str, torch.Tensor], packing: str) -> torch.Tensor:
+def matrix_of(parts: dict[str, torch.Tensor], packing: str) -> torch.Tensor:
     """
     Return a matrix (out, in) in fp32.
 
@@ -62,7 +62,7 @@ def read_packed(files: list[Path], packing: str, dtype: torch.dtype) -> dict[str
                     found[name] = tensor.to(dtype)
     for matrix, parts in packed.items():
         try:
-            found[f'{matrix}.weight'] = unpacked(parts, packing).to(dtype)
+            found[f'{matrix}.weight'] = matrix_of(parts, packing).to(dtype)
         except (KeyError, RuntimeError, IndexError, ZeroDivisionError) as error:
             raise CheckpointError(f'the packed matrix {matrix!r} cannot be read '
                                   f'({type(error).__name__}: {error}): save or download it '
