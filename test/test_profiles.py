@@ -219,39 +219,36 @@ def test_a_question_is_a_turn_after_what_was_said(folder_of, script, name, frame
     assert (found - trace.logits).abs().max() < 1e-9
 
 
-def test_a_question_within_a_turn_is_what_the_user_says_in_it(folder, script):
-    checkpoint = load(str(folder), profile='mmduet2')
-    script[NARRATION] = say(checkpoint, ['NO REPLY'] * 2, 20)
+def asked_within(checkpoint, script, replies, cuts, **settings):
+    """The trace of a video in which is asked between two frames, and the tokens of that lane."""
+    script[NARRATION] = say(checkpoint, replies, 20)
     script['q'] = say(checkpoint, ['Yes.'], 20)
-    with opened(checkpoint, prompt='Who shoots?') as session:
-        play(session, FRAMES[:3], ends=False)
+    asked_at, end = cuts
+    with opened(checkpoint, **settings) as session:
+        play(session, FRAMES[:asked_at], ends=False)
         session.ask('Is it red?', 'q')
         assert session.wait_idle(30)
-        assert {event.steps_seen for event in texts(session.drain(), 'q')} == {3}
-        play(session, FRAMES[3:4], ends=False)
+        steps = asked_at // checkpoint.frames_per_step
+        assert {event.steps_seen for event in texts(session.drain(), 'q')} == {steps}
+        play(session, FRAMES[asked_at:end], ends=False)
         trace = session.trace()
-    asked = trace.ids[trace.lane >= 0].tolist()
+    assert not script[NARRATION] and trace.steps == end // checkpoint.frames_per_step
+    return trace, trace.ids[trace.lane >= 0].tolist()
+
+
+def test_a_question_within_a_turn_is_what_the_user_says_in_it(folder, script):
+    checkpoint = load(str(folder), profile='mmduet2')
+    _, asked = asked_within(checkpoint, script, ['NO REPLY'] * 2, (3, 4), prompt='Who shoots?')
     assert asked == checkpoint.encode(f'Is it red?{END}\n<|im_start|>assistant\nYes.')
-    assert not script[NARRATION] and trace.steps == 4
 
 
 def test_a_question_within_a_video_closes_it_first(folder_of, script):
     checkpoint = load(folder_of('livecc'), dtype='float64', profile='livecc')
-    script[NARRATION] = say(checkpoint, [' ...'], 20)
-    script['q'] = say(checkpoint, ['Yes.'], 20)
-    with opened(checkpoint) as session:
-        play(session, FRAMES[:4], ends=False)
-        session.ask('Is it red?', 'q')
-        assert session.wait_idle(30)
-        assert {event.steps_seen for event in texts(session.drain(), 'q')} == {2}
-        play(session, FRAMES[4:6], ends=False)
-        trace = session.trace()
-    asked = trace.ids[trace.lane >= 0].tolist()
+    trace, asked = asked_within(checkpoint, script, [' ...'], (4, 6))
     assert asked == checkpoint.encode(f'<|vision_end|>Is it red?{END}\n<|im_start|>assistant\nYes.')
     # After the larger of the time and the sides of what there was of the video.
     first = trace.positions[:, trace.ids == VIDEO].min() + max(2, ROWS, COLUMNS)
     assert trace.positions[0, trace.lane >= 0].tolist() == [*range(first, first + len(asked))]
-    assert not script[NARRATION] and trace.steps == 3
 
 
 @pytest.mark.parametrize('name, frames, replies, longest', [
