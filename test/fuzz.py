@@ -42,6 +42,7 @@ from sww_ros.evaluation.random_model import SMALL, save_random
 from sww_ros.fleet.gateway import Gateway
 from sww_ros.fleet.meters import LocalMeter
 from sww_ros.fleet.robots import Robots
+from sww_ros.fleet.server import GatewayServer
 from sww_ros.images import ENCODINGS, compressed_to_rgb, image_to_rgb
 from sww_ros.models.loading import CheckpointError, load
 from sww_ros.nodes.reporting import _duration, _time
@@ -286,7 +287,60 @@ def play_fleet(data: st.DataObject) -> None:
     session().drain()
 
 
+def play_door(data: st.DataObject) -> None:
+    """What may come to a gateway's port, from whoever finds it: HTTP, WebSocket, neither."""
+    token = data.draw(st.sampled_from([FUZZ_TOKEN, 'wrong']))
+    head = UPGRADE.replace(b'wrong', token.encode())
+    said = mutated(data, bytearray(head)) if data.draw(st.integers(0, 2)) else head
+    for _ in range(data.draw(st.integers(0, 3))):
+        message, noise = packed(dict(command='ask')), data.draw(st.binary(max_size=9))
+        kind = bytes([data.draw(st.sampled_from(FRAMES))])
+        # Masked with zeros, which change nothing.
+        frame = kind + bytes([0x80 | len(message)]) + bytes(4) + message
+        said += data.draw(st.sampled_from([frame, kind + noise, noise]))
+    heard = b''
+    with (patch.multiple('sww_ros.fleet.gateway', WRONG_TOKEN_S=0.0, LAST_WORDS_S=0.1),
+          patch('sww_ros.fleet.strangers.STRANGERS', data.draw(st.integers(1, 2))),
+          socket.create_connection(('127.0.0.1', door().port), IDLE_S) as stranger,
+          socket.create_connection(('127.0.0.1', door().port), IDLE_S)):
+        cut = data.draw(st.integers(0, len(said)))
+        with suppress(ConnectionError):
+            stranger.sendall(said[:cut])
+            stranger.sendall(said[cut:])
+        with suppress(OSError):
+            stranger.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionError):
+            while more := stranger.recv(1 << 16):
+                heard += more
+    end_s = time.monotonic() + IDLE_S
+    while any(door()._strangers._all()) or door()._gateway.visits:
+        if time.monotonic() > end_s:
+            raise Broken('it is still there')
+        time.sleep(0.001)
+    if (heard and not heard.startswith(b'HTTP/1.')) or b' 500 ' in heard[:20]:
+        raise Broken(f'{heard!r:.200}')
+    if uncaught:
+        raise Broken(str(uncaught))
+
+
+UPGRADE = (b'GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n'
+           b'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n'
+           b'Authorization: Bearer wrong\r\n\r\n')
+"""What a robot says first, but for its token."""
+FRAMES = (0x82, 0x81, 0x88, 0x89, 0x8a, 0x02, 0x80, 0x83, 0xc2, 0xff)
 FUZZ_TOKEN = 'a-token-of-this-robot'
+uncaught: list[dict] = []
+"""What nobody caught in the server's thread."""
+
+
+@cache
+def door() -> GatewayServer:
+    """Return a gateway that is served on this machine."""
+    server = GatewayServer(Gateway(Here(), 'builtin', robots(), LocalMeter()), None)
+    server._loop.set_exception_handler(lambda _, context: uncaught.append(context))
+    server.start()
+    atexit.register(server.close)
+    return server
 
 
 @cache
@@ -446,7 +500,7 @@ def check_parameters(values: dict) -> None:
 
 TARGETS: dict[str, Callable[[st.DataObject], None]] = dict(
     images=play_images, wire=play_wire, questions=play_questions, checkpoints=play_checkpoints,
-    settings=play_settings, fleet=play_fleet)
+    settings=play_settings, fleet=play_fleet, door=play_door)
 
 
 def fuzz(target: str, examples: int, number: int) -> None:

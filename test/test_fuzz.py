@@ -3,7 +3,7 @@
 import fuzz
 import pytest
 
-CASES = dict(images=300, wire=100, questions=60, checkpoints=25, settings=100, fleet=60)
+CASES = dict(images=300, wire=100, questions=60, checkpoints=25, settings=100, fleet=60, door=60)
 
 
 @pytest.mark.parametrize('target', fuzz.TARGETS)

@@ -77,7 +77,7 @@ class Strangers:
             self._move(stranger, self._refused, STRANGER_S, stranger.cut_off)
         else:
             self._send_away(stranger, MANY)
-        return handler.transport is not None
+        return handler.transport is not None and handler not in self._leaving
 
     def forget(self, stranger: _Stranger) -> None:
         """Count one no more."""
@@ -128,13 +128,12 @@ class _Stranger(asyncio.Protocol):
         self._transport.set_protocol(self.handler)
 
     def leave(self, why: str) -> None:
-        """Tell it why it has to go; it may take a moment to."""
+        """Have it hear nothing but why it has to go; it may take a moment to."""
         self._why = why
-        if (transport := self._transport) is not None:
-            self.handler.transport = None  # Which it would close.
-            self.handler.connection_lost(None)
-            transport.resume_reading()
-            transport.write(told_to_leave(why))
+        if self._transport is not None:
+            # In its turn: aiohttp's task fails where it has begun, or been woken, and its
+            # connection is lost before it runs.
+            asyncio.get_running_loop().call_soon(self._part, self._transport)
 
     def cut_off(self) -> None:
         """End the connection at once."""
@@ -184,6 +183,13 @@ class _Stranger(asyncio.Protocol):
             self._strangers.forget(self)
         else:
             self._talk(transport)
+
+    def _part(self, transport: asyncio.Transport) -> None:
+        """Have the handler lose its connection, which is told why in its stead."""
+        self.handler.transport = None  # Which it would close.
+        self.handler.connection_lost(None)
+        transport.resume_reading()
+        transport.write(told_to_leave(self._why))
 
     def _talk(self, transport: asyncio.Transport) -> None:
         self._transport = transport
