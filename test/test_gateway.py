@@ -8,6 +8,7 @@ from pathlib import Path
 import resource
 import socket
 import ssl
+import threading
 import urllib.error
 import urllib.request
 
@@ -40,7 +41,7 @@ from sww_ros.fleet.gateway import (
     bounded_config,
 )
 from sww_ros.fleet.robots import Robots
-from sww_ros.fleet.server import GatewayServer
+from sww_ros.fleet.server import AT_ONCE, GatewayServer
 from sww_ros.fleet.strangers import LEAVING, REFUSED, STRANGERS
 from sww_ros.images import jpeg_of
 from sww_ros.library import OF_ENGINE
@@ -142,6 +143,13 @@ def test_garbage_is_refused_in_words_and_others_go_on(
         assert found == code and words in answers[-1]['message']
         speak(robot)
         assert robot.lost == []
+
+
+def test_a_handshake_whose_key_is_no_text_is_refused_in_words(served: Served):
+    """Found by test/fuzz.py: it was an error within, and filled the log."""
+    with come(served) as robot:
+        robot.sendall(UPGRADE.replace(b'AAAA', b'\xc4AAA'))
+        assert robot.recv(1 << 16).startswith(b'HTTP/1.1 400 ')
 
 
 def test_who_says_too_much_in_a_second_is_sent_away(served: Served):
@@ -275,6 +283,20 @@ def test_who_is_sent_away_while_it_speaks_is_told_and_is_not_listened_to_for_lon
         with pytest.raises(OSError):
             while True:
                 first.sendall(bytes(1 << 16))
+
+
+def test_each_of_many_who_leave_in_the_same_moment_is_told(
+        served: Served, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr('sww_ros.fleet.strangers.REFUSED', 0)
+    monkeypatch.setattr('sww_ros.fleet.strangers.LEAVING', 1)
+    here = threading.Event()
+    served.server._later(here.wait, PATIENCE_S)
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(come(served)) for _ in range(AT_ONCE)]
+        for each in crowd:
+            each.sendall(UPGRADE)
+        here.set()
+        assert [kind_of(told(each)) for each in crowd] == ['503'] * AT_ONCE
 
 
 def test_who_opens_nothing_is_sent_away(served: Served, monkeypatch: pytest.MonkeyPatch):

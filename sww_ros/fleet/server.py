@@ -12,7 +12,7 @@ from aiohttp.web_protocol import RequestHandler
 from sww_ros.engine.address import is_local
 from sww_ros.fleet.gateway import Gateway
 from sww_ros.fleet.meters import LocalMeter
-from sww_ros.fleet.strangers import MANY, Strangers
+from sww_ros.fleet.strangers import Strangers
 from sww_ros.web.serving import ServingThread
 
 HEARTBEAT_S = 10.0
@@ -120,11 +120,14 @@ class GatewayServer(ServingThread):
             raise web.HTTPUpgradeRequired(text='this is for robots, which come by a WebSocket\n')
         token = bearer(request.headers.get('Authorization', ''))
         if not self._strangers.let_in(request.protocol, self._gateway.knows(token)):
-            return web.Response(status=503, text=MANY)  # If that has not been said already.
+            return web.Response(status=503)  # As it has been told.
         # What is a little too large is refused in words, by the gateway; the rest is not even read.
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False,
                                        max_msg_size=4 * self._gateway.bounds.message_bytes)
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except (ValueError, ConnectionError) as error:  # A key that is no text; it has gone.
+            raise web.HTTPBadRequest(text=f'there is no WebSocket with this: {error}\n') from None
         await self._gateway.attend(_Socket(socket), token)
         return socket
 

@@ -131,9 +131,11 @@ class _Stranger(asyncio.Protocol):
         """Have it hear nothing but why it has to go; it may take a moment to."""
         self._why = why
         if self._transport is not None:
+            self._transport.resume_reading()
+            self._transport.write(told_to_leave(why))
             # In its turn: aiohttp's task fails where it has begun, or been woken, and its
             # connection is lost before it runs.
-            asyncio.get_running_loop().call_soon(self._part, self._transport)
+            asyncio.get_running_loop().call_soon(self._part)
 
     def cut_off(self) -> None:
         """End the connection at once."""
@@ -184,12 +186,10 @@ class _Stranger(asyncio.Protocol):
         else:
             self._talk(transport)
 
-    def _part(self, transport: asyncio.Transport) -> None:
-        """Have the handler lose its connection, which is told why in its stead."""
+    def _part(self) -> None:
+        """Have the handler lose its connection."""
         self.handler.transport = None  # Which it would close.
         self.handler.connection_lost(None)
-        transport.resume_reading()
-        transport.write(told_to_leave(self._why))
 
     def _talk(self, transport: asyncio.Transport) -> None:
         self._transport = transport
