@@ -386,7 +386,8 @@ def steps_a_second(costs: Costs, tokens: int, cameras: int, engines: int = 1, *,
     for number in range(engines):
         served = simulate_engine(
             costs, Load(cameras * costs.step_s, tokens, FULL),
-            cameras // engines + (number < cameras % engines), FULL_STEPS, seed=number, relay=relay, waiting=waiting, overlap=overlap)
+            cameras // engines + (number < cameras % engines), FULL_STEPS, seed=number,
+            relay=relay, waiting=waiting, overlap=overlap)
         found += len(served.waits_s) / served.lasted_s / pace
     return found / max(1.0, (engines + found * outside_s) / cores)
 
