@@ -5,14 +5,13 @@ Source: "Speak While Watching", arXiv 2601.06843, section 3; Qwen2.5-VL's rule f
 All positions are int64 arrays of shape (3, n).
 
 A `Timeline` lays out one stream as it goes on, however long: `step` after step, `tail` if the
-video ends; `narration` and `answer` give the tracks on which text is placed. A turn with whole
-videos in it is laid out by `turn_positions`, as the stock model does. A new scheme is one class
-here, with the words by which settings and docs describe it (`position_scheme`).
+video ends; `narration` and `answer` give the tracks on which text is placed. A new scheme is one
+class here, with the words by which settings and docs describe it (`position_scheme`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -69,38 +68,6 @@ def running_step(first: int, height: int, width: int, text: tuple[int, int] = (0
     parts = [text_positions(first, text[0]), step_positions(base, tau, height, width),
              text_positions(end, text[1])]
     return np.concatenate(parts, axis=1), end + text[1]
-
-
-@dataclass(frozen=True)
-class VideoPart:
-    """A whole video in a turn: merged tokens are laid out as steps x height x width."""
-
-    steps: int
-    height: int
-    width: int
-
-    @property
-    def tokens(self) -> int:
-        return self.steps * self.height * self.width
-
-
-def turn_positions(parts: Sequence[int | VideoPart], clock: VideoClock | None = None,
-                   first: int = 0) -> np.ndarray:
-    """
-    Positions of text (a number of tokens) and whole videos, one after the other from `first` on.
-
-    Those of the stock model: each part begins after the largest position before it.
-    """
-    clock, found = clock or VideoClock(), [text_positions(0, 0)]
-    for part in parts:
-        if isinstance(part, VideoPart):
-            found += [step_positions(first, int(clock.tau(step)), part.height, part.width)
-                      for step in range(part.steps)]
-            first += max(int(clock.tau(part.steps - 1)), part.height - 1, part.width - 1) + 1
-        else:
-            found.append(text_positions(first, part))
-            first += part
-    return np.concatenate(found, axis=1)
 
 
 class Track:
