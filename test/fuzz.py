@@ -317,7 +317,7 @@ def play_door(data: st.DataObject) -> None:
         if time.monotonic() > end_s:
             raise Broken('it is still there')
         time.sleep(0.001)
-    if (heard and not heard.startswith(b'HTTP/1.')) or b' 500 ' in heard[:20]:
+    if (heard and not heard.startswith(b'HTTP/')) or b' 500 ' in heard[:20]:
         raise Broken(f'{heard!r:.200}')
     if uncaught:
         raise Broken(str(uncaught))
