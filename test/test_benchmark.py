@@ -297,23 +297,25 @@ def test_what_two_engines_give_is_the_median_of_what_they_give_in_each_round(
         return dict(full=dict(steps_per_s=steps_per_s, cores=dict(engines=cores)),
                     paced=dict(fed=times, first_token=times, heard=times))
 
-    said = pool.summarize({
+    rounds = {
         '1 engine': [of(100, 0.5, 7), of(50, 0.5, 8)], '2 engines': [of(200, 1, 7), of(90, 1, 9)],
-        'pool of 1': [of(80, 0.5, 9), of(40, 0.5, 9)], 'pool of 2': [of(120, 1, 9), of(72, 1, 9)]})
+        'pool of 1': [of(80, 0.5, 9), of(40, 0.5, 9)], 'pool of 2': [of(120, 1, 9), of(72, 1, 9)]}
+    said = pool.summarize(rounds)
     assert said['gain'] == dict(median=1.65, each=[1.5, 1.8])
     assert said['gain_without_ray'] == dict(median=1.9, each=[2.0, 1.8])
     assert said['core_ms_a_step']['1 engine'] == dict(engines=7.5)
     assert said['first_token']['1 engine'] == dict(p50_ms=7.5, p95_ms=7.5, p99_ms=15.0)
     # A step takes 10 ms and a token nothing, on two cameras half a second apart.
     costs = Costs(0.01, ((1, 0.0),))
-    found = pool.compared(pool.simulated(
-        dict(full=costs, paced=costs), None, 1, said, argparse.Namespace(
-            cameras=2, in_flight=2, step_s=1.0)), said)
+    told = pool.simulated(dict(full=costs, paced=costs), None, 1, said, argparse.Namespace(
+        cameras=2, in_flight=2, step_s=1.0))
+    found = pool.compared([told, told], rounds)
     # Two are as slow beside one another as the one was: 7.5 ms a step.
     assert found['2 engines']['steps_per_s']['predicted'] == pytest.approx(2 / 0.0075, rel=0.01)
     found = found['1 engine']
-    assert found['steps_per_s'] == dict(predicted=100.0, measured=75, ratio=1.333)
-    assert found['first_token_p50_ms'] == dict(predicted=17.5, measured=7.5, ratio=2.333), (
+    assert found['steps_per_s'] == dict(predicted=100.0, measured=75, ratio=1.5, each=[1.0, 2.0])
+    assert found['first_token_p50_ms'] == dict(
+        predicted=17.5, measured=7.5, ratio=2.344, each=[2.5, 2.188]), (
         'frames are on the way for 7.5 ms')
 
 

@@ -10,10 +10,11 @@ sessions run. Paced, with a step of each camera every so often, it is measured h
 token about a step is, and how late that is heard of. It is told what a step takes of the cores,
 and whose that is: the cameras are on the same ones.
 
-Passes of the one engine are timed, in both loads. By what they take, and for pools by what cores do
-outside of engines for the pool of one, and how long frames are on the way to it, all of this is
-simulated, as `python -m sww_ros.fleet plan` does, before any two engines are measured, and told
-beside what was measured. Of two engines it is taken from one at what pace passes are there.
+Passes of the one engine are timed, in both loads. By what they take, and for pools by what cores
+do outside of engines for the pool of one, and how long frames are on the way to it, all of this is
+simulated, as `python -m sww_ros.fleet plan` does: in each round, before two engines and the pool of
+two are measured in it. It is told beside that. Of two engines it is taken from one at what pace
+passes are there.
 """
 
 from __future__ import annotations
@@ -157,22 +158,22 @@ def _run(model: str, given: argparse.Namespace) -> dict:
     phases = {FULL: Phase(given.warm_s, given.full_s, in_flight=given.in_flight),
               PACED: Phase(given.warm_s, given.paced_s, step_s=given.step_s)}
 
-    passes: dict[str, list[TimedPass]] = {name: [] for name in phases}
-
+    foretold: list[dict[str, dict[str, float]]] = []
+    costs: list[dict[str, Costs]] = []
+    # Of the round that goes on.
+    passes: dict[str, list[TimedPass]] = {}
     so_far: dict[str, list[dict]] = {}
-    foretold: dict[str, dict[str, float]] = {}
-    costs: dict[str, Costs] = {}
 
     def foretell() -> None:
         one = so_far[ENGINE_1][0]
-        costs.update({name: costs_of(each, one['step_tokens']) for name, each in passes.items()})
-        foretold.update(simulated(costs, relay_of(one['info']), one['info']['wait_k'],
+        costs.append({name: costs_of(each, one['step_tokens']) for name, each in passes.items()})
+        foretold.append(simulated(costs[-1], relay_of(one['info']), one['info']['wait_k'],
                                   figures(so_far), given))
-        print(f'foretold: {json.dumps(foretold)}', file=sys.stderr, flush=True)
+        print(f'foretold: {json.dumps(foretold[-1])}', file=sys.stderr, flush=True)
 
-    def measure(_: int, case: str) -> dict:
+    def measure(number: int, case: str) -> dict:
         count, is_pool = ENGINES[case], case in POOLS
-        if count > 1 and not foretold:
+        if count > 1 and len(foretold) == number:
             foretell()
         with timing() as timed, (
                 pool_of(count, model, config, given.cameras) if is_pool else
@@ -181,10 +182,11 @@ def _run(model: str, given: argparse.Namespace) -> dict:
                 name: phase for name, phase in phases.items()
                 if name == FULL or case != ENGINE_2}))
         if case == ENGINE_1:
+            so_far.clear()
             for name in phases:
                 begin_ns, end_ns = found[name]['window_ns']
-                passes[name] += [each for each in timed if begin_ns <= each.start_ns < end_ns]
-        so_far.setdefault(case, []).append(found)
+                passes[name] = [each for each in timed if begin_ns <= each.start_ns < end_ns]
+        so_far[case] = [found]
         return found
 
     rounds = harness.alternate('pools', ENGINES, given.repeats, measure)
@@ -192,8 +194,8 @@ def _run(model: str, given: argparse.Namespace) -> dict:
     summary = summarize(rounds)
     return dict(summary=dict(
         model=given.model, cameras=given.cameras, in_flight=given.in_flight,
-        step_every_s=given.step_s, **summary, predicted=compared(foretold, summary)),
-        costs={name: asdict(each) for name, each in costs.items()},
+        step_every_s=given.step_s, **summary, predicted=compared(foretold, rounds)),
+        costs=[{name: asdict(each) for name, each in of_round.items()} for of_round in costs],
         relay=asdict(relay) if relay else None, rounds=rounds)
 
 
@@ -233,18 +235,29 @@ def late_by(latencies_s: Sequence[float], way: dict[str, float]) -> list[float]:
     return (np.asarray(latencies_s) + np.interp(draws, shares, times_ms) / 1e3).tolist()
 
 
-def compared(foretold: dict[str, dict[str, float]], found: dict) -> dict[str, dict]:
-    """Return what was simulated of each case, what was measured, and by how much it is more."""
+def compared(foretold: Sequence[dict[str, dict[str, float]]],
+             rounds: dict[str, list[dict]]) -> dict[str, dict]:
+    """
+    Return what was simulated of each case and what was measured, medians over the rounds.
+
+    And by how much the first is more, in each round.
+    """
     result: dict[str, dict] = {}
-    for case, each in foretold.items():
-        measured = dict(steps_per_s=found['steps_per_s'][case])
-        if case != ENGINE_2:
-            measured |= {f'first_token_{name}': value
-                         for name, value in found['first_token'][case].items()}
-        result[case] = {name: dict(predicted=value, measured=measured[name],
-                                   ratio=round(value / measured[name], 3))
-                        for name, value in each.items()}
+    for case, names in foretold[0].items():
+        result[case] = {}
+        for name in names:
+            predicted = [told[case][name] for told in foretold]
+            measured = [measured_of(found, name) for found in rounds[case]]
+            each = [round(told / found, 3) for told, found in zip(predicted, measured, strict=True)]
+            result[case][name] = dict(predicted=middle(predicted), measured=middle(measured),
+                                      ratio=middle(each), each=each)
     return result
+
+
+def measured_of(found: dict, name: str) -> float:
+    """Return a figure of one run, by the name under which it is foretold."""
+    kind, _, percentile = name.rpartition('token_')
+    return found[PACED]['first_token'][percentile] if kind else found[FULL][name]
 
 
 def summarize(rounds: dict[str, list[dict]]) -> dict:

@@ -292,13 +292,16 @@ class _Worker:
         self._rule, self._costs, self._chance, self._turn = rule, costs, chance, cameras
         self._looks = cameras > 1 and costs.look_s > 0
         self._looked: set[Core] = set()
+        self._share = 0.0
 
     def begin(self, turns: Rota, now_s: float) -> tuple[float, Handed] | None:
         """Begin to look at steps, or with a pass: return for how long, and what is in it."""
         ahead = {*looked_at(self._rule, turns.cores)} - self._looked if self._looks else set()
         if ahead:
+            if not self._looked:
+                self._share = self._chance.random()
             self.idle, self._looked = False, self._looked | ahead
-            return self._costs.looking_s(len(ahead), self._chance.random()), []
+            return self._costs.looking_s(len(ahead), self._share), []
         if not (handed := turns.take(self._rule, round(now_s * 1e9))):
             return None
         speakers = pieces = 0
@@ -309,7 +312,8 @@ class _Worker:
                 pieces += isinstance(job, Carry)
                 self._turn += 1
                 cast(SimulatedCamera, core).turn = self._turn
-        share, looked = self._chance.random(), len(self._looked)
+        looked = len(self._looked)
+        share = self._share if looked else self._chance.random()
         taken_s = self._costs.pass_s(len(handed) - speakers - pieces, speakers, share, pieces)
         self.idle, self._looked = False, set()
         return max(0.0, taken_s - self._costs.looking_s(looked, share)), handed
