@@ -1,5 +1,5 @@
 """
-The tables and pictures of the README and docs/paper.md, from the JSON files in docs alone.
+The tables and pictures of the README, docs/paper.md and docs/scale.md, from the JSON in docs alone.
 
 `python -m experiments.figures` prints the tables and draws the pictures; tests compare the tables
 with the pages. With `--strip SUMMARY.json PICTURE.png` it draws a run of the demo, of what
@@ -145,6 +145,55 @@ def _latency(demo: dict) -> list[tuple[str, str]]:
              "step's own second"),
             ("of which, after the capture of the step's last frame",
              f'{frame["p50_ms"]:.0f} ms (p95 {frame["p95_ms"]:.0f} ms)')]
+
+
+POOLS = {'1 engine': 'one engine', '2 engines': 'two engines', 'pool of 1': 'a pool of one',
+         'pool of 2': 'a pool of two'}
+ENDS = ('p50_ms', 'p99_ms')
+FORETOLD = ('steps_per_s', 'first_token_p50_ms', 'first_token_p99_ms')
+
+
+def pool_rows(folder: Path = DOCS / 'benchmarks') -> list[str]:
+    """Return the rows of docs/scale.md that tell of engines and pools: loads, times, foretold."""
+    pool = json.loads((folder / 'pool.json').read_text())['summary']
+    plan = json.loads((folder / 'plan.json').read_text())
+    return [*_full_load(pool), *_paced(pool), *_foretold(pool), *map(_checked, plan['checked'])]
+
+
+def _checked(found: dict) -> str:
+    return _line(str(found['cameras']), *(
+        f'{found[side][name]:.1f}' for name in ENDS for side in ('predicted', 'measured')))
+
+
+def _full_load(pool: dict) -> list[str]:
+    gains = {'2 engines': pool['gain_without_ray'], 'pool of 2': pool['gain']}
+    found = []
+    for case, name in POOLS.items():
+        cores, gain = pool['core_ms_a_step'][case], gains.get(case)
+        times = ''
+        if gain:
+            low, *_, high = sorted(gain['each'])
+            times = f' ({gain["median"]:.2f} times: {low:.2f} to {high:.2f})'
+        found.append(_line(name, f'{pool["steps_per_s"][case]:.0f}{times}', *(
+            f'{cores[who]:.1f} ms' if cores.get(who) else ''
+            for who in ('engines', 'gateway', 'ray', 'cameras'))))
+    return found
+
+
+def _paced(pool: dict) -> list[str]:
+    return [_line(POOLS[case], *(
+        f'{pool[what][case][name]:.1f}' for what in ('first_token', 'heard') for name in ENDS))
+        for case in pool['first_token']]
+
+
+def _foretold(pool: dict) -> list[str]:
+    def cell(found: dict, digits: int) -> str:
+        return (f'{found["predicted"]:.{digits}f} / {found["measured"]:.{digits}f} '
+                f'({found["ratio"]:.2f})')
+
+    return [_line(POOLS[case], *(cell(told[name], 0 if name == 'steps_per_s' else 1)
+                                 if name in told else '' for name in FORETOLD))
+            for case, told in pool['predicted'].items()]
 
 
 def read(table: int | str) -> dict:
@@ -362,7 +411,7 @@ def main(arguments: list[str] | None = None) -> int:
         return strip(*given.strip)
     import matplotlib
     matplotlib.use('Agg')
-    print('\n'.join([*rows(), '']))
+    print('\n'.join([*rows(), '', *pool_rows(), '']))
     for table, draw in ((1, draw_table1), (2, draw_table2)):
         print('\n'.join([*ours(table), '', *differences(table), '', *theirs(table), '']))
         draw(DOCS / f'paper-table{table}.png')

@@ -3,7 +3,7 @@
 from pathlib import Path
 import re
 
-from experiments.figures import OTHER_CLOCK, differences, ours, rows, theirs
+from experiments.figures import OTHER_CLOCK, differences, ours, pool_rows, rows, theirs
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -17,6 +17,12 @@ def test_the_table_is_that_of_the_measurements():
 def test_the_commands_it_names_are_there():
     for command in re.findall(r'scripts/\w+', README):
         assert (ROOT / command).exists(), command
+
+
+def test_the_tables_of_pools_are_those_of_the_measurements():
+    page = (ROOT / 'docs/scale.md').read_text()
+    for row in pool_rows():
+        assert row in page, 'run python -m experiments.figures and paste the tables'
 
 
 def test_the_papers_tables_are_those_of_the_measurements():
