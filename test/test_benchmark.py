@@ -313,9 +313,9 @@ def test_what_two_engines_give_is_the_median_of_what_they_give_in_each_round(
     # Two are as slow beside one another as the one was: 7.5 ms a step.
     assert found['2 engines']['steps_per_s']['predicted'] == pytest.approx(2 / 0.0075, rel=0.01)
     found = found['1 engine']
-    assert found['steps_per_s'] == dict(predicted=100.0, measured=75, ratio=1.5, each=[1.0, 2.0])
+    assert found['steps_per_s'] == dict(predicted=100.0, measured=75, ratio=1.333, each=[1.0, 2.0])
     assert found['first_token_p50_ms'] == dict(
-        predicted=17.5, measured=7.5, ratio=2.344, each=[2.5, 2.188]), (
+        predicted=17.5, measured=7.5, ratio=2.333, each=[2.5, 2.188]), (
         'frames are on the way for 7.5 ms')
 
 

@@ -95,7 +95,7 @@ def test_costs_are_read_off_passes_that_were_timed():
                                + (0.5 + 0.25 * speakers if speakers else 0)))
         # What lies between it and the next is a part of it, where it is no more than that.
         passes.append(TimedPass(steps, 0, speakers, now_ns, now_ns + took_ns - 100_000,
-                                1_000_000 * steps * (speakers > 0)))
+                                200_000 * (3 + 2 * steps) * (0 < steps != speakers)))
         now_ns += took_ns
         for pieces in (1, 4):
             took_ns = 500_000 * (2 + pieces)
@@ -103,7 +103,8 @@ def test_costs_are_read_off_passes_that_were_timed():
             now_ns += took_ns + 5_000_000 * (pieces > 1)
     found = costs_of(passes, 9)
     assert (found.piece_s, found.more_piece_s) == (pytest.approx(0.0015), pytest.approx(0.0005))
-    assert found.look_s == 0.001, 'of one step; where a camera is alone, steps are not looked at'
+    assert found.look_s == pytest.approx(0.001), (
+        'a fifth of what steps take; where a camera is alone, they are not looked at')
     assert (found.step_s, found.more_s, found.step_tokens) == (
         pytest.approx(0.005), pytest.approx(0.002), 9)
     assert found.pass_s(3, 8) == pytest.approx(0.009 + 0.0025)

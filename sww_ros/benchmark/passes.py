@@ -138,13 +138,17 @@ def costs_of(passes: Sequence[TimedPass], step_tokens: int) -> Costs:
     fitted, *_ = np.linalg.lstsq(rows * weights[:, None], weights * [
         median(each) for each in took.values()], rcond=None)
     first, more, piece, more_piece, speaking, speaker = (float(each) for each in fitted)
+    # Of those that are waited for: a token alone takes so little that it differs by more.
     ratios = [seconds / float(row @ fitted)
-              for row, each in zip(rows, took.values(), strict=True) for seconds in each]
+              for row, each in zip(rows, took.values(), strict=True) for seconds in each
+              if row[0] or not rows[:, 0].any()]
     spread = np.quantile(ratios, SPREAD)
     together = any(pieces > 1 or pieces and steps for steps, pieces, _ in took)
-    looks = [each.looked_ns / NANOSECONDS for each in passes if each.steps == 1 and each.looked_ns]
+    # Of what its steps take, for so much of it they are looked at.
+    looks = [each.looked_ns / NANOSECONDS / (first + more * each.steps)
+             for each in passes if each.looked_ns]
     return Costs(
         first + more, tuple((count, speaking + speaker * count) for count in (1, MANY)),
         tuple(zip(SPREAD, (spread / spread[0]).tolist(), strict=True)), more, step_tokens,
         piece + more_piece, more_piece if together else None,
-        look_s=median(looks) if looks else 0.0)
+        look_s=median(looks) * (first + more) if looks else 0.0)

@@ -240,7 +240,7 @@ def compared(foretold: Sequence[dict[str, dict[str, float]]],
     """
     Return what was simulated of each case and what was measured, medians over the rounds.
 
-    And by how much the first is more, in each round.
+    `ratio` is the first over the second, and `each` that of each round.
     """
     result: dict[str, dict] = {}
     for case, names in foretold[0].items():
@@ -250,7 +250,8 @@ def compared(foretold: Sequence[dict[str, dict[str, float]]],
             measured = [measured_of(found, name) for found in rounds[case]]
             each = [round(told / found, 3) for told, found in zip(predicted, measured, strict=True)]
             result[case][name] = dict(predicted=middle(predicted), measured=middle(measured),
-                                      ratio=middle(each), each=each)
+                                      ratio=round(middle(predicted) / middle(measured), 3),
+                                      each=each)
     return result
 
 
