@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
+from turn_kit import VideoPart
 
 from sww_ros.models.loading import load, load_stock
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.config import SessionConfig
 from sww_ros.streaming.events import StepPerceived, TextDelta
-from sww_ros.streaming.positions import VideoPart
 from sww_ros.streaming.session import Session
 from sww_ros.streaming.trace import VIDEO, Trace, replay
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
+from turn_kit import VideoPart, turn_positions
 
 from sww_ros.evaluation import clips
 from sww_ros.evaluation.__main__ import main
@@ -27,7 +28,7 @@ from sww_ros.evaluation.run import MODES, Options, evaluate
 from sww_ros.models.loading import builtin_path, load, take_apart
 from sww_ros.streaming.checkpoint import Checkpoint
 from sww_ros.streaming.perception import fit_size
-from sww_ros.streaming.positions import SCHEMES, VideoClock, VideoPart, turn_positions
+from sww_ros.streaming.positions import SCHEMES, VideoClock
 from sww_ros.training.frames import read_frames
 
 pytest.importorskip('av')

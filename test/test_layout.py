@@ -17,16 +17,11 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 from test_positions import golden
+from turn_kit import VideoPart, turn_positions
 
 from experiments import layouts
 from sww_ros.streaming.layout import ClipShape, describe, lay_out, main
-from sww_ros.streaming.positions import (
-    SCHEMES,
-    VideoClock,
-    VideoPart,
-    make_scheme,
-    turn_positions,
-)
+from sww_ros.streaming.positions import SCHEMES, VideoClock, make_scheme
 from sww_ros.streaming.schedule import WaitK
 
 ROOT = Path(__file__).resolve().parents[1]

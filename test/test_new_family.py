@@ -12,13 +12,14 @@ from family_kit import STEPS, check_ids, check_replay, relieved, turn_of, watch
 import numpy as np
 import pytest
 import torch
+from turn_kit import turn_positions
 
 from sww_ros import models
 from sww_ros.evaluation import replay as command
 from sww_ros.evaluation.random_model import SMALL, save_random
 from sww_ros.models.files import CheckpointError
 from sww_ros.models.loading import load, load_stock
-from sww_ros.streaming.positions import SCHEMES, turn_positions
+from sww_ros.streaming.positions import SCHEMES
 from sww_ros.streaming.trace import replay
 
 FAMILIES = Path(__file__).parent / 'families'

@@ -1,7 +1,5 @@
 """Positions: the rule of time, videos in a turn as the stock model lays them out, golden cases."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 import json
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+from turn_kit import VideoPart, turn_positions
 
 from sww_ros.streaming.layout import describe
 from sww_ros.streaming.positions import (
@@ -28,38 +27,6 @@ TEXT, VIDEO = 0, 2
 """The kinds of token that transformers tells apart."""
 FRAME_RATES = [Fraction(1, 2), 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 24, 25, Fraction(2997, 100), 30]
 """Frames per second; a step is two frames."""
-
-
-@dataclass(frozen=True)
-class VideoPart:
-    """A whole video in a turn: merged tokens are laid out as steps x height x width."""
-
-    steps: int
-    height: int
-    width: int
-
-    @property
-    def tokens(self) -> int:
-        return self.steps * self.height * self.width
-
-
-def turn_positions(parts: Sequence[int | VideoPart], clock: VideoClock | None = None,
-                   first: int = 0) -> np.ndarray:
-    """
-    Positions of text (a number of tokens) and whole videos, one after the other from `first` on.
-
-    Those of the stock model: each part begins after the largest position before it.
-    """
-    clock, found = clock or VideoClock(), [text_positions(0, 0)]
-    for part in parts:
-        if isinstance(part, VideoPart):
-            found += [step_positions(first, int(clock.tau(step)), part.height, part.width)
-                      for step in range(part.steps)]
-            first += max(int(clock.tau(part.steps - 1)), part.height - 1, part.width - 1) + 1
-        else:
-            found.append(text_positions(first, part))
-            first += part
-    return np.concatenate(found, axis=1)
 
 
 def golden() -> list[dict]:
