@@ -132,7 +132,7 @@ def costs_of(passes: Sequence[TimedPass], step_tokens: int) -> Costs:
         took[each.steps, each.pieces, each.speakers].append(taken_ns / NANOSECONDS)
     # A pass with steps, each step, one with pieces and no step, each piece, a pass with speakers,
     # each of them; as often as it was seen.
-    rows = np.array([(steps > 0, steps, pieces > 0 == steps, pieces, speakers > 0, speakers)
+    rows = np.array([(steps > 0, steps, pieces > 0 and not steps, pieces, speakers > 0, speakers)
                      for steps, pieces, speakers in took], float)
     weights = np.sqrt([len(each) for each in took.values()])
     fitted, *_ = np.linalg.lstsq(rows * weights[:, None], weights * [
