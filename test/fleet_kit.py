@@ -33,6 +33,10 @@ for _pem in (*_issued.cert_chain_pems, _authority.cert_pem):
     _pem.write_to_path(CERTIFICATE, append=True)
 atexit.register(shutil.rmtree, TLS)
 TOKENS = {name: f'a-token-of-the-{name}-robot' for name in ('front', 'rear', 'third')}
+UPGRADE = (b'GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n'
+           b'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n'
+           b'Authorization: Bearer wrong\r\n\r\n')
+"""What a robot says first, but for its token."""
 
 
 class Served:

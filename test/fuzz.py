@@ -30,6 +30,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import cv2
+from fleet_kit import UPGRADE
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -323,10 +324,6 @@ def play_door(data: st.DataObject) -> None:
         raise Broken(str(uncaught))
 
 
-UPGRADE = (b'GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n'
-           b'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n'
-           b'Authorization: Bearer wrong\r\n\r\n')
-"""What a robot says first, but for its token."""
 FRAMES = (0x82, 0x81, 0x88, 0x89, 0x8a, 0x02, 0x80, 0x83, 0xc2, 0xff)
 FUZZ_TOKEN = 'a-token-of-this-robot'
 uncaught: list[dict] = []

@@ -17,6 +17,7 @@ from fleet_kit import (
     CERTIFICATE,
     OPENING,
     TOKENS,
+    UPGRADE,
     Served,
     narrated_to,
     opening,
@@ -50,10 +51,6 @@ from sww_ros.streaming.events import FramesDropped, QuestionState, TextDelta
 from sww_ros.wire import packed
 
 MANY = 1000
-UPGRADE = (b'GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n'
-           b'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n'
-           b'Authorization: Bearer wrong\r\n\r\n')
-"""What a robot says first, but for its token."""
 
 
 @pytest.fixture(scope='module')

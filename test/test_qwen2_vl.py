@@ -4,7 +4,6 @@ Qwen2-VL: random checkpoints of it are told by their config, stream, and equal t
 Only random weights; those of the published checkpoints are not here.
 """
 
-
 from family_kit import (
     GRID,
     STEPS,

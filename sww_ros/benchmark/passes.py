@@ -119,17 +119,23 @@ def relay_of(info: dict) -> Relay | None:
     return Relay.plan(info['max_steps'], info['capacity'], info['memory'])
 
 
+def _took(passes: Sequence[TimedPass]) -> dict[tuple[int, int, int], list[float]]:
+    """Return how long passes took, and what lies between them [s], by steps, pieces, speakers."""
+    took: dict[tuple[int, int, int], list[float]] = defaultdict(list)
+    for each, following in zip(passes, [*passes[1:], None], strict=True):
+        between_ns = following.start_ns - each.stop_ns if following else BETWEEN_NS
+        taken_ns = each.stop_ns - each.start_ns + (between_ns if between_ns < BETWEEN_NS else 0)
+        took[each.steps, each.pieces, each.speakers].append(taken_ns / NANOSECONDS)
+    return took
+
+
 def costs_of(passes: Sequence[TimedPass], step_tokens: int) -> Costs:
     """
     Return what passes take, by what is in them.
 
     :param step_tokens: visual tokens of a step
     """
-    took: dict[tuple[int, int, int], list[float]] = defaultdict(list)
-    for each, following in zip(passes, [*passes[1:], None], strict=True):
-        between_ns = following.start_ns - each.stop_ns if following else BETWEEN_NS
-        taken_ns = each.stop_ns - each.start_ns + (between_ns if between_ns < BETWEEN_NS else 0)
-        took[each.steps, each.pieces, each.speakers].append(taken_ns / NANOSECONDS)
+    took = _took(passes)
     # A pass with steps, each step, one with pieces and no step, each piece, a pass with speakers,
     # each of them; as often as it was seen.
     rows = np.array([(steps > 0, steps, pieces > 0 and not steps, pieces, speakers > 0, speakers)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as Late
 from contextlib import suppress
+from http import HTTPStatus
 import queue
 import ssl
 import threading
@@ -44,8 +45,6 @@ MAX_MESSAGE = 1 << 21
 TIMES = ('received_ns', 'fed_ns', 'started_ns', 'preprocessed_ns', 'vision_ns', 'perceived_ns',
          'emitted_ns', 'decoded_ns')
 """The fields of events that are times on the clock of the engine's machine."""
-CROWDED = 503
-"""What HTTP says where too many are connected."""
 CODES = {1009: 'a message was too large', 1001: 'the other end is being shut down',
          1006: 'without a word'}
 
@@ -84,7 +83,8 @@ def _why(error: Exception) -> str:
     """Return why there is no way: aiohttp tells of objects, and a time-out says nothing."""
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.os_error.strerror or str(error.os_error)
-    if isinstance(error, aiohttp.WSServerHandshakeError) and error.status == CROWDED:
+    if (isinstance(error, aiohttp.WSServerHandshakeError)
+            and error.status == HTTPStatus.SERVICE_UNAVAILABLE):
         return 'too many are connected there'
     return str(error) or 'no answer in time'
 

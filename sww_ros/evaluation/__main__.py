@@ -87,7 +87,7 @@ def _evaluate(given: argparse.Namespace) -> dict:
                                      allow_download=given.allow_download)
     workers = partial(
         work_off, partial(_performer, given.model, options, device=given.device, dtype=given.dtype,
-                        allow_download=given.allow_download, quantize=given.quantize),
+                          allow_download=given.allow_download, quantize=given.quantize),
         cpus=max(1, given.threads), gpu=given.device != 'cpu') if given.ray else None
     results = evaluate(checkpoint, clips, options, log=log, bleurt=bleurt, judge=judge,
                        workers=workers)

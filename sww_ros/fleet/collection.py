@@ -27,8 +27,8 @@ class Lost:
 
 
 def work_off(make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, cpus: int = 1,
-           gpu: bool = False, ready: Callable[[], object] = lambda: None,
-           ) -> Iterator[tuple[Item, Result | Lost]]:
+             gpu: bool = False, ready: Callable[[], object] = lambda: None,
+             ) -> Iterator[tuple[Item, Result | Lost]]:
     """
     Work off items on all of a cluster, and yield each with what came of it, as they come.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from pathlib import Path
 import ssl
 
@@ -120,7 +121,7 @@ class GatewayServer(ServingThread):
             raise web.HTTPUpgradeRequired(text='this is for robots, which come by a WebSocket\n')
         token = bearer(request.headers.get('Authorization', ''))
         if not self._strangers.let_in(request.protocol, self._gateway.knows(token)):
-            return web.Response(status=503)  # As it has been told.
+            return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE)  # As it has been told.
         # What is a little too large is refused in words, by the gateway; the rest is not even read.
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False,
                                        max_msg_size=4 * self._gateway.bounds.message_bytes)

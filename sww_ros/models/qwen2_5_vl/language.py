@@ -97,6 +97,11 @@ class TowerBlocks(ABC):
         angles = (places.float() * self.tower.rotary_pos_emb.inv_freq.float().cpu()).flatten(1)
         return torch.cat([angles, angles], dim=-1)
 
+    def turn(self, rows: int, columns: int, steps: int) -> Turn:
+        """Return cosines and sines of the angles of so many steps, on the tower's device."""
+        angles = self.angles(rows, columns).repeat(steps, 1).to(self.device)
+        return angles.cos(), angles.sin()
+
     def in_order(self, grid: torch.Tensor) -> torch.Tensor:
         """Put what lies as patches do (rows, columns, ...) in the tower's order (patches, ...)."""
         rows, columns = (side // self.merge for side in grid.shape[:2])

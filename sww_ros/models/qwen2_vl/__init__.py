@@ -52,8 +52,7 @@ class Qwen2Tower(TowerBlocks):
 
     def make_plan(self, rows: int, columns: int, steps: int) -> tuple[Turn, int]:
         """Return rotary angles, and of how many steps they are."""
-        angles = self.angles(rows, columns).repeat(steps, 1).to(self.device)
-        return (angles.cos(), angles.sin()), steps
+        return self.turn(rows, columns, steps), steps
 
 
 class Qwen2VL(Qwen25VL):

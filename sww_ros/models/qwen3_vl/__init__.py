@@ -83,9 +83,8 @@ class Qwen3Tower(TowerBlocks):
 
     def make_plan(self, rows: int, columns: int, steps: int) -> _Plan:
         """As of `TowerBlocks`."""
-        angles = self.angles(rows, columns).repeat(steps, 1).to(self.device)
         return _Plan(self._places(rows, columns).repeat(steps, 1),
-                     (angles.cos(), angles.sin()), steps)
+                     self.turn(rows, columns, steps), steps)
 
     def _places(self, rows: int, columns: int) -> torch.Tensor:
         """Stretch the square table of learnt places over a frame; (patches, hidden)."""
